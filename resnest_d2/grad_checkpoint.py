@@ -1,0 +1,39 @@
+"""Gradient checkpointing of a block that holds batch norms."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
+    """Let the batch norms below ``module`` normalise as in training without moving their averages."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked = norm.num_batches_tracked.clone()
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, saved, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = batches
+
+
+def checkpoint_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Run ``block.compute(x)`` and recompute it in the backward pass.
+
+    Running statistics are updated by the first pass only.
+    """
+    return checkpoint(
+        block.compute,
+        x,
+        use_reentrant=False,
+        preserve_rng_state=False,  # no block draws random numbers
+        context_fn=lambda: (nullcontext(), frozen_running_statistics(block)),
+    )

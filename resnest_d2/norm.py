@@ -1,0 +1,98 @@
+"""Normalization layers by name: Detectron2's, with a SyncBN that also runs on CPUs."""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from detectron2.layers import NaiveSyncBatchNorm
+from detectron2.layers import get_norm as d2_get_norm
+from torch import nn
+
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+NormFactory = Callable[[int], nn.Module | None]
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """Synchronised batch norm of an input of shape (N, C, H, W) on any device.
+
+    On accelerators it is PyTorch's. PyTorch's refuses CPU tensors in a process group; there
+    Detectron2's differentiable implementation is used. Without a process group, and in
+    evaluation, it is plain batch norm.
+    """
+
+    # Read by NaiveSyncBatchNorm.forward: weight each process by its batch size.
+    _stats_mode = "N"
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():  # scripted models are for inference
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        if self.training and input.device.type == "cpu" and _world_size() > 1:
+            return NaiveSyncBatchNorm.forward(self, input)
+        return super().forward(input)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
+    """Turn every ``torch.nn.SyncBatchNorm`` below ``module`` into :class:`SyncBatchNorm`, in place.
+
+    Parameters, buffers and state-dict names stay as they are.
+    """
+    for child in module.modules():
+        if type(child) is nn.SyncBatchNorm:
+            child.__class__ = SyncBatchNorm
+    return module
+
+
+def norm_factory(norm: str | NormFactory | None) -> NormFactory:
+    """Return the callable that makes a norm layer, or None for "no norm", from a channel count.
+
+    Args:
+        norm: a name that Detectron2's ``get_norm`` knows, "" or None for no norm, or a callable
+            that takes a number of channels.
+
+    Raises:
+        ValueError: the name is unknown; or, from the callable, GN does not divide the channels.
+    """
+    if norm is not None and not callable(norm) and norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}; allowed are {', '.join(map(repr, NORMS))}")
+
+    def make(channels: int) -> nn.Module | None:
+        try:
+            layer = d2_get_norm(norm, channels)
+        except ValueError as error:  # GroupNorm's own message has no numbers
+            raise ValueError(f"norm {norm!r} does not fit {channels} channels: {error}") from error
+        return layer if layer is None else convert_sync_batchnorm(layer)
+
+    return make
+
+
+def check_batch_statistics(norm: nn.Module | None, x: torch.Tensor) -> None:
+    """Refuse to train a batch norm on one value per channel, where its variance is undefined.
+
+    Args:
+        norm: the layer that is about to normalise ``x``; anything but a batch norm passes.
+        x: its input, of shape (N, C, H, W).
+
+    Raises:
+        ValueError: the norm would take its statistics from a single value per channel.
+    """
+    if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training:
+        return
+    if x.shape[0] * x.shape[2] * x.shape[3] != 1:
+        return
+    if isinstance(norm, (nn.SyncBatchNorm, NaiveSyncBatchNorm)) and _world_size() > 1:
+        return
+    raise ValueError(
+        f"{type(norm).__name__} cannot be trained on one value per channel: the attention's batch "
+        f"norm sees a 1x1 map and the batch size of this process is {x.shape[0]}. Use at least two "
+        "images a process (SOLVER.IMS_PER_BATCH over the number of processes), or "
+        'MODEL.RESNETS.NORM "SyncBN" over several processes, or MODEL.RESNETS.NORM "FrozenBN" or '
+        '"GN"'
+    )

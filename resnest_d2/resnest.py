@@ -1,0 +1,395 @@
+"""ResNeSt on Detectron2's ResNet: its stem, its block, and the published variants as data."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.layers import CNNBlockBase, Conv2d
+from detectron2.modeling.backbone.resnet import BasicStem, ResNet
+from torch import nn
+
+from .deform_conv import DeformConv2d, offset_channels
+from .grad_checkpoint import checkpoint_block
+from .norm import NormFactory, norm_factory
+from .split_attention import SplitAttentionConv2d
+
+NUM_STAGES = 4
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What sets one depth apart from another."""
+
+    blocks: tuple[int, int, int, int]
+    """Blocks in res2 to res5."""
+    stem_width: int
+    """Channels of the deep stem's first two convolutions; its output has twice as many."""
+
+
+# 50 to 269 from the paper's published networks, 14 and 26 from GluonCV's (timm ships all of them).
+ARCHITECTURES: dict[int, Architecture] = {
+    14: Architecture((1, 1, 1, 1), 32),
+    26: Architecture((2, 2, 2, 2), 32),
+    50: Architecture((3, 4, 6, 3), 32),
+    101: Architecture((3, 4, 23, 3), 64),
+    152: Architecture((3, 8, 36, 3), 64),
+    200: Architecture((3, 24, 36, 3), 64),
+    269: Architecture((3, 30, 48, 8), 64),
+}
+
+
+class ResNeStStem(CNNBlockBase):
+    """Deep stem: three 3x3 convolutions and a max pooling, stride 4 in all (ResNet-C).
+
+    Args:
+        in_channels: channels of the image.
+        stem_width: channels of the first two convolutions; the output has ``2 * stem_width``.
+        norm: as in :class:`SplitAttentionConv2d`.
+    """
+
+    def __init__(
+        self, in_channels: int = 3, stem_width: int = 32, norm: str | NormFactory | None = "BN"
+    ) -> None:
+        super().__init__(in_channels, 2 * stem_width, 4)
+        make_norm = norm_factory(norm)
+
+        def conv(inputs: int, outputs: int, stride: int) -> Conv2d:
+            layer = Conv2d(
+                inputs,
+                outputs,
+                kernel_size=3,
+                stride=stride,
+                padding=1,
+                bias=False,
+                norm=make_norm(outputs),
+            )
+            weight_init.c2_msra_fill(layer)
+            return layer
+
+        self.conv1_1 = conv(in_channels, stem_width, 2)
+        self.conv1_2 = conv(stem_width, stem_width, 1)
+        self.conv1_3 = conv(stem_width, 2 * stem_width, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map an image (N, in_channels, H, W) to (N, 2 * stem_width, ceil(H/4), ceil(W/4))."""
+        x = F.relu_(self.conv1_1(x))
+        x = F.relu_(self.conv1_2(x))
+        x = F.relu_(self.conv1_3(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+
+
+class ResNeStBlock(CNNBlockBase):
+    """Bottleneck block whose 3x3 convolution is split attention, plain or deformable.
+
+    Args:
+        in_channels, out_channels: of the block.
+        bottleneck_channels: input and output channels of the 3x3 convolution: the group width
+            ``int(planes * bottleneck_width / 64) * num_groups``.
+        stride: of the block.
+        num_groups: cardinality.
+        norm: as in :class:`SplitAttentionConv2d`.
+        dilation: of the 3x3 convolution.
+        radix: splits; 0 makes the 3x3 a convolution without attention.
+        avd: carry the stride in a 3x3 average pooling and not in the 3x3 convolution.
+        avd_first: pool before the 3x3 convolution, not after it.
+        is_first: pool also at stride 1. The ImageNet network does so in the first block of a stage
+            whose stride was traded for dilation (``resnest/torch/models/resnet.py``).
+        avg_down: average pooling in front of a projection shortcut, in place of its stride.
+        deformable, deform_modulated, deform_num_groups: DCN v1 or v2 in the 3x3 convolution.
+        grad_checkpoint: recompute the block in the backward pass to save its activations.
+
+    Raises:
+        ValueError: channels that radix, num_groups or deform_num_groups do not divide.
+    """
+
+    grad_checkpoint: bool
+    radix: torch.jit.Final[int]
+    deformable: torch.jit.Final[bool]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm: str | NormFactory | None = "BN",
+        dilation: int = 1,
+        radix: int = 2,
+        avd: bool = True,
+        avd_first: bool = False,
+        is_first: bool = False,
+        avg_down: bool = True,
+        deformable: bool = False,
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+        grad_checkpoint: bool = False,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.radix = radix
+        self.deformable = deformable
+        self.grad_checkpoint = grad_checkpoint
+        make_norm = norm_factory(norm)
+
+        def conv1x1(inputs: int, outputs: int, stride: int = 1) -> Conv2d:
+            layer = Conv2d(
+                inputs, outputs, kernel_size=1, stride=stride, bias=False, norm=make_norm(outputs)
+            )
+            weight_init.c2_msra_fill(layer)
+            return layer
+
+        self.shortcut_avgpool: nn.Module | None = None
+        self.shortcut: nn.Module | None = None
+        if in_channels != out_channels or stride != 1:
+            self.shortcut = conv1x1(in_channels, out_channels, 1 if avg_down else stride)
+            if avg_down and stride != 1:
+                self.shortcut_avgpool = nn.AvgPool2d(
+                    stride, stride, ceil_mode=True, count_include_pad=False
+                )
+
+        pool = avd and (stride > 1 or is_first)
+        conv2_stride = 1 if pool else stride
+        self.conv1 = conv1x1(in_channels, bottleneck_channels)
+        conv2_args = {
+            "kernel_size": 3,
+            "stride": conv2_stride,
+            "padding": dilation,
+            "dilation": dilation,
+            "bias": False,
+        }
+        if deformable:
+            _require_multiple(bottleneck_channels, deform_num_groups, "deform_num_groups")
+            # Grouped like the reference's, unlike Detectron2's own deformable block.
+            self.conv2_offset = Conv2d(
+                bottleneck_channels,
+                offset_channels(3, deform_num_groups, deform_modulated),
+                kernel_size=3,
+                stride=conv2_stride,
+                padding=dilation,
+                dilation=dilation,
+                groups=deform_num_groups,
+            )
+            nn.init.zeros_(self.conv2_offset.weight)
+            nn.init.zeros_(self.conv2_offset.bias)
+        if radix > 0:
+            self.conv2: nn.Module = SplitAttentionConv2d(
+                bottleneck_channels,
+                bottleneck_channels,
+                groups=num_groups,
+                radix=radix,
+                norm=norm,
+                deformable=deformable,
+                modulated=deform_modulated,
+                **conv2_args,
+            )
+        else:
+            _require_multiple(bottleneck_channels, num_groups, "num_groups")
+            conv_class = DeformConv2d if deformable else Conv2d
+            modulated = {"modulated": deform_modulated} if deformable else {}
+            self.conv2 = conv_class(
+                bottleneck_channels,
+                bottleneck_channels,
+                groups=num_groups,
+                norm=make_norm(bottleneck_channels),
+                **modulated,
+                **conv2_args,
+            )
+            weight_init.c2_msra_fill(self.conv2)
+        pool_layer = nn.AvgPool2d(3, stride, padding=1) if pool else None
+        self.avd_layer_before = pool_layer if avd_first else None
+        self.avd_layer = None if avd_first else pool_layer
+        self.conv3 = conv1x1(bottleneck_channels, out_channels)
+
+    def freeze(self) -> "ResNeStBlock":
+        """Make the block constant; there is then nothing left that checkpointing could save."""
+        self.grad_checkpoint = False
+        return super().freeze()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in_channels, H, W) to (N, out_channels, ceil(H/stride), ceil(W/stride))."""
+        if not torch.jit.is_scripting():
+            if self.grad_checkpoint and self.training and torch.is_grad_enabled():
+                return checkpoint_block(self, x)
+        return self.compute(x)
+
+    def compute(self, x: torch.Tensor) -> torch.Tensor:
+        """The block itself, without checkpointing; shapes as in :meth:`forward`."""
+        out = F.relu_(self.conv1(x))
+        if self.avd_layer_before is not None:
+            out = self.avd_layer_before(out)
+        if self.deformable:
+            out = self.conv2(out, self.conv2_offset(out))
+        else:
+            out = self.conv2(out)
+        if self.radix == 0:
+            out = F.relu_(out)
+        if self.avd_layer is not None:
+            out = self.avd_layer(out)
+        out = self.conv3(out)
+        if self.shortcut is not None:
+            if self.shortcut_avgpool is not None:
+                x = self.shortcut_avgpool(x)
+            x = self.shortcut(x)
+        out += x
+        return F.relu_(out)
+
+
+def _require_multiple(channels: int, divisor: int, name: str) -> None:
+    if divisor < 1 or channels % divisor:
+        raise ValueError(f"{name} {divisor} must divide the bottleneck's {channels} channels")
+
+
+class ResNeSt(ResNet):
+    """ResNeSt backbone, arXiv:2004.08955; a ``detectron2.modeling.ResNet`` in all else.
+
+    Args:
+        stem: the stem, a ``CNNBlockBase``.
+        stages: lists of blocks, res2 first.
+        num_classes: add a classification head, ``linear``, for so many classes.
+        out_features: what ``forward`` returns: any of "stem", "res2" to "res5", "linear"; None for
+            the last layer's output. Stages behind the last one asked for are not built in.
+        freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, up to 5 for the whole backbone.
+
+    Raises:
+        ValueError: an output feature that is not there, or a freeze_at outside 0 to 5.
+    """
+
+    def __init__(
+        self,
+        stem: CNNBlockBase,
+        stages: Sequence[Sequence[CNNBlockBase]],
+        num_classes: int | None = None,
+        out_features: Sequence[str] | None = None,
+        freeze_at: int = 0,
+    ) -> None:
+        allowed = ("stem", *STAGE_NAMES[: len(stages)], *(["linear"] if num_classes else []))
+        if out_features is not None:
+            unknown = [name for name in out_features if name not in allowed]
+            if unknown or not out_features:
+                what = f"unknown output features {unknown}" if unknown else "no output features"
+                raise ValueError(f"{what}; allowed are {', '.join(allowed)}")
+        if freeze_at not in range(NUM_STAGES + 2):
+            raise ValueError(f"freeze_at must be 0 to {NUM_STAGES + 1}, got {freeze_at}")
+        if num_classes is not None and out_features is not None and "linear" in out_features:
+            # Detectron2 keeps the stages up to the last one named, and the head needs all of them.
+            last = STAGE_NAMES[len(stages) - 1]
+            super().__init__(stem, stages, num_classes, [*out_features, last], freeze_at)
+            self._out_features = list(out_features)
+        else:
+            super().__init__(stem, stages, num_classes, out_features, freeze_at)
+
+    def __prepare_scriptable__(self) -> "ResNeSt":
+        """What ``torch.jit.script`` compiles: TorchScript loops over a ModuleList, not a list."""
+        scriptable = copy.copy(self)
+        scriptable._modules = {k: v for k, v in self._modules.items() if k not in self.stage_names}
+        scriptable.stages = nn.ModuleList(self.stages)
+        return scriptable
+
+
+def make_resnest(
+    depth: int = 50,
+    *,
+    in_channels: int = 3,
+    radix: int = 2,
+    num_groups: int = 1,
+    width_per_group: int = 64,
+    bottleneck_width: int = 64,
+    res2_out_channels: int = 256,
+    deep_stem: bool = True,
+    stem_out_channels: int = 64,
+    avd: bool = True,
+    avd_first: bool = False,
+    avg_down: bool = True,
+    norm: str | NormFactory | None = "BN",
+    res5_dilation: int = 1,
+    deform_on_per_stage: Sequence[bool] = (False,) * NUM_STAGES,
+    deform_modulated: bool = False,
+    deform_num_groups: int = 1,
+    grad_checkpoint: bool = False,
+    num_classes: int | None = None,
+    out_features: Sequence[str] | None = None,
+    freeze_at: int = 0,
+) -> ResNeSt:
+    """Build a ResNeSt without a config; the defaults are those of the published ResNeSt-50.
+
+    Args:
+        depth: a key of :data:`ARCHITECTURES`.
+        in_channels: channels of the image.
+        width_per_group: planes of res2; each later stage has twice as many.
+        bottleneck_width: scales the group width, ``int(planes * bottleneck_width / 64) *
+            num_groups`` (the paper's "d").
+        res2_out_channels: output channels of res2; each later stage has twice as many.
+        stem_out_channels: only without ``deep_stem``; the deep stem's width comes with the depth.
+        res5_dilation: 2 keeps res5 at stride 16. As in the ImageNet network, the first block then
+            keeps its 3x3 pooling, at stride 1, and an undilated convolution, which sees the same
+            input as before; the later blocks are dilated.
+        deform_on_per_stage: which of res2 to res5 are deformable.
+
+    The other arguments are those of :class:`ResNeStBlock` and :class:`ResNeSt`.
+
+    Raises:
+        ValueError: an unknown depth or norm, or widths that do not divide.
+    """
+    if depth not in ARCHITECTURES:
+        raise ValueError(f"unknown depth {depth}; allowed are {', '.join(map(str, ARCHITECTURES))}")
+    if res5_dilation not in (1, 2):
+        raise ValueError(f"res5_dilation must be 1 or 2, got {res5_dilation}")
+    if len(deform_on_per_stage) != NUM_STAGES:
+        raise ValueError(
+            f"deform_on_per_stage needs {NUM_STAGES} entries, got {len(deform_on_per_stage)}"
+        )
+    architecture = ARCHITECTURES[depth]
+    if deep_stem:
+        stem: CNNBlockBase = ResNeStStem(in_channels, architecture.stem_width, norm)
+    else:
+        stem = BasicStem(in_channels, stem_out_channels, norm_factory(norm))
+
+    stages = []
+    stage_inputs = stem.out_channels
+    wanted = _stages_needed(out_features)
+    for index, num_blocks in enumerate(architecture.blocks[:wanted]):
+        dilated = index == NUM_STAGES - 1 and res5_dilation == 2
+        rest = num_blocks - 1
+        planes = width_per_group * 2**index
+        outputs = res2_out_channels * 2**index
+        stages.append(
+            ResNet.make_stage(
+                ResNeStBlock,
+                num_blocks,
+                stride_per_block=[1 if index == 0 or dilated else 2] + [1] * rest,
+                dilation_per_block=[1] + [2 if dilated else 1] * rest,
+                is_first_per_block=[dilated] + [False] * rest,
+                in_channels=stage_inputs,
+                out_channels=outputs,
+                bottleneck_channels=group_width(planes, bottleneck_width, num_groups),
+                num_groups=num_groups,
+                norm=norm,
+                radix=radix,
+                avd=avd,
+                avd_first=avd_first,
+                avg_down=avg_down,
+                deformable=bool(deform_on_per_stage[index]),
+                deform_modulated=deform_modulated,
+                deform_num_groups=deform_num_groups,
+                grad_checkpoint=grad_checkpoint,
+            )
+        )
+        stage_inputs = outputs
+    return ResNeSt(stem, stages, num_classes, out_features, freeze_at)
+
+
+def group_width(planes: int, bottleneck_width: int, num_groups: int) -> int:
+    """Channels of a block's 3x3 convolution, as in the ImageNet network."""
+    return int(planes * bottleneck_width / 64) * num_groups
+
+
+def _stages_needed(out_features: Sequence[str] | None) -> int:
+    """How many stages lead to the last feature; blocks behind it would get no gradient."""
+    if out_features is None or not set(out_features) <= {"stem", *STAGE_NAMES}:
+        return NUM_STAGES
+    return max((STAGE_NAMES.index(f) + 1 for f in out_features if f != "stem"), default=0)

@@ -1,0 +1,52 @@
+"""Packaging of resnest_d2; the configs/ folder travels in the wheel as ``resnest_d2/configs``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def read_version() -> str:
+    # Read, not imported: importing the package needs Detectron2.
+    text = (HERE / "resnest_d2" / "__init__.py").read_text()
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+packages = find_packages(include=["resnest_d2", "resnest_d2.*"])
+config_packages = ["resnest_d2.configs"] + [
+    f"resnest_d2.configs.{name}" for name in find_namespace_packages("configs")
+]
+
+setup(
+    name="resnest_d2",
+    version=read_version(),
+    description="ResNeSt (split-attention) backbones for Detectron2",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=packages + config_packages,
+    package_dir={"resnest_d2": "resnest_d2", "resnest_d2.configs": "configs"},
+    package_data={
+        "resnest_d2": ["py.typed"],
+        **{package: ["*.yaml", "*.py"] for package in config_packages},
+    },
+    # Detectron2 is needed too, but is not on PyPI under its name; importing without it says how
+    # to install it.
+    install_requires=["torch>=2.4", "torchvision", "fvcore", "pycocotools", "tqdm"],
+    extras_require={
+        "dev": [
+            "hypothesis",
+            "opencv-python-headless",
+            "pytest",
+            "resnest==0.0.6b20230402",  # the reference; the Makefile takes it without its needs
+            "ruff",
+            "scikit-image",
+            "scikit-learn",
+            "timm",
+        ],
+        "demo": ["matplotlib", "opencv-python-headless", "scikit-image", "scikit-learn"],
+    },
+)
