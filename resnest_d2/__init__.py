@@ -25,6 +25,9 @@ from .build import (
 from .config import add_resnest_config
 from .resnest import ResNeSt
 from .split_attention import SplitAttentionConv2d
+from .weights import register_handlers
+
+register_handlers()
 
 __all__ = [
     "ResNeSt",

@@ -1,0 +1,304 @@
+"""Digits on photographs: a small COCO-format instance segmentation set that needs no download.
+
+Real handwritten digits (the UCI set that ships with scikit-learn) are blended, in several scales
+and colours, into crops of real photographs (those that ship with scikit-image). Training and
+validation share no digit sample and no pixel of a photograph.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
+from iopath.common.file_io import file_lock
+from PIL import Image
+from pycocotools import mask as mask_util
+from tqdm import tqdm
+
+from ..files import sha256
+
+logger = logging.getLogger(__name__)
+
+CLASSES = tuple("0123456789")
+# Photographs without writing in them. Their left part is for training, the right for validation.
+PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
+TRAIN_PART = 0.6
+# A digit is drawn where its ink is at least this share of the darkest possible.
+INK_THRESHOLD = 0.4
+# Least difference in brightness (of 255) between a digit and what lies under it.
+MIN_CONTRAST = 50.0
+# A digit that others cover keeps at least this share of its pixels.
+MIN_VISIBLE = 0.8
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DigitsSpec:
+    """All that decides the content of the set."""
+
+    seed: int = 0
+    train_images: int = 1000
+    val_images: int = 120
+    image_size: int = 128
+    """Side of the square images, in pixels."""
+    digit_height: tuple[int, int] = (24, 52)
+    """Least and greatest height of a digit, in pixels."""
+    digits_per_image: tuple[int, int] = (2, 5)
+
+
+def dataset_root() -> Path:
+    """``digits`` below Detectron2's dataset root, $DETECTRON2_DATASETS or ./datasets."""
+    return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "digits"
+
+
+def register_digits() -> None:
+    """Register ``digits_train`` and ``digits_val``; their files are written at the first use."""
+    for split in ("train", "val"):
+        name = f"digits_{split}"
+        if name not in DatasetCatalog:
+            DatasetCatalog.register(name, lambda split=split: _load(split))
+            root = dataset_root()
+            MetadataCatalog.get(name).set(
+                thing_classes=list(CLASSES),
+                evaluator_type="coco",
+                json_file=str(_json_file(root, split)),
+                image_root=str(root / split),
+                made_on_first_use=True,
+            )
+
+
+def _json_file(root: Path, split: str) -> Path:
+    return root / "annotations" / f"digits_{split}.json"
+
+
+def _load(split: str) -> list[dict[str, Any]]:
+    name = f"digits_{split}"
+    metadata = MetadataCatalog.get(name)
+    build_digits(Path(metadata.json_file).parents[1])
+    return load_coco_json(metadata.json_file, metadata.image_root, name)
+
+
+def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None) -> Path:
+    """Write the set unless a complete, undamaged copy of it is there.
+
+    Processes that call this at the same time wait for the first one. The files are written to a
+    temporary folder and put in place whole.
+
+    Args:
+        root: folder of the set; None for :func:`dataset_root`.
+        spec: what to build; None for the defaults.
+
+    Returns:
+        the folder, with ``train/*.png``, ``val/*.png`` and
+        ``annotations/digits_{train,val}.json``.
+
+    Raises:
+        ImportError: scikit-learn or scikit-image is not installed.
+        OSError: the folder cannot be written.
+    """
+    root = dataset_root() if root is None else Path(root)
+    spec = spec or DigitsSpec()
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(root)):
+            damage = _damage(root, spec)
+            if damage is None:
+                return root
+            if root.exists():
+                logger.warning("Rebuilding %s: %s", root, damage)
+            _write(root, spec)
+    except PermissionError as error:
+        raise PermissionError(
+            f"cannot write the digits data set to {root}: {error.strerror}; set "
+            "DETECTRON2_DATASETS to a folder that can be written"
+        ) from error
+    return root
+
+
+def _damage(root: Path, spec: DigitsSpec) -> str | None:
+    """What is wrong with the copy at ``root``, or None."""
+    if not root.exists():
+        return "it does not exist"
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+        if manifest["spec"] != _spec_json(spec):
+            return "it was built to another specification"
+        for name, digest in manifest["sha256"].items():
+            if sha256(root / name) != digest:
+                return f"{name} is damaged"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (KeyError, TypeError, AttributeError, ValueError, OSError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _spec_json(spec: DigitsSpec) -> dict[str, Any]:
+    # Through JSON, so that it equals what is read back (tuples become lists).
+    return json.loads(json.dumps({"version": FORMAT_VERSION, **asdict(spec)}))
+
+
+def _write(root: Path, spec: DigitsSpec) -> None:
+    new = Path(tempfile.mkdtemp(prefix=f"{root.name}.new-", dir=root.parent))
+    try:
+        new.chmod(0o755)
+        (new / "annotations").mkdir()
+        for split, scenes in _scenes(spec).items():
+            (new / split).mkdir()
+            _write_split(new, split, scenes)
+        files = sorted(p for p in new.rglob("*") if p.is_file())
+        digests = {p.relative_to(new).as_posix(): sha256(p) for p in files}
+        (new / MANIFEST).write_text(json.dumps({"spec": _spec_json(spec), "sha256": digests}))
+        if root.exists():
+            shutil.rmtree(root)
+        new.rename(root)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _scenes(spec: DigitsSpec) -> dict[str, "_Scenes"]:
+    digits, labels, photos = _sources()
+    rng = np.random.default_rng(spec.seed)
+    order = rng.permutation(len(digits))
+    cut = int(len(digits) * 0.8)
+    train_rng, val_rng = rng.spawn(2)
+    width = {"train": (0.0, TRAIN_PART), "val": (TRAIN_PART, 1.0)}
+    parts = {
+        split: [p[:, round(p.shape[1] * a) : round(p.shape[1] * b)] for p in photos]
+        for split, (a, b) in width.items()
+    }
+    train, val = order[:cut], order[cut:]
+    return {
+        "train": _Scenes(
+            spec, spec.train_images, digits[train], labels[train], parts["train"], train_rng
+        ),
+        "val": _Scenes(spec, spec.val_images, digits[val], labels[val], parts["val"], val_rng),
+    }
+
+
+def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Digits (K, 8, 8) in [0, 1], their labels (K,) and photographs (H, W, 3) uint8."""
+    try:
+        from skimage import color, data
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "the digits data set is made from scikit-learn's digits and scikit-image's "
+            "photographs: pip install scikit-learn scikit-image"
+        ) from error
+    photos = [getattr(data, name)() for name in PHOTOS]
+    photos = [color.gray2rgb(p) if p.ndim == 2 else p for p in photos]
+    bunch = load_digits()
+    return bunch.images / 16.0, bunch.target, photos
+
+
+@dataclass
+class _Scenes:
+    """Draws the scenes of one split."""
+
+    spec: DigitsSpec
+    count: int
+    digits: np.ndarray
+    labels: np.ndarray
+    photos: list[np.ndarray]
+    rng: np.random.Generator
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, list[tuple[int, np.ndarray]]]]:
+        """Yield an image (S, S, 3) uint8 and, per digit, its class and mask (S, S) bool."""
+        for _ in range(self.count):
+            yield self.draw()
+
+    def draw(self) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+        """One scene; drawn again if too few digits found a place."""
+        low, high = self.spec.digits_per_image
+        while True:
+            image, instances = self._draw(int(self.rng.integers(low, high + 1)))
+            if len(instances) >= low:
+                return image, instances
+
+    def _draw(self, count: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+        image = self._crop()
+        owner = np.full(image.shape[:2], -1)
+        classes: list[int] = []
+        areas: list[int] = []
+        for _ in range(count):
+            sample = self.rng.integers(len(self.digits))
+            alpha = self._ink(self.digits[sample])
+            for _ in range(50):
+                y, x = (
+                    int(self.rng.integers(self.spec.image_size - s + 1)) for s in alpha.shape
+                )
+                window = np.s_[y : y + alpha.shape[0], x : x + alpha.shape[1]]
+                trial = owner.copy()
+                trial[window][alpha >= INK_THRESHOLD] = len(classes)
+                kept = np.bincount(trial[trial >= 0], minlength=len(classes) + 1)[:-1]
+                if all(k >= MIN_VISIBLE * a for k, a in zip(kept, areas, strict=True)):
+                    owner = trial
+                    areas.append(int((alpha >= INK_THRESHOLD).sum()))
+                    classes.append(int(self.labels[sample]))
+                    self._blend(image[window], alpha)
+                    break
+        return image, [(c, owner == i) for i, c in enumerate(classes)]
+
+    def _crop(self) -> np.ndarray:
+        photo = self.photos[self.rng.integers(len(self.photos))]
+        size = self.spec.image_size
+        y, x = (int(self.rng.integers(side - size + 1)) for side in photo.shape[:2])
+        return photo[y : y + size, x : x + size].copy()
+
+    def _ink(self, digit: np.ndarray) -> np.ndarray:
+        """Scale a digit, cropped to its ink, to a random height; values in [0, 1]."""
+        rows, columns = (np.flatnonzero((digit >= INK_THRESHOLD).any(axis=a)) for a in (1, 0))
+        digit = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        low, high = self.spec.digit_height
+        height = int(self.rng.integers(low, high + 1))
+        width = max(round(height * digit.shape[1] / digit.shape[0]), 2)
+        scaled = Image.fromarray(digit.astype(np.float32)).resize(
+            (width, height), Image.Resampling.BICUBIC
+        )
+        return np.clip(np.asarray(scaled), 0.0, 1.0)
+
+    def _blend(self, window: np.ndarray, alpha: np.ndarray) -> None:
+        """Paint the digit into ``window`` (h, w, 3) in a colour that stands out from it."""
+        while True:
+            colour = self.rng.uniform(0, 255, 3)
+            if abs(colour.mean() - window[alpha >= INK_THRESHOLD].mean()) >= MIN_CONTRAST:
+                break
+        # A steep edge at the threshold, so that mask and picture agree.
+        opacity = np.clip((alpha - INK_THRESHOLD) * 4 + 0.5, 0, 1)[..., None]
+        window[:] = np.round(window * (1 - opacity) + colour * opacity).astype(np.uint8)
+
+
+def _write_split(folder: Path, split: str, scenes: _Scenes) -> None:
+    images, annotations = [], []
+    progress = tqdm(scenes, desc=f"digits_{split}", total=scenes.count, unit="image", leave=False)
+    for index, (image, instances) in enumerate(progress, start=1):
+        name = f"{index:06d}.png"
+        Image.fromarray(image).save(folder / split / name)
+        height, width = image.shape[:2]
+        images.append({"id": index, "file_name": name, "height": height, "width": width})
+        for category, mask in instances:
+            rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index,
+                    "category_id": category + 1,
+                    "bbox": mask_util.toBbox(rle).tolist(),
+                    "area": int(mask_util.area(rle)),
+                    "iscrowd": 0,
+                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    _json_file(folder, split).write_text(json.dumps(content))

@@ -1,0 +1,116 @@
+"""Evaluators by data set type, and the check that a data set is there at all."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    CityscapesSemSegEvaluator,
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    LVISEvaluator,
+    PascalVOCDetectionEvaluator,
+    SemSegEvaluator,
+)
+
+EvaluatorFactory = Callable[[str, str], DatasetEvaluator]
+
+
+def _coco(name: str, folder: str) -> DatasetEvaluator:
+    return COCOEvaluator(name, output_dir=folder)
+
+
+def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
+    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+
+
+def _lvis(name: str, folder: str) -> DatasetEvaluator:
+    return LVISEvaluator(name, output_dir=folder)
+
+
+# Detectron2's evaluator types, MetadataCatalog.get(name).evaluator_type.
+EVALUATORS: dict[str, tuple[EvaluatorFactory, ...]] = {
+    "coco": (_coco,),
+    "coco_panoptic_seg": (_sem_seg, _coco, COCOPanopticEvaluator),
+    "sem_seg": (_sem_seg,),
+    "lvis": (_lvis,),
+    "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
+    "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
+    "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
+}
+
+
+def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+    """Make the evaluator that the data set's type asks for.
+
+    Args:
+        dataset_name: a registered data set.
+        output_dir: where predictions and results are written.
+
+    Raises:
+        ValueError: the data set has no evaluator type, or one that is not known.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
+    if kind not in EVALUATORS:
+        raise ValueError(
+            f"data set {dataset_name!r} has evaluator_type {kind!r} in its metadata; known are "
+            f"{', '.join(EVALUATORS)}"
+        )
+    evaluators = [make(dataset_name, output_dir) for make in EVALUATORS[kind]]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def check_datasets(cfg: CfgNode, train: bool = True) -> None:
+    """See that the data sets of a config are registered and on disk, before anything is built.
+
+    Args:
+        cfg: the config; ``DATASETS.TEST`` and, for training, ``DATASETS.TRAIN`` are looked at.
+        train: whether the training sets are needed.
+
+    Raises:
+        ValueError: a name is not registered, or none is given where one is needed.
+        FileNotFoundError: a file or folder of a data set is missing; the message tells the layout.
+    """
+    keys = (["TRAIN"] if train else []) + ["TEST"]
+    for key in keys:
+        names = cfg.DATASETS[key]
+        if not names and (key == "TRAIN" or not train):
+            raise ValueError(f"DATASETS.{key} is empty; it must name at least one data set")
+        for name in names:
+            _check_dataset(f"DATASETS.{key}", name)
+
+
+def _check_dataset(key: str, name: str) -> None:
+    if name not in DatasetCatalog:
+        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(f"{key}: data set {name!r} is not registered{hint}")
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("made_on_first_use", False):
+        return
+    for attribute in ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root"):
+        path = metadata.get(attribute, None)
+        if path is None or "://" in path or os.path.exists(path):
+            continue
+        root = os.getenv("DETECTRON2_DATASETS", "datasets")
+        raise FileNotFoundError(
+            f"{key}: data set {name!r} needs {path}, which does not exist; set the environment "
+            f"variable DETECTRON2_DATASETS (now {root!r}) to the folder that holds "
+            f"{_expected_layout(metadata, Path(root).expanduser())}"
+        )
+
+
+def _expected_layout(metadata: object, root: Path) -> str:
+    parts = []
+    for attribute in ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root"):
+        path = getattr(metadata, attribute, None)
+        if path is not None:
+            text = os.path.relpath(path, root)
+            parts.append(text + "" if attribute.endswith(("file", "json")) else text + "/")
+    return " and ".join(dict.fromkeys(parts))

@@ -1,0 +1,83 @@
+"""What ``tools/train_net.py`` does, callable."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import detectron2.utils.comm as comm
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+from detectron2.evaluation import verify_results
+from detectron2.utils.logger import setup_logger
+
+from ..weights import load_weights
+from .evaluation import check_datasets
+from .setup import choose_device, load_config
+from .trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a command on wrong input with one line and exit code 2, not with a traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        logger.debug("Traceback of the error:", exc_info=True)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def train_or_evaluate(args: argparse.Namespace) -> None:
+    """Run the command line of ``detectron2.engine.default_argument_parser``.
+
+    The config, the machine and the data sets are checked here, before any process is started or
+    any model built.
+    """
+    with one_line_errors():
+        cfg = load_config(args.config_file, args.opts)
+        setup_logger(name="resnest_d2")
+        num_processes = choose_device(cfg, args.num_gpus)
+        check_datasets(cfg, train=not args.eval_only)
+    cfg.freeze()
+    launch(
+        run,
+        num_processes,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(cfg, args),
+    )
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Train, or evaluate with ``args.eval_only``, in one process of the group.
+
+    Returns:
+        the evaluation's metrics by task, if there was one.
+    """
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
+    if args.eval_only:
+        return evaluate(cfg)
+    with one_line_errors():
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def evaluate(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``, and again with TTA if it is enabled."""
+    with one_line_errors():
+        model = Trainer.build_model(cfg)
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results

@@ -1,0 +1,81 @@
+"""From a command line to a config that fits the machine."""
+
+import difflib
+import logging
+import os
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+
+from .. import model_zoo
+from ..config import add_resnest_config
+
+logger = logging.getLogger(__name__)
+
+
+def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
+    """Read a YAML config over the defaults of Detectron2 and ResNeSt.
+
+    Args:
+        config_file: path of a YAML file.
+        opts: keys and values that override it, ``["SOLVER.BASE_LR", "0.01", ...]``.
+
+    Returns:
+        the config, not frozen.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a key that does not exist, or a value that does not fit its key.
+    """
+    cfg = get_cfg()
+    add_resnest_config(cfg)
+    if not os.path.isfile(config_file):
+        name = os.path.basename(config_file).rpartition(".")[0] or config_file
+        close = difflib.get_close_matches(name, model_zoo.names(), n=3)
+        hint = f"; did you mean configs/{' or '.join(c + '.yaml' for c in close)}?" if close else ""
+        raise FileNotFoundError(f"--config-file: there is no file {config_file!r}{hint}")
+    _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
+    if opts:
+        if len(opts) % 2:
+            raise ValueError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
+        _merge(cfg, lambda: cfg.merge_from_list(opts), "the command line")
+    return cfg
+
+
+def _merge(cfg: CfgNode, merge, source: str) -> None:
+    try:
+        merge()
+    except KeyError as error:
+        raise ValueError(f"{source}: {error.args[0]}") from error
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def choose_device(cfg: CfgNode, num_gpus: int = 1) -> int:
+    """Fit a config and ``--num-gpus`` to the machine.
+
+    Without a GPU a config made for one runs on the CPU, in one process and without AMP; one
+    warning says so.
+
+    Args:
+        cfg: the config; ``MODEL.DEVICE`` and ``SOLVER.AMP.ENABLED`` may be changed.
+        num_gpus: GPUs that the user asked for.
+
+    Returns:
+        number of processes to start.
+
+    Raises:
+        ValueError: more GPUs are asked for than there are.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return 1
+    if num_gpus > available > 0:
+        raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
+    if available:
+        return max(num_gpus, 1)
+    cfg.MODEL.DEVICE = "cpu"
+    amp = " and without SOLVER.AMP" if cfg.SOLVER.AMP.ENABLED else ""
+    cfg.SOLVER.AMP.ENABLED = False
+    logger.warning("No GPU was found: running in one process on the CPU%s.", amp)
+    return 1

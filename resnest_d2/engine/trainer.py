@@ -1,0 +1,70 @@
+"""Detectron2's default trainer with evaluators, test-time augmentation and SyncBN on any device."""
+
+import logging
+import os
+from collections import OrderedDict
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from torch import nn
+
+from ..norm import convert_sync_batchnorm
+from .evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """``DefaultTrainer`` for ResNeSt detectors.
+
+    It chooses evaluators by ``evaluator_type``, evaluates with test-time augmentation at the end
+    of training if ``TEST.AUG.ENABLED``, and lets SyncBN in the heads run on CPUs too.
+    """
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """Build ``cfg.MODEL``; the whole model's SyncBN works on any device."""
+        return convert_sync_batchnorm(super().build_model(cfg))
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """Evaluator of a data set; it writes to ``OUTPUT_DIR/inference`` if no folder is given."""
+        return build_evaluator(
+            dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        )
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``.
+
+        Raises:
+            ValueError: Detectron2 has no test-time augmentation for this meta-architecture.
+        """
+        logger.info("Running inference with test-time augmentation ...")
+        try:
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        except AssertionError as error:
+            raise ValueError(
+                f"TEST.AUG.ENABLED: Detectron2 has no test-time augmentation for this model: {error}"
+            ) from error
+        evaluators = [
+            cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
+            for name in cfg.DATASETS.TEST
+        ]
+        results = cls.test(cfg, model, evaluators)
+        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+
+    def build_hooks(self) -> list[hooks.HookBase]:
+        """Detectron2's hooks and, if asked for, the evaluation with augmentation at the end."""
+        all_hooks = super().build_hooks()
+        if self.cfg.TEST.AUG.ENABLED:
+            evaluate = hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
+            # Before the writers, so that they record its results.
+            writers = sum(isinstance(hook, hooks.PeriodicWriter) for hook in all_hooks)
+            all_hooks.insert(len(all_hooks) - writers, evaluate)
+        return all_hooks

@@ -1,0 +1,82 @@
+"""A detector for single images that feeds the colours its config asks for."""
+
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.modeling import build_model
+from detectron2.utils.visualizer import ColorMode, Visualizer
+from PIL import Image
+
+from ..weights import load_weights
+
+
+class Predictor:
+    """A model in evaluation mode that takes RGB images.
+
+    Detectron2's ``DefaultPredictor`` wants BGR whatever ``INPUT.FORMAT`` says, which is easy to get
+    wrong; this one takes RGB and converts it to what the config names.
+
+    Args:
+        cfg: a config; ``MODEL.WEIGHTS`` must hold a trained detector.
+        allow_untrained: run although the weights leave parameters at random values.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        UntrainedParametersError: the weights leave parameters untouched.
+    """
+
+    def __init__(self, cfg: CfgNode, allow_untrained: bool = False) -> None:
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        load_weights(self.model, cfg.MODEL.WEIGHTS, allow_untrained)
+        names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
+        self.metadata = MetadataCatalog.get(names[0] if names else "__unused")
+        self.augmentation = T.ResizeShortestEdge(
+            [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST
+        )
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> dict[str, Any]:
+        """Run the model on one image.
+
+        Args:
+            image: shape (H, W, 3), uint8, RGB.
+
+        Returns:
+            the model's output for the image, in Detectron2's format; boxes in pixels of ``image``.
+
+        Raises:
+            ValueError: the image is not (H, W, 3) uint8.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape}")
+        height, width = image.shape[:2]
+        pixels = convert_PIL_to_numpy(Image.fromarray(image), self.cfg.INPUT.FORMAT)
+        pixels = self.augmentation.get_transform(pixels).apply_image(pixels)
+        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
+        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+
+    def draw(self, image: np.ndarray, output: dict[str, Any]) -> np.ndarray:
+        """Draw boxes, masks, names and scores; segments of a panoptic or semantic model as well.
+
+        Args:
+            image: shape (H, W, 3), uint8, RGB.
+            output: what the call returned for it.
+
+        Returns:
+            a picture of the same shape, uint8, RGB.
+        """
+        visualizer = Visualizer(image, self.metadata, instance_mode=ColorMode.IMAGE)
+        if "panoptic_seg" in output:
+            segments, info = output["panoptic_seg"]
+            return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()
+        if "sem_seg" in output:
+            visualizer.draw_sem_seg(output["sem_seg"].argmax(0).cpu())
+        if "instances" in output:
+            visualizer.draw_instance_predictions(output["instances"].to("cpu"))
+        return visualizer.output.get_image()

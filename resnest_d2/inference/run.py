@@ -1,0 +1,132 @@
+"""Predictions for image files, folders and videos."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+from tqdm import tqdm
+
+from .predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+DEFAULT_FPS = 25.0
+
+
+def list_inputs(paths: Sequence[str]) -> list[Path]:
+    """Files to run on: those named, and all images and videos in the folders named.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no image or video.
+    """
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            endings = IMAGE_ENDINGS | VIDEO_ENDINGS
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+            if not found:
+                raise FileNotFoundError(f"--input: folder {path} holds no image or video")
+            files += found
+        elif path.exists():
+            files.append(path)
+        else:
+            raise FileNotFoundError(f"--input: there is no file or folder {path}")
+    return files
+
+
+def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
+    """A path below ``folder`` for each file, different even where names are the same.
+
+    Raises:
+        ValueError: an output would overwrite one of the inputs.
+    """
+    inputs = {file.resolve() for file in files}
+    taken: set[Path] = set()
+    result = []
+    for file in files:
+        ending = ".mp4" if file.suffix.lower() in VIDEO_ENDINGS else file.suffix
+        target = folder / f"{file.stem}{ending}"
+        number = 1
+        while target in taken:
+            number += 1
+            target = folder / f"{file.stem}_{number}{ending}"
+        if target.resolve() in inputs:
+            raise ValueError(f"--output: {target} is an input and would be overwritten")
+        taken.add(target)
+        result.append(target)
+    return result
+
+
+def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) -> list[Path]:
+    """Write a picture or video with the detections for each file.
+
+    A file that cannot be read is named in the log and skipped.
+
+    Args:
+        predictor: the detector.
+        files: images and videos.
+        folder: where the results go; it is made if need be.
+
+    Returns:
+        the files that were skipped.
+
+    Raises:
+        ValueError: an output would overwrite one of the inputs.
+    """
+    targets = output_paths(files, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    skipped = []
+    pairs = list(zip(files, targets, strict=True))
+    for file, target in tqdm(pairs, unit="file", disable=len(pairs) < 2):
+        is_video = file.suffix.lower() in VIDEO_ENDINGS
+        if not (_predict_video if is_video else _predict_image)(predictor, file, target):
+            skipped.append(file)
+    return skipped
+
+
+def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
+    try:
+        image = read_image(file, format="RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        logger.error("Skipped %s, which cannot be read as an image: %s", file, error)
+        return False
+    output = predictor(image)
+    Image.fromarray(predictor.draw(image, output)).save(target)
+    if "instances" in output:
+        logger.info("%s: %d instances", file, len(output["instances"]))
+    return True
+
+
+def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
+    capture = cv2.VideoCapture(str(file))
+    writer = None
+    frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+    with closing(tqdm(total=max(frames, 0) or None, desc=file.name, unit="frame")) as progress:
+        try:
+            while True:
+                read, frame = capture.read()
+                if not read:
+                    break
+                image = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
+                drawn = predictor.draw(image, predictor(image))
+                if writer is None:
+                    rate = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+                    size = (frame.shape[1], frame.shape[0])
+                    codec = cv2.VideoWriter_fourcc(*"mp4v")
+                    writer = cv2.VideoWriter(str(target), codec, rate, size)
+                writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+                progress.update()
+        finally:
+            capture.release()
+            if writer is not None:
+                writer.release()
+    if writer is None:
+        logger.error("Skipped %s, which cannot be read as a video", file)
+    return writer is not None

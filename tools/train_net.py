@@ -1,0 +1,20 @@
+#!/usr/bin/env python3
+"""Train or evaluate a detector: Detectron2's command line, for ResNeSt configs."""
+
+from detectron2.engine import default_argument_parser
+
+import resnest_d2.data  # noqa: F401  (registers the data sets that come with the package)
+from resnest_d2.engine import train_or_evaluate
+
+
+def main() -> None:
+    """Parse the command line and run it."""
+    parser = default_argument_parser()
+    args = parser.parse_args()
+    if not args.config_file:
+        parser.error("--config-file is required, e.g. configs/cascade_resnest101.yaml")
+    train_or_evaluate(args)
+
+
+if __name__ == "__main__":
+    main()
