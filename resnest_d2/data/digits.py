@@ -95,7 +95,8 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
 
     Args:
         root: folder of the set; None for :func:`dataset_root`.
-        spec: what to build; None for the defaults.
+        spec: what must be there; None accepts a copy of any specification, and builds the default
+            one if there is none.
 
     Returns:
         the folder, with ``train/*.png``, ``val/*.png`` and
@@ -106,7 +107,6 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
         OSError: the folder cannot be written.
     """
     root = dataset_root() if root is None else Path(root)
-    spec = spec or DigitsSpec()
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(root)):
@@ -115,7 +115,7 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
                 return root
             if root.exists():
                 logger.warning("Rebuilding %s: %s", root, damage)
-            _write(root, spec)
+            _write(root, spec or DigitsSpec())
     except PermissionError as error:
         raise PermissionError(
             f"cannot write the digits data set to {root}: {error.strerror}; set "
@@ -124,13 +124,14 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
     return root
 
 
-def _damage(root: Path, spec: DigitsSpec) -> str | None:
+def _damage(root: Path, spec: DigitsSpec | None) -> str | None:
     """What is wrong with the copy at ``root``, or None."""
     if not root.exists():
         return "it does not exist"
     try:
         manifest = json.loads((root / MANIFEST).read_text())
-        if manifest["spec"] != _spec_json(spec):
+        found = manifest["spec"]
+        if found != _spec_json(DigitsSpec(**found["content"]) if spec is None else spec):
             return "it was built to another specification"
         for name, digest in manifest["sha256"].items():
             if sha256(root / name) != digest:
@@ -144,7 +145,7 @@ def _damage(root: Path, spec: DigitsSpec) -> str | None:
 
 def _spec_json(spec: DigitsSpec) -> dict[str, Any]:
     # Through JSON, so that it equals what is read back (tuples become lists).
-    return json.loads(json.dumps({"version": FORMAT_VERSION, **asdict(spec)}))
+    return json.loads(json.dumps({"version": FORMAT_VERSION, "content": asdict(spec)}))
 
 
 def _write(root: Path, spec: DigitsSpec) -> None:

@@ -1,0 +1,303 @@
+"""The backbone on its own terms: shapes, gradients, freezing, export, synchronised BN."""
+
+import warnings
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
+from detectron2.modeling.backbone.resnet import ResNet
+from helpers import ALL_FEATURES, assert_features_equal, image_shape, make_cfg, randomize
+from torch import nn
+
+import resnest_d2
+from resnest_d2.grad_checkpoint import checkpoint_block
+from resnest_d2.norm import NORMS, SyncBatchNorm, convert_sync_batchnorm
+from resnest_d2.resnest import ARCHITECTURES, ResNeStBlock, make_resnest
+
+SMALL = {"depth": 14, "out_features": ALL_FEATURES}
+DCN = {
+    "deform_on_per_stage": [False, True, True, True],
+    "deform_modulated": True,
+    "deform_num_groups": 2,
+}
+
+
+def test_public_class_is_a_detectron2_resnet():
+    assert issubclass(resnest_d2.ResNeSt, ResNet)
+    for method in ("forward", "output_shape", "freeze", "make_stage"):
+        assert method not in vars(resnest_d2.ResNeSt)
+
+
+@pytest.mark.parametrize("depth", ARCHITECTURES)
+def test_depth_is_the_number_of_weighted_layers(depth):
+    # Three convolutions a block, the stem and the classifier, as ResNets are named. 152 to 269 too.
+    assert 3 * sum(ARCHITECTURES[depth].blocks) + 2 == depth
+
+
+@pytest.mark.parametrize("height", [31, 64, 65, 97])
+@pytest.mark.parametrize("width", [33, 96])
+@pytest.mark.parametrize("options", [{}, {"res5_dilation": 2}, {"avd": False, "avg_down": False}])
+def test_output_shape_tells_the_truth(height, width, options):
+    model = make_resnest(**SMALL, **options).eval()
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 3, height, width))
+    for name, shape in model.output_shape().items():
+        size = (-(-height // shape.stride), -(-width // shape.stride))
+        assert outputs[name].shape == (1, shape.channels, *size), name
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("deep_stem", [True, False])
+def test_any_number_of_input_channels(channels, deep_stem):
+    cfg = make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.DEEP_STEM", deep_stem)
+    model = resnest_d2.build_resnest_backbone(cfg, image_shape(channels)).eval()
+    assert model(torch.randn(1, channels, 64, 64))["res5"].shape == (1, 2048, 2, 2)
+
+
+OPTIONS = [
+    {},
+    {"radix": 0},
+    {"radix": 1},
+    {"radix": 4, "num_groups": 2},
+    {"avd": False},
+    {"avd_first": True},
+    {"avg_down": False},
+    {"deep_stem": False},
+    {"res5_dilation": 2},
+    {"norm": ""},
+    {"norm": "GN"},
+    DCN,
+    {**DCN, "radix": 0},
+    {"deform_on_per_stage": [True] * 4},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_trainable_parameter_gets_a_gradient(options):
+    model = make_resnest(**SMALL, **options)
+    randomize(model)
+    outputs = model(torch.randn(2, 3, 64, 64))
+    sum(o.square().mean() for o in outputs.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        # Without batch statistics in between, a bias in front of a softmax cancels in no case.
+        assert parameter.grad.abs().max() > 0 or name.endswith("fc1.bias"), name
+
+
+def test_only_stages_that_are_used_are_built():
+    model = make_resnest(50, out_features=["res3"])
+    assert not hasattr(model, "res4")
+    model(torch.randn(2, 3, 64, 64))["res3"].mean().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_scripted_traced_and_exported_equal_eager(options):
+    model = make_resnest(**SMALL, **{"norm": "SyncBN", **options}).eval()
+    randomize(model)
+    x = torch.randn(2, 3, 65, 97)
+    with torch.no_grad():
+        expected = model(x)
+        scripted = torch.jit.script(model)
+        assert_features_equal(scripted(x), expected, 1e-6)
+        assert_features_equal(torch.jit.trace(model, x, strict=False)(x), expected, 1e-6)
+        assert_features_equal(torch.export.export(model, (x,)).module()(x), expected, 1e-6)
+        other = torch.randn(1, 3, 80, 64)
+        assert_features_equal(scripted(other), model(other), 1e-6)
+    assert "res2.0.conv1.weight" in model.state_dict()  # scripting leaves the model as it was
+
+
+@pytest.mark.parametrize("num_classes", [1, 10])
+@pytest.mark.parametrize("features", [None, ["linear"], ["res3", "linear"]])
+def test_classification_head(num_classes, features):
+    model = make_resnest(14, num_classes=num_classes, out_features=features)
+    output = model(torch.randn(2, 3, 64, 64))
+    assert list(output) == (features or ["linear"])
+    assert output["linear"].shape == (2, num_classes)
+    assert model.res5 is not None
+
+
+@pytest.mark.parametrize("freeze_at", range(6))
+def test_freezing(freeze_at):
+    model = make_resnest(**SMALL, freeze_at=freeze_at)
+    stages = [model.stem, model.res2, model.res3, model.res4, model.res5]
+    for index, stage in enumerate(stages):
+        frozen = index < freeze_at
+        assert all(p.requires_grad != frozen for p in stage.parameters())
+        norms = [m for m in stage.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert (not norms) == frozen
+        assert any(isinstance(m, FrozenBatchNorm2d) for m in stage.modules()) == frozen
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_norm_builds(norm):
+    model = make_resnest(**SMALL, norm=norm).eval()
+    assert torch.isfinite(model(torch.randn(1, 3, 64, 64))["res5"]).all()
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "nnSyncBN", "naiveSyncBN"])
+def test_one_value_per_channel_is_explained(norm):
+    model = make_resnest(**SMALL, norm=norm).train()
+    with pytest.raises(ValueError, match="batch size of this process is 1") as error:
+        model(torch.randn(1, 3, 64, 64))
+    for way_out in ("SOLVER.IMS_PER_BATCH", '"SyncBN"', '"FrozenBN"', '"GN"'):
+        assert way_out in str(error.value)
+
+
+def test_one_image_trains_where_statistics_do_not_matter():
+    x = torch.randn(1, 3, 64, 64)
+    for options in ({"norm": "FrozenBN"}, {"norm": "GN"}, {"freeze_at": 5}):
+        assert torch.isfinite(make_resnest(**SMALL, **options).train()(x)["res5"]).all()
+    make_resnest(**SMALL).eval()(x)
+
+
+def test_sync_bn_alone_is_plain_batch_norm():
+    synced, plain = SyncBatchNorm(4), nn.BatchNorm2d(4)
+    x = torch.randn(3, 4, 5, 5)
+    assert torch.equal(synced(x), plain(x))
+    assert torch.equal(synced.running_var, plain.running_var)
+    assert torch.equal(synced.eval()(x), plain.eval()(x))
+
+
+def test_conversion_keeps_names_and_reaches_every_sync_bn():
+    model = nn.Sequential(nn.SyncBatchNorm(2), nn.Sequential(nn.SyncBatchNorm(3), nn.ReLU()))
+    before = model.state_dict()
+    convert_sync_batchnorm(model)
+    assert [type(m) for m in model.modules()].count(SyncBatchNorm) == 2
+    assert list(model.state_dict()) == list(before)
+    cfg = make_cfg("MODEL.RESNETS.NORM", "SyncBN", "MODEL.FPN.NORM", "SyncBN")
+    fpn = resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
+    assert isinstance(fpn.fpn_output2.norm, SyncBatchNorm)
+    assert isinstance(fpn.bottom_up.res5[0].conv2.bn1, SyncBatchNorm)
+
+
+def _sync_worker(rank, address, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2)
+    model = make_resnest(14, norm="SyncBN", out_features=["res5"]).double()
+    randomize(model)
+    x = torch.load(f"{folder}/x.pt")[rank : rank + 1]
+    out = model(x)["res5"]
+    (out.square().sum() / 2).backward()
+    gradient = model.stem.conv1_1.weight.grad
+    torch.distributed.all_reduce(gradient)
+    result = {"out": out.detach(), "grad": gradient, "var": model.res5[0].conv2.bn1.running_var}
+    torch.save(result, f"{folder}/{rank}.pt")
+
+
+def test_sync_bn_in_a_cpu_process_group(tmp_path):
+    """Two processes with an image each, one value per channel in bn1, equal one with both."""
+    x = torch.randn(2, 3, 64, 64, dtype=torch.double)
+    torch.save(x, tmp_path / "x.pt")
+    context = torch.multiprocessing.get_context("spawn")
+    address = f"file://{tmp_path}/rendezvous"
+    workers = [
+        context.Process(target=_sync_worker, args=(rank, address, str(tmp_path)))
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [w.exitcode for w in workers] == [0, 0]
+
+    model = make_resnest(14, norm="BN", out_features=["res5"]).double()
+    randomize(model)
+    expected = model(x)["res5"]
+    (expected.square().sum() / 2).backward()
+    results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    out = torch.cat([r["out"] for r in results])
+    torch.testing.assert_close(out, expected.detach(), rtol=1e-6, atol=1e-8)
+    gradient = model.stem.conv1_1.weight.grad
+    scale = gradient.abs().max()
+    torch.testing.assert_close(results[0]["grad"] / scale, gradient / scale, rtol=0, atol=1e-6)
+    assert torch.equal(results[0]["var"], results[1]["var"])
+
+
+def test_naive_sync_bn_is_what_runs_on_cpus(monkeypatch):
+    called = []
+    monkeypatch.setattr("resnest_d2.norm._world_size", lambda: 2)
+    monkeypatch.setattr(NaiveSyncBatchNorm, "forward", lambda self, x: called.append(x) or x)
+    x = torch.randn(2, 4, 3, 3)
+    assert SyncBatchNorm(4).train()(x) is x
+    assert len(called) == 1
+    SyncBatchNorm(4).eval()(x)
+    assert len(called) == 1
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN", "naiveSyncBN", "GN", "FrozenBN"])
+def test_gradient_checkpointing_changes_nothing_but_memory(norm):
+    plain = make_resnest(**SMALL, norm=norm, freeze_at=2).train()
+    checkpointed = make_resnest(**SMALL, norm=norm, freeze_at=2, grad_checkpoint=True).train()
+    randomize(plain)
+    checkpointed.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+
+    def saved_bytes(model):
+        total = 0
+
+        def pack(tensor):
+            nonlocal total
+            total += tensor.numel() * tensor.element_size()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss = sum(o.square().mean() for o in model(x).values())
+        loss.backward()
+        return total
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert saved_bytes(checkpointed) < 0.5 * saved_bytes(plain)
+    for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
+        if a.requires_grad:
+            torch.testing.assert_close(b.grad, a.grad, rtol=1e-5, atol=1e-7, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_checkpointing_skips_frozen_blocks_and_evaluation(monkeypatch):
+    calls = []
+
+    def spy(block, x):
+        calls.append(block)
+        return checkpoint_block(block, x)
+
+    monkeypatch.setattr("resnest_d2.resnest.checkpoint_block", spy)
+    model = make_resnest(**SMALL, freeze_at=2, grad_checkpoint=True)
+    x = torch.randn(2, 3, 64, 64)
+    model.eval()(x)
+    with torch.no_grad():
+        model.train()(x)
+    assert not calls
+    model.train()(x)
+    assert calls == [model.res3[0], model.res4[0], model.res5[0]]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: make_resnest(51), "unknown depth 51; allowed are 14, 26, 50"),
+        (lambda: make_resnest(14, out_features=["res6"]), "unknown output features .*res6"),
+        (lambda: make_resnest(14, out_features=["linear"]), "unknown output features .*linear"),
+        (lambda: make_resnest(14, out_features=[]), "no output features"),
+        (lambda: make_resnest(14, freeze_at=6), "freeze_at must be 0 to 5, got 6"),
+        (lambda: make_resnest(14, res5_dilation=4), "res5_dilation must be 1 or 2, got 4"),
+        (lambda: make_resnest(14, deform_on_per_stage=[True]), "needs 4 entries, got 1"),
+        (lambda: make_resnest(14, norm="GN", width_per_group=24), "norm 'GN' does not fit"),
+        (
+            lambda: ResNeStBlock(64, 64, bottleneck_channels=10, radix=0, num_groups=3),
+            "num_groups 3 must divide the bottleneck's 10 channels",
+        ),
+        (
+            lambda: ResNeStBlock(
+                64, 64, bottleneck_channels=64, deformable=True, deform_num_groups=5
+            ),
+            "deform_num_groups 5 must divide the bottleneck's 64 channels",
+        ),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -1,0 +1,133 @@
+"""Registered builders: defaults, whole detectors, and wrong settings."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling.backbone import FPN
+from detectron2.utils.file_io import PathManager
+from helpers import image_shape, make_cfg
+
+import resnest_d2
+from resnest_d2.config import RESNEST_DEFAULTS
+
+BUILDERS = (
+    "build_resnest_backbone",
+    "build_resnest_fpn_backbone",
+    "build_retinanet_resnest_fpn_backbone",
+)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_works_on_a_config_without_our_keys(name):
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.NAME = name
+    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+    cfg.MODEL.RESNETS.NORM = "BN"
+    backbone = build_backbone(cfg).eval()
+    resnest = backbone.bottom_up if isinstance(backbone, FPN) else backbone
+    assert resnest.res3[0].conv2.radix == RESNEST_DEFAULTS["RADIX"]
+    with torch.no_grad():
+        output = backbone(torch.randn(1, 3, 128, 128))
+    strides = {name: shape.stride for name, shape in backbone.output_shape().items()}
+    assert {k: 128 // v.shape[-1] for k, v in output.items()} == strides
+    expected = {
+        "build_resnest_backbone": ["res2", "res3", "res4", "res5"],
+        "build_resnest_fpn_backbone": ["p3", "p4", "p5", "p6"],
+        "build_retinanet_resnest_fpn_backbone": ["p3", "p4", "p5", "p6", "p7"],
+    }
+    assert sorted(output) == expected[name]
+
+
+def test_add_resnest_config_adds_and_changes_nothing():
+    before, cfg = get_cfg(), get_cfg()
+    resnest_d2.add_resnest_config(cfg)
+    for key in RESNEST_DEFAULTS:
+        assert cfg.MODEL.RESNETS.pop(key) == RESNEST_DEFAULTS[key]
+    assert cfg == before
+    cfg.MODEL.RESNETS.RADIX = 4
+    resnest_d2.add_resnest_config(cfg)
+    assert cfg.MODEL.RESNETS.RADIX == 4
+
+
+@pytest.mark.parametrize("stride_in_1x1", [True, False])
+def test_stride_in_1x1_has_no_say(stride_in_1x1):
+    cfg = make_cfg("MODEL.RESNETS.STRIDE_IN_1X1", stride_in_1x1, "MODEL.RESNETS.AVD", False)
+    block = resnest_d2.build_resnest_backbone(cfg, image_shape()).res3[0]
+    assert block.conv1.stride == (1, 1)
+    assert block.conv2.conv.stride == (2, 2)
+
+
+def test_group_width_counts_cardinality_once():
+    # conv2's input in the published 2s2x40d file: int(64 * 40 / 64) * 2 = 80.
+    cfg = make_cfg("MODEL.RESNETS.NUM_GROUPS", 2, "MODEL.RESNETS.BOTTLENECK_WIDTH", 40)
+    model = resnest_d2.build_resnest_backbone(cfg, image_shape())
+    assert model.res2[0].conv1.out_channels == 80
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.DEPTH must be one of 14, 26, 50.*got 18"),
+        ("MODEL.RESNETS.RADIX", -1, "MODEL.RESNETS.RADIX must be an integer of at least 0, got -1"),
+        ("MODEL.RESNETS.RADIX", 3, "MODEL.RESNETS.RADIX 3 must divide res2's group width 64"),
+        ("MODEL.RESNETS.NUM_GROUPS", 0, "MODEL.RESNETS.NUM_GROUPS must be .* at least 1, got 0"),
+        ("MODEL.RESNETS.BOTTLENECK_WIDTH", 1, "BOTTLENECK_WIDTH.*|NUM_GROUPS 1 times"),
+        ("MODEL.RESNETS.NORM", "BatchNorm", "MODEL.RESNETS.NORM must be one of.*'SyncBN'.*got 'Ba"),
+        ("MODEL.RESNETS.RES5_DILATION", 3, "MODEL.RESNETS.RES5_DILATION must be one of 1, 2, got 3"),
+        ("MODEL.RESNETS.OUT_FEATURES", ["c5"], r"OUT_FEATURES must name .*stem, res2.*\['c5'\]"),
+        ("MODEL.RESNETS.OUT_FEATURES", [], "MODEL.RESNETS.OUT_FEATURES must name one or more"),
+        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 3, "DEFORM_ON_PER_STAGE must have 4 .* got 3"),
+        ("MODEL.BACKBONE.FREEZE_AT", 6, "MODEL.BACKBONE.FREEZE_AT must be one of 0, .*5, got 6"),
+        ("MODEL.FPN.IN_FEATURES", ["res1"], r"MODEL.FPN.IN_FEATURES \['res1'\] must name features"),
+        ("MODEL.FPN.IN_FEATURES", [], "MODEL.FPN.IN_FEATURES"),
+        ("MODEL.FPN.NORM", "bn", "MODEL.FPN.NORM must be one of"),
+        ("MODEL.FPN.FUSE_TYPE", "max", "MODEL.FPN.FUSE_TYPE must be one of 'sum', 'avg', got 'max'"),
+    ],
+)
+def test_wrong_settings_name_the_key(key, value, message):
+    cfg = make_cfg(key, value)
+    with pytest.raises(ValueError, match=message):
+        resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
+
+
+def test_deformable_groups_must_divide():
+    cfg = make_cfg("MODEL.RESNETS.DEFORM_NUM_GROUPS", 3)
+    cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
+    with pytest.raises(ValueError, match="MODEL.RESNETS.DEFORM_NUM_GROUPS 3 must divide res5's"):
+        resnest_d2.build_resnest_backbone(cfg, image_shape())
+
+
+def test_retinanet_needs_res5():
+    cfg = make_cfg("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"])
+    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
+    with pytest.raises(ValueError, match="MODEL.RESNETS.OUT_FEATURES .* must hold 'res5'"):
+        resnest_d2.build_retinanet_resnest_fpn_backbone(cfg, image_shape())
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_import_beside_the_reference_is_one_sentence():
+    result = run_python("import resnest.d2, resnest_d2")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: build_resnest_backbone is already registered by resnest.d2")
+
+
+def test_import_without_detectron2_says_how_to_install_it():
+    result = run_python("import sys; sys.modules['detectron2'] = None; import resnest_d2")
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: resnest_d2 needs Detectron2")
+    assert "make setup" in last
+
+
+def test_import_registers_builders_and_weight_names():
+    assert all(name in BACKBONE_REGISTRY for name in BUILDERS)
+    assert PathManager.exists("resnest://ImageNet/resnest50")

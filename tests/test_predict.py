@@ -1,0 +1,187 @@
+"""tools/predict.py: colours, drawings, broken files, untrained weights."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from resnest_d2 import model_zoo
+from resnest_d2.inference import Predictor, predict_inputs
+from resnest_d2.inference.run import list_inputs, output_paths
+
+ROOT = Path(__file__).parents[1]
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+class Camera(torch.nn.Module):
+    """Stands in for a detector and keeps what it is shown; "detects" the left half."""
+
+    def forward(self, inputs):
+        (self.input,) = inputs
+        height, width = self.input["height"], self.input["width"]
+        instances = Instances((height, width))
+        instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, width / 2, height]]))
+        instances.scores = torch.tensor([0.875])
+        instances.pred_classes = torch.tensor([7])
+        masks = torch.zeros(1, height, width, dtype=torch.bool)
+        masks[:, :, : width // 2] = True
+        instances.pred_masks = masks
+        return [{"instances": instances}]
+
+
+@pytest.fixture
+def make_predictor(monkeypatch):
+    def make(*opts):
+        cfg = model_zoo.get_config("mask_resnest14_digits")
+        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+        monkeypatch.setattr("resnest_d2.inference.predictor.build_model", lambda cfg: Camera())
+        return Predictor(cfg)
+
+    return make
+
+
+@pytest.fixture
+def red_left_blue_right(tmp_path):
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:, :30], pixels[:, 30:] = RED, BLUE
+    Image.fromarray(pixels).save(tmp_path / "colours.png")
+    return tmp_path / "colours.png"
+
+
+@pytest.mark.parametrize(("fmt", "red_channel"), [("RGB", 0), ("BGR", 2)])
+def test_the_model_gets_the_colours_that_its_config_names(
+    make_predictor, red_left_blue_right, tmp_path, fmt, red_channel
+):
+    predictor = make_predictor("INPUT.FORMAT", fmt, "INPUT.MIN_SIZE_TEST", 40)
+    assert predict_inputs(predictor, [red_left_blue_right], tmp_path / "out") == []
+    image = predictor.model.input["image"]
+    assert image.shape == (3, 40, 60)
+    left, right = image[:, :, :25], image[:, :, 35:]
+    assert (left[red_channel] == 255).all()
+    assert (left[2 - red_channel] == 0).all()
+    assert (right[2 - red_channel] == 255).all()
+    # The picture that is written keeps the colours that it was read with.
+    drawn = np.asarray(Image.open(tmp_path / "out/colours.png"))
+    assert drawn.shape == (40, 60, 3)
+    assert tuple(drawn[20, 50]) == BLUE
+
+
+def test_draws_box_mask_name_and_score(make_predictor, red_left_blue_right, monkeypatch):
+    predictor = make_predictor()
+    image = np.asarray(Image.open(red_left_blue_right))
+    seen = {}
+    original = predictor.draw.__globals__["Visualizer"].overlay_instances
+
+    def spy(self, **kwargs):
+        seen.update(kwargs)
+        return original(self, **kwargs)
+
+    monkeypatch.setattr("detectron2.utils.visualizer.Visualizer.overlay_instances", spy)
+    drawn = predictor.draw(image, predictor(image))
+    assert seen["labels"] == ["7 88%"]
+    assert seen["boxes"].tensor.tolist() == [[0, 0, 30, 40]]
+    assert seen["masks"][0].mask[:, :30].all()
+    assert drawn.shape == image.shape
+    assert (drawn[:, :28] != image[:, :28]).any(-1).mean() > 0.9
+    assert (drawn[:, 34:] != image[:, 34:]).mean() < 0.3  # only the label may reach over
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
+def test_wrong_arrays(make_predictor, wrong):
+    with pytest.raises(ValueError, match="expected an RGB image"):
+        make_predictor()(wrong)
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(5):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[:] = RED[::-1]  # OpenCV's order
+        writer.write(frame)
+    writer.release()
+    return path
+
+
+def test_video(make_predictor, video, tmp_path):
+    predictor = make_predictor("INPUT.MIN_SIZE_TEST", 48)
+    assert predict_inputs(predictor, [video], tmp_path / "out") == []
+    red, green, blue = predictor.model.input["image"].mean((1, 2)).tolist()
+    assert red > 240 and max(green, blue) < 15
+    capture = cv2.VideoCapture(str(tmp_path / "out/clip.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    assert capture.read()[1].shape == (48, 64, 3)
+
+
+def test_broken_files_are_named_and_skipped(
+    make_predictor, red_left_blue_right, tmp_path, caplog, capfd
+):
+    truncated = tmp_path / "truncated.png"
+    truncated.write_bytes(red_left_blue_right.read_bytes()[:60])
+    text = tmp_path / "text.jpg"
+    text.write_text("<html>404</html>")
+    empty = tmp_path / "empty.mp4"
+    empty.touch()
+    files = list_inputs([str(tmp_path)])
+    assert [f.name for f in files] == ["colours.png", "empty.mp4", "text.jpg", "truncated.png"]
+    skipped = predict_inputs(make_predictor(), files, tmp_path / "out")
+    assert skipped == [empty, text, truncated]
+    assert all(str(f) in caplog.text for f in skipped)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["colours.png"]
+    assert "4/4" in capfd.readouterr().err  # the progress bar
+
+
+def test_inputs_and_outputs(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.png").touch()
+        (tmp_path / folder / "notes.txt").touch()
+    files = list_inputs([str(tmp_path / "a"), str(tmp_path / "b")])
+    names = [p.name for p in output_paths(files, tmp_path / "out")]
+    assert names == ["x.png", "x_2.png"]
+    with pytest.raises(ValueError, match=r"a/x.png is an input and would be overwritten"):
+        output_paths(files, tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="there is no file or folder .*absent"):
+        list_inputs([str(tmp_path / "absent")])
+    with pytest.raises(FileNotFoundError, match="holds no image or video"):
+        list_inputs([str(tmp_path)])
+
+
+def predict(*args):
+    command = [sys.executable, str(ROOT / "tools/predict.py"), "--config-file"]
+    command += [str(ROOT / "configs/mask_resnest14_digits.yaml"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+
+
+def test_the_command(tmp_path, red_left_blue_right):
+    output = tmp_path / "out put"
+    args = ["--input", red_left_blue_right, "--output", output]
+    result = predict(*args)
+    assert result.returncode == 2
+    assert 'error: MODEL.WEIGHTS is "" leaves' in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not output.exists()
+
+    result = predict(*args, "--allow-untrained")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 inputs drawn" in result.stdout
+    assert (output / "colours.png").is_file()
+
+    (tmp_path / "broken.png").write_text("")
+    result = predict("--input", tmp_path, "--output", output, "--allow-untrained")
+    assert result.returncode == 1
+    assert f"Skipped {tmp_path / 'broken.png'}" in result.stdout + result.stderr
+    assert "1 of 2 inputs drawn" in result.stdout
+
+    result = predict("--input", tmp_path / "absent.png", "--output", output)
+    assert result.returncode == 2
+    assert "error: --input: there is no file or folder" in result.stderr

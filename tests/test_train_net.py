@@ -1,0 +1,229 @@
+"""tools/train_net.py as a user runs it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
+
+from resnest_d2 import model_zoo
+from resnest_d2.engine import Trainer, build_evaluator, check_datasets, choose_device, load_config
+
+ROOT = Path(__file__).parents[1]
+DIGITS = "configs/mask_resnest14_digits.yaml"
+# Small enough for seconds: the tiny data set, few proposals, few steps.
+TINY = [
+    *("SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"),
+    *("SOLVER.CHECKPOINT_PERIOD", "1", "TEST.DETECTIONS_PER_IMAGE", "5"),
+]
+
+
+def train_net(*args, datasets, **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, args)],
+        cwd=ROOT,
+        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_digits, tmp_path_factory):
+    output = tmp_path_factory.mktemp("out put")
+    result = train_net(
+        *("--config-file", DIGITS, "OUTPUT_DIR", output, *TINY, "TEST.PRECISE_BN.ENABLED", "True"),
+        *("TEST.PRECISE_BN.NUM_ITER", "2", "TEST.AUG.ENABLED", "True"),
+        *("TEST.AUG.MIN_SIZES", "(128,)"),
+        datasets=tiny_digits,
+    )
+    return result, output
+
+
+def test_trains_evaluates_and_saves(trained):
+    result, output = trained
+    assert result.returncode == 0, result.stderr
+    log = (output / "log.txt").read_text() + result.stdout + result.stderr
+    assert result.stdout.count("No GPU was found: running in one process on the CPU.") == 1
+    assert (output / "model_final.pth").is_file()
+    metrics = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
+    last = metrics[-1]
+    assert last["iteration"] == 1
+    assert {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"} <= set(last)
+    assert "total_loss" in last
+    assert "Running precise-BN for 2 iterations" in log
+    assert (output / "inference/coco_instances_results.json").is_file()
+    assert (output / "inference_TTA/coco_instances_results.json").is_file()
+
+
+def test_resumes(trained, tiny_digits):
+    _, output = trained
+    result = train_net(
+        *("--config-file", DIGITS, "--resume", "OUTPUT_DIR", output, *TINY, "SOLVER.MAX_ITER", "3"),
+        datasets=tiny_digits,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Starting training from iteration 2" in result.stdout
+
+
+def test_eval_only(trained, tiny_digits, tmp_path):
+    _, output = trained
+    weights = output / "model_final.pth"
+    args = ["--config-file", DIGITS, "--eval-only", "OUTPUT_DIR", tmp_path, *TINY]
+    result = train_net(
+        *args, "MODEL.WEIGHTS", weights, datasets=tiny_digits
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Evaluation results for digits_val in csv format" in result.stdout
+
+    result = train_net(*args, datasets=tiny_digits)
+    assert result.returncode == 2
+    assert 'error: MODEL.WEIGHTS is "" leaves' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--config-file", "configs/cascade_resnest101.yaml"],
+            "error: DATASETS.TRAIN: data set 'coco_2017_train' needs {data}/coco/annotations/"
+            "instances_train2017.json, which does not exist; set the environment variable "
+            "DETECTRON2_DATASETS (now '{data}') to the folder that holds "
+            "coco/annotations/instances_train2017.json and coco/train2017/",
+        ),
+        (
+            ["--config-file", "configs/faster_resnest50.yaml", "--eval-only"],
+            "error: DATASETS.TEST: data set 'coco_2017_val' needs {data}/coco/annotations/"
+            "instances_val2017.json, which does not exist; set the environment variable "
+            "DETECTRON2_DATASETS (now '{data}') to the folder that holds "
+            "coco/annotations/instances_val2017.json and coco/val2017/",
+        ),
+        (
+            ["--config-file", DIGITS, "DATASETS.TRAIN", "('digit_train',)"],
+            "error: DATASETS.TRAIN: data set 'digit_train' is not registered; "
+            "did you mean digits_train?",
+        ),
+        (
+            ["--config-file", DIGITS, "MODEL.RESNETS.RADII", "2"],
+            "error: the command line: Non-existent key: MODEL.RESNETS.RADII",
+        ),
+        (
+            ["--config-file", DIGITS, "MODEL.RESNETS.RADIX"],
+            "error: options must be pairs of KEY and VALUE, got 'MODEL.RESNETS.RADIX'",
+        ),
+        (
+            ["--config-file", "configs/cascade_resnet101.yaml"],
+            "error: --config-file: there is no file 'configs/cascade_resnet101.yaml'; did you mean "
+            "configs/cascade_resnest101.yaml",
+        ),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, args, message):
+    result = train_net(*args, datasets=tmp_path)
+    assert result.returncode == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    assert lines[0].startswith(message.format(data=tmp_path))
+    assert "Traceback" not in result.stderr
+    assert "Model:" not in result.stdout
+
+
+def test_wrong_settings_are_one_line(tiny_digits, tmp_path):
+    result = train_net(
+        *("--config-file", DIGITS, "OUTPUT_DIR", tmp_path, "MODEL.RESNETS.RADIX", "3"),
+        datasets=tiny_digits,
+    )
+    assert result.returncode == 2
+    assert "error: MODEL.RESNETS.NUM_GROUPS 1 times MODEL.RESNETS.RADIX 3" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_config_file_is_required(tmp_path):
+    result = train_net(datasets=tmp_path)
+    assert result.returncode == 2
+    assert "--config-file is required" in result.stderr
+
+
+def test_device_choice(monkeypatch, caplog):
+    cfg = load_config(str(ROOT / DIGITS), ["SOLVER.AMP.ENABLED", "True"])
+    assert choose_device(cfg, num_gpus=8) == 1
+    assert (cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED) == ("cpu", False)
+    assert caplog.messages == [
+        "No GPU was found: running in one process on the CPU and without SOLVER.AMP."
+    ]
+    assert choose_device(cfg) == 1  # asked for a CPU: nothing to say
+    assert len(caplog.messages) == 1
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    cfg = load_config(str(ROOT / DIGITS))
+    assert choose_device(cfg, num_gpus=2) == 2
+    assert cfg.MODEL.DEVICE == "cuda"
+    with pytest.raises(ValueError, match="--num-gpus is 8, but this machine has 2 GPUs"):
+        choose_device(cfg, num_gpus=8)
+
+
+@pytest.fixture
+def dataset(request):
+    """A registered name whose metadata is the test's parameter."""
+    name = "made_up"
+    DatasetCatalog.register(name, lambda: [])
+    MetadataCatalog.get(name).set(thing_classes=["a"], **request.param)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("dataset", [{"evaluator_type": "ade"}, {}], indirect=True)
+def test_unknown_evaluator_type(dataset, tmp_path):
+    with pytest.raises(ValueError, match="has evaluator_type .*; known are coco"):
+        build_evaluator(dataset, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ({"evaluator_type": "coco"}, [COCOEvaluator]),
+        ({"evaluator_type": "sem_seg"}, [SemSegEvaluator]),
+        (
+            {"evaluator_type": "coco_panoptic_seg", "thing_dataset_id_to_contiguous_id": {}},
+            [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
+        ),
+    ],
+    indirect=["dataset"],
+)
+def test_evaluators_by_type(tmp_path, tiny_digits, dataset, expected):
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.OUTPUT_DIR = str(tmp_path)
+    MetadataCatalog.get(dataset).set(
+        json_file=str(tiny_digits / "digits/annotations/digits_val.json"),
+        stuff_classes=["b"],
+        ignore_label=255,
+        stuff_dataset_id_to_contiguous_id={},
+    )
+    evaluator = Trainer.build_evaluator(cfg, dataset)
+    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
+    assert [type(part) for part in parts] == expected
+
+
+def test_check_datasets_accepts_what_is_there(tiny_digits):
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    check_datasets(cfg)
+    cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty"):
+        check_datasets(cfg)
+    check_datasets(cfg, train=False)
+    cfg.DATASETS.TEST = ()
+    with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
+        check_datasets(cfg, train=False)
+
