@@ -27,7 +27,7 @@ def _register(builder: Callable) -> Callable:
     if name in BACKBONE_REGISTRY:
         raise ImportError(
             f"{name} is already registered by {BACKBONE_REGISTRY.get(name).__module__}; one process "
-            "can import either that package or resnest_d2, which replaces it"
+            "can import that package or resnest_d2, which replaces it"
         )
     BACKBONE_REGISTRY.register(builder)
     return builder

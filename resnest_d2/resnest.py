@@ -212,7 +212,7 @@ class ResNeStBlock(CNNBlockBase):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, ceil(H/stride), ceil(W/stride))."""
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript drops only a lone condition)
             if self.grad_checkpoint and self.training and torch.is_grad_enabled():
                 return checkpoint_block(self, x)
         return self.compute(x)
@@ -222,7 +222,7 @@ class ResNeStBlock(CNNBlockBase):
         out = F.relu_(self.conv1(x))
         if self.avd_layer_before is not None:
             out = self.avd_layer_before(out)
-        if self.deformable:
+        if self.deformable:  # noqa: SIM108  (TorchScript compiles both arms of an expression)
             out = self.conv2(out, self.conv2_offset(out))
         else:
             out = self.conv2(out)
@@ -320,17 +320,19 @@ def make_resnest(
     Args:
         depth: a key of :data:`ARCHITECTURES`.
         in_channels: channels of the image.
+        radix, num_groups, avd, avd_first, avg_down, norm, deform_modulated, deform_num_groups,
+            grad_checkpoint: as in :class:`ResNeStBlock`, for all stages.
         width_per_group: planes of res2; each later stage has twice as many.
         bottleneck_width: scales the group width, ``int(planes * bottleneck_width / 64) *
             num_groups`` (the paper's "d").
         res2_out_channels: output channels of res2; each later stage has twice as many.
+        deep_stem: three 3x3 convolutions in place of one 7x7.
         stem_out_channels: only without ``deep_stem``; the deep stem's width comes with the depth.
         res5_dilation: 2 keeps res5 at stride 16. As in the ImageNet network, the first block then
             keeps its 3x3 pooling, at stride 1, and an undilated convolution, which sees the same
             input as before; the later blocks are dilated.
         deform_on_per_stage: which of res2 to res5 are deformable.
-
-    The other arguments are those of :class:`ResNeStBlock` and :class:`ResNeSt`.
+        num_classes, out_features, freeze_at: as in :class:`ResNeSt`.
 
     Raises:
         ValueError: an unknown depth or norm, or widths that do not divide.

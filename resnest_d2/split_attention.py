@@ -139,7 +139,7 @@ class SplitAttentionConv2d(nn.Module):
         return (splits * self.attention(pooled)).sum(1)
 
     def convolve(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
-        """The grouped convolution alone: (N, in_channels, H, W) to (N, radix * channels, H', W')."""
+        """The grouped convolution: (N, in_channels, H, W) to (N, radix * channels, H', W')."""
         if self.deformable:
             if offset is None:
                 raise ValueError("a deformable SplitAttentionConv2d needs an offset")

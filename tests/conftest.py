@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite means the same on every machine
 
 import pytest
-import resnest.d2
+import resnest.d2  # noqa: F401
 import torch
 from detectron2.modeling import BACKBONE_REGISTRY
 

@@ -78,15 +78,27 @@ def test_group_width_counts_cardinality_once():
         ("MODEL.RESNETS.NUM_GROUPS", 0, "MODEL.RESNETS.NUM_GROUPS must be .* at least 1, got 0"),
         ("MODEL.RESNETS.BOTTLENECK_WIDTH", 1, "BOTTLENECK_WIDTH.*|NUM_GROUPS 1 times"),
         ("MODEL.RESNETS.NORM", "BatchNorm", "MODEL.RESNETS.NORM must be one of.*'SyncBN'.*got 'Ba"),
-        ("MODEL.RESNETS.RES5_DILATION", 3, "MODEL.RESNETS.RES5_DILATION must be one of 1, 2, got 3"),
+        (
+            "MODEL.RESNETS.RES5_DILATION",
+            3,
+            "MODEL.RESNETS.RES5_DILATION must be one of 1, 2, got 3",
+        ),
         ("MODEL.RESNETS.OUT_FEATURES", ["c5"], r"OUT_FEATURES must name .*stem, res2.*\['c5'\]"),
         ("MODEL.RESNETS.OUT_FEATURES", [], "MODEL.RESNETS.OUT_FEATURES must name one or more"),
-        ("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [True] * 3, "DEFORM_ON_PER_STAGE must have 4 .* got 3"),
+        (
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE",
+            [True] * 3,
+            "DEFORM_ON_PER_STAGE must have 4 .* got 3",
+        ),
         ("MODEL.BACKBONE.FREEZE_AT", 6, "MODEL.BACKBONE.FREEZE_AT must be one of 0, .*5, got 6"),
         ("MODEL.FPN.IN_FEATURES", ["res1"], r"MODEL.FPN.IN_FEATURES \['res1'\] must name features"),
         ("MODEL.FPN.IN_FEATURES", [], "MODEL.FPN.IN_FEATURES"),
         ("MODEL.FPN.NORM", "bn", "MODEL.FPN.NORM must be one of"),
-        ("MODEL.FPN.FUSE_TYPE", "max", "MODEL.FPN.FUSE_TYPE must be one of 'sum', 'avg', got 'max'"),
+        (
+            "MODEL.FPN.FUSE_TYPE",
+            "max",
+            "MODEL.FPN.FUSE_TYPE must be one of 'sum', 'avg', got 'max'",
+        ),
     ],
 )
 def test_wrong_settings_name_the_key(key, value, message):
@@ -117,7 +129,9 @@ def test_import_beside_the_reference_is_one_sentence():
     result = run_python("import resnest.d2, resnest_d2")
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: build_resnest_backbone is already registered by resnest.d2")
+    assert last.startswith(
+        "ImportError: build_resnest_backbone is already registered by resnest.d2"
+    )
 
 
 def test_import_without_detectron2_says_how_to_install_it():

@@ -118,7 +118,7 @@ def test_configs_travel_in_the_wheel(tmp_path):
     install = ["install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run([*pip, *install], check=True, cwd=tmp_path)
     code = (
-        "import resnest_d2; z = resnest_d2.model_zoo; print(z.get_config_file('cascade_resnest101'));"
+        "from resnest_d2 import model_zoo as z; print(z.get_config_file('cascade_resnest101'));"
         "print(z.get_config('cascade_resnest101').MODEL.RESNETS.DEPTH)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}

@@ -62,7 +62,9 @@ def test_depths(depth):
 
 
 @pytest.mark.parametrize("radix", [2, 4])
-@pytest.mark.parametrize("norm", ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN"])
+@pytest.mark.parametrize(
+    "norm", ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN"]
+)
 def test_radix_and_norm(radix, norm):
     check(make_cfg("MODEL.RESNETS.RADIX", radix, "MODEL.RESNETS.NORM", norm))
 

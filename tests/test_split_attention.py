@@ -53,9 +53,11 @@ def naive(module: SplitAttentionConv2d, x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("radix", [1, 2, 3, 4])
 @pytest.mark.parametrize("groups", [1, 2, 3, 4])
 def test_equals_a_loop_over_cardinal_groups(radix, groups):
-    module = SplitAttentionConv2d(
-        CHANNELS, CHANNELS, 3, padding=1, groups=groups, radix=radix
-    ).double().eval()
+    module = (
+        SplitAttentionConv2d(CHANNELS, CHANNELS, 3, padding=1, groups=groups, radix=radix)
+        .double()
+        .eval()
+    )
     randomize(module)
     x = torch.randn(2, CHANNELS, 7, 9, dtype=torch.double, requires_grad=True)
     actual, expected = module(x), naive(module, x)

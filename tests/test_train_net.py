@@ -80,9 +80,7 @@ def test_eval_only(trained, tiny_digits, tmp_path):
     _, output = trained
     weights = output / "model_final.pth"
     args = ["--config-file", DIGITS, "--eval-only", "OUTPUT_DIR", tmp_path, *TINY]
-    result = train_net(
-        *args, "MODEL.WEIGHTS", weights, datasets=tiny_digits
-    )
+    result = train_net(*args, "MODEL.WEIGHTS", weights, datasets=tiny_digits)
     assert result.returncode == 0, result.stderr
     assert "Evaluation results for digits_val in csv format" in result.stdout
 
@@ -226,4 +224,3 @@ def test_check_datasets_accepts_what_is_there(tiny_digits):
     cfg.DATASETS.TEST = ()
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
         check_datasets(cfg, train=False)
-

@@ -65,7 +65,7 @@ def test_convert_refuses_what_it_does_not_know(imagenet, extra):
 
 @pytest.fixture
 def source(tmp_path, monkeypatch, imagenet):
-    """A folder in place of the download servers, with ResNeSt-14 as ``tiny``, and an empty cache."""
+    """A folder in place of the servers, with ResNeSt-14 as ``tiny``, and an empty cache."""
     folder = tmp_path / "server"
     folder.mkdir()
     torch.save(imagenet, folder / "file")

@@ -1,4 +1,7 @@
-"""Data sets that come with the package; importing this registers ``digits_train``, ``digits_val``."""
+"""Data sets that come with the package.
+
+Importing this registers ``digits_train`` and ``digits_val``.
+"""
 
 from .digits import DigitsSpec, build_digits, register_digits
 

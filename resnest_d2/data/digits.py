@@ -235,9 +235,7 @@ class _Scenes:
             sample = self.rng.integers(len(self.digits))
             alpha = self._ink(self.digits[sample])
             for _ in range(50):
-                y, x = (
-                    int(self.rng.integers(self.spec.image_size - s + 1)) for s in alpha.shape
-                )
+                y, x = (int(self.rng.integers(self.spec.image_size - s + 1)) for s in alpha.shape)
                 window = np.s_[y : y + alpha.shape[0], x : x + alpha.shape[1]]
                 trial = owner.copy()
                 trial[window][alpha >= INK_THRESHOLD] = len(classes)

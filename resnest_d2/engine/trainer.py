@@ -50,7 +50,7 @@ class Trainer(DefaultTrainer):
             model = GeneralizedRCNNWithTTA(cfg, model)
         except AssertionError as error:
             raise ValueError(
-                f"TEST.AUG.ENABLED: Detectron2 has no test-time augmentation for this model: {error}"
+                f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
             ) from error
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))

@@ -61,17 +61,18 @@ class Predictor:
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]
 
-    def draw(self, image: np.ndarray, output: dict[str, Any]) -> np.ndarray:
+    def draw(self, image: np.ndarray, output: dict[str, Any], scale: float = 1.0) -> np.ndarray:
         """Draw boxes, masks, names and scores; segments of a panoptic or semantic model as well.
 
         Args:
             image: shape (H, W, 3), uint8, RGB.
             output: what the call returned for it.
+            scale: of the picture; small images become legible when they are drawn larger.
 
         Returns:
-            a picture of the same shape, uint8, RGB.
+            a picture of shape (H * scale, W * scale, 3), uint8, RGB.
         """
-        visualizer = Visualizer(image, self.metadata, instance_mode=ColorMode.IMAGE)
+        visualizer = Visualizer(image, self.metadata, scale, instance_mode=ColorMode.IMAGE)
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
             return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()
