@@ -26,7 +26,7 @@ def _register(builder: Callable) -> Callable:
     name = builder.__name__
     if name in BACKBONE_REGISTRY:
         raise ImportError(
-            f"{name} is already registered by {BACKBONE_REGISTRY.get(name).__module__}; one process "
+            f"{name} is already registered by {BACKBONE_REGISTRY.get(name).__module__}; a process "
             "can import that package or resnest_d2, which replaces it"
         )
     BACKBONE_REGISTRY.register(builder)

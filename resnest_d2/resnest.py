@@ -320,19 +320,28 @@ def make_resnest(
     Args:
         depth: a key of :data:`ARCHITECTURES`.
         in_channels: channels of the image.
-        radix, num_groups, avd, avd_first, avg_down, norm, deform_modulated, deform_num_groups,
-            grad_checkpoint: as in :class:`ResNeStBlock`, for all stages.
+        radix: splits per cardinal group; 0 builds plain convolutions.
+        num_groups: cardinality.
         width_per_group: planes of res2; each later stage has twice as many.
         bottleneck_width: scales the group width, ``int(planes * bottleneck_width / 64) *
             num_groups`` (the paper's "d").
         res2_out_channels: output channels of res2; each later stage has twice as many.
         deep_stem: three 3x3 convolutions in place of one 7x7.
         stem_out_channels: only without ``deep_stem``; the deep stem's width comes with the depth.
+        avd: carry strides in a 3x3 average pooling.
+        avd_first: do so before the 3x3 convolution, not after it.
+        avg_down: average pooling in front of projection shortcuts.
+        norm: as in :class:`SplitAttentionConv2d`, for the whole backbone.
         res5_dilation: 2 keeps res5 at stride 16. As in the ImageNet network, the first block then
             keeps its 3x3 pooling, at stride 1, and an undilated convolution, which sees the same
             input as before; the later blocks are dilated.
         deform_on_per_stage: which of res2 to res5 are deformable.
-        num_classes, out_features, freeze_at: as in :class:`ResNeSt`.
+        deform_modulated: DCN v2, not v1.
+        deform_num_groups: deformable groups.
+        grad_checkpoint: recompute blocks in the backward pass to save their activations.
+        num_classes: as in :class:`ResNeSt`.
+        out_features: as in :class:`ResNeSt`.
+        freeze_at: as in :class:`ResNeSt`.
 
     Raises:
         ValueError: an unknown depth or norm, or widths that do not divide.

@@ -32,11 +32,11 @@ CLASSES = tuple("0123456789")
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
 TRAIN_PART = 0.6
 # A digit is drawn where its ink is at least this share of the darkest possible.
-INK_THRESHOLD = 0.4
-# Least difference in brightness (of 255) between a digit and what lies under it.
-MIN_CONTRAST = 50.0
+INK_THRESHOLD = 0.5
+# Least difference in brightness (of 255) between a digit and the mean of what lies under it.
+MIN_CONTRAST = 60.0
 # A digit that others cover keeps at least this share of its pixels.
-MIN_VISIBLE = 0.8
+MIN_VISIBLE = 0.95
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 
@@ -273,7 +273,7 @@ class _Scenes:
             if abs(colour.mean() - window[alpha >= INK_THRESHOLD].mean()) >= MIN_CONTRAST:
                 break
         # A steep edge at the threshold, so that mask and picture agree.
-        opacity = np.clip((alpha - INK_THRESHOLD) * 4 + 0.5, 0, 1)[..., None]
+        opacity = np.clip((alpha - INK_THRESHOLD) * 3 + 0.5, 0, 1)[..., None]
         window[:] = np.round(window * (1 - opacity) + colour * opacity).astype(np.uint8)
 
 
