@@ -35,6 +35,18 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return super().forward(input)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm that also takes a single value per group, as PyTorch's does from two images on.
+
+    With GN the attention's narrowest norm, 32 channels in 32 groups on a 1x1 map, sees exactly
+    that: its output is its bias, whatever the image. ``torch.nn.GroupNorm`` refuses it for one
+    image only, in inference too.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def _world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -68,6 +80,8 @@ def norm_factory(norm: str | NormFactory | None) -> NormFactory:
             layer = d2_get_norm(norm, channels)
         except ValueError as error:  # GroupNorm's own message has no numbers
             raise ValueError(f"norm {norm!r} does not fit {channels} channels: {error}") from error
+        if type(layer) is nn.GroupNorm:
+            layer.__class__ = GroupNorm
         return layer if layer is None else convert_sync_batchnorm(layer)
 
     return make

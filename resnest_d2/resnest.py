@@ -282,6 +282,9 @@ class ResNeSt(ResNet):
             self._out_features = list(out_features)
         else:
             super().__init__(stem, stages, num_classes, out_features, freeze_at)
+        if num_classes is not None:  # so that output_shape can tell of it; it has no stride
+            self._out_feature_channels["linear"] = num_classes
+            self._out_feature_strides["linear"] = None
 
     def __prepare_scriptable__(self) -> "ResNeSt":
         """What ``torch.jit.script`` compiles: TorchScript loops over a ModuleList, not a list."""

@@ -103,7 +103,7 @@ class SplitAttentionConv2d(nn.Module):
         """Weights of the splits.
 
         Args:
-            pooled: each channel's mean, summed over the splits, of shape (N, channels, 1, 1).
+            pooled: mean over H and W of the splits' sum, of shape (N, channels, 1, 1).
 
         Returns:
             shape (N, radix, channels, 1, 1); with radix >= 2 they sum to 1 over dimension 1.
@@ -134,8 +134,8 @@ class SplitAttentionConv2d(nn.Module):
             x = self.bn0(x)
         x = F.relu_(x)
         splits = x.view(x.shape[0], self.radix, self.channels, x.shape[2], x.shape[3])
-        # Pooled before it is summed over the splits: the large map is read once, never copied.
-        pooled = x.mean((2, 3)).view(x.shape[0], self.radix, self.channels, 1, 1).sum(1)
+        # Summed, then pooled: the reference's order, and with it the same bits.
+        pooled = splits.sum(1).mean((2, 3), keepdim=True)
         return (splits * self.attention(pooled)).sum(1)
 
     def convolve(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:

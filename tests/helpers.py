@@ -10,16 +10,16 @@ from torchvision.ops import deform_conv2d
 
 from resnest_d2 import add_resnest_config
 
-ALL_FEATURES = ["stem", "res2", "res3", "res4", "res5"]
+STAGES = ["res2", "res3", "res4", "res5"]
 
 
 def make_cfg(*opts: object) -> CfgNode:
-    """Defaults of Detectron2 and ResNeSt with all features put out, then KEY, VALUE pairs."""
+    """Defaults of Detectron2 and ResNeSt with all stages put out, then KEY, VALUE pairs."""
     cfg = get_cfg()
     add_resnest_config(cfg)
     cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ALL_FEATURES
-    cfg.MODEL.FPN.IN_FEATURES = ALL_FEATURES[1:]
+    cfg.MODEL.RESNETS.OUT_FEATURES = STAGES
+    cfg.MODEL.FPN.IN_FEATURES = STAGES
     cfg.merge_from_list(list(opts))
     return cfg
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from detectron2.modeling.backbone.resnet import ResNet
-from helpers import ALL_FEATURES, assert_features_equal, image_shape, make_cfg, randomize
+from helpers import STAGES, assert_features_equal, image_shape, make_cfg, randomize
 from torch import nn
 
 import resnest_d2
@@ -14,7 +14,7 @@ from resnest_d2.grad_checkpoint import checkpoint_block
 from resnest_d2.norm import NORMS, SyncBatchNorm, convert_sync_batchnorm
 from resnest_d2.resnest import ARCHITECTURES, ResNeStBlock, make_resnest
 
-SMALL = {"depth": 14, "out_features": ALL_FEATURES}
+SMALL = {"depth": 14, "out_features": ["stem", *STAGES]}
 DCN = {
     "deform_on_per_stage": [False, True, True, True],
     "deform_modulated": True,
@@ -115,6 +115,7 @@ def test_classification_head(num_classes, features):
     output = model(torch.randn(2, 3, 64, 64))
     assert list(output) == (features or ["linear"])
     assert output["linear"].shape == (2, num_classes)
+    assert model.output_shape()["linear"].channels == num_classes
     assert model.res5 is not None
 
 

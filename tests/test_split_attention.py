@@ -8,7 +8,7 @@ from helpers import randomize, relative_difference
 from resnest_d2 import SplitAttentionConv2d
 from resnest_d2.split_attention import attention_channels
 
-CHANNELS = 48  # divides by every radix and cardinality below and their products
+CHANNELS = 144  # divides by every product of radix and cardinality below
 
 
 def naive(module: SplitAttentionConv2d, x: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import resnest_d2
 from resnest_d2 import model_zoo
 from resnest_d2.weights import UntrainedParametersError, catalog, convert, load_weights
 
+OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
 
 
@@ -28,7 +29,7 @@ def imagenet():
 
 
 def small_backbone():
-    return resnest_d2.build_resnest_backbone(make_cfg("MODEL.RESNETS.DEPTH", 14), image_shape())
+    return resnest_d2.build_resnest_backbone(make_cfg(*OPTS), image_shape())
 
 
 def test_convert_maps_whole_keys(imagenet):

@@ -72,14 +72,15 @@ def _fetch(filename: str, sources: tuple[str, ...]) -> Path:
         url = source + filename
         try:
             local = Path(PathManager.get_local_path(url))
+            problem = hash_problem(local, filename)
         except OSError as error:  # urllib's errors are OSErrors
             reasons.append(f"{url} ({error})")
             continue
-        problem = hash_problem(local, filename)
         if problem is None:
             return local
-        local.unlink()
         reasons.append(f"{url} ({problem})")
+        if "://" in url:  # the cache's copy, which would stand in the way of a good one
+            local.unlink()
     raise OSError(
         f"cannot download {filename}: {'; '.join(reasons)}. Fetch the file by other means and give "
         f"its path, after conversion with resnest_d2.weights.convert, as MODEL.WEIGHTS"
