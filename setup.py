@@ -38,7 +38,6 @@ setup(
     install_requires=["torch>=2.4", "torchvision", "fvcore", "pycocotools", "tqdm"],
     extras_require={
         "dev": [
-            "hypothesis",
             "opencv-python-headless",
             "pytest",
             "resnest==0.0.6b20230402",  # the reference; the Makefile takes it without its needs

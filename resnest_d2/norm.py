@@ -87,25 +87,25 @@ def norm_factory(norm: str | NormFactory | None) -> NormFactory:
     return make
 
 
-def check_batch_statistics(norm: nn.Module | None, x: torch.Tensor) -> None:
+def check_batch_statistics(norm: nn.Module | None, batch_size: int) -> None:
     """Refuse to train a batch norm on one value per channel, where its variance is undefined.
 
     Args:
-        norm: the layer that is about to normalise ``x``; anything but a batch norm passes.
-        x: its input, of shape (N, C, H, W).
+        norm: a layer that normalises 1x1 maps; anything but a batch norm passes.
+        batch_size: images of this process.
 
     Raises:
         ValueError: the norm would take its statistics from a single value per channel.
     """
     if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training:
         return
-    if x.shape[0] * x.shape[2] * x.shape[3] != 1:
+    if batch_size != 1:
         return
     if isinstance(norm, (nn.SyncBatchNorm, NaiveSyncBatchNorm)) and _world_size() > 1:
         return
     raise ValueError(
         f"{type(norm).__name__} cannot be trained on one value per channel: the attention's batch "
-        f"norm sees a 1x1 map and the batch size of this process is {x.shape[0]}. Use at least two "
+        "norm sees a 1x1 map and the batch size of this process is 1. Use at least two "
         "images a process (SOLVER.IMS_PER_BATCH over the number of processes), or "
         'MODEL.RESNETS.NORM "SyncBN" over several processes, or MODEL.RESNETS.NORM "FrozenBN" or '
         '"GN"'

@@ -111,7 +111,7 @@ class SplitAttentionConv2d(nn.Module):
         x = self.fc1(pooled)
         if self.bn1 is not None:
             if not torch.jit.is_scripting():
-                check_batch_statistics(self.bn1, x)
+                check_batch_statistics(self.bn1, x.shape[0])
             x = self.bn1(x)
         x = self.fc2(F.relu(x))
         # fc2 is grouped by cardinality, so its output is cardinal-major; the splits are not.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -136,14 +137,56 @@ def test_wrong_input_is_one_line(tmp_path, args, message):
     assert "Model:" not in result.stdout
 
 
-def test_wrong_settings_are_one_line(tiny_digits, tmp_path):
-    result = train_net(
-        *("--config-file", DIGITS, "OUTPUT_DIR", tmp_path, "MODEL.RESNETS.RADIX", "3"),
-        datasets=tiny_digits,
-    )
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["MODEL.RESNETS.RADIX", "3"],
+            "error: MODEL.RESNETS.NUM_GROUPS 1 times MODEL.RESNETS.RADIX 3 must divide",
+        ),
+        (
+            ["SOLVER.IMS_PER_BATCH", "1"],
+            "error: SyncBatchNorm cannot be trained on one value per channel: ",
+        ),
+        (["MODEL.ROI_HEADS.NAME", "NoHeads"], "error: No object named 'NoHeads' found"),
+        (["DATASETS.TRAIN", "('no_objects',)"], "error: DATASETS.TRAIN: data set 'no_objects'"),
+    ],
+)
+def test_wrong_settings_are_one_line(tiny_digits, tmp_path, opts, message):
+    args = ["--config-file", DIGITS, "OUTPUT_DIR", tmp_path, *opts]
+    result = train_net(*args, datasets=tiny_digits)
     assert result.returncode == 2
-    assert "error: MODEL.RESNETS.NUM_GROUPS 1 times MODEL.RESNETS.RADIX 3" in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_script_of_the_readme(tiny_digits, tmp_path):
+    """Own COCO-format data: the README's file as it stands, on the digits under its names."""
+    readme = (ROOT / "README.md").read_text()
+    (script,) = re.findall(r"```python\n# train_mine.py\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "train_mine.py").write_text(script)
+    (tmp_path / "mine").mkdir()
+    for split in ("train", "val"):
+        source = tiny_digits / f"digits/annotations/digits_{split}.json"
+        (tmp_path / f"mine/{split}.json").write_text(source.read_text())
+    (tmp_path / "mine/images").symlink_to(tiny_digits / "digits/val")  # names 1 to 3 are in both
+    data = json.loads((tmp_path / "mine/train.json").read_text())
+    data["images"] = [i for i in data["images"] if i["id"] <= 3]
+    data["annotations"] = [a for a in data["annotations"] if a["image_id"] <= 3]
+    (tmp_path / "mine/train.json").write_text(json.dumps(data))
+    result = subprocess.run(
+        [
+            *(sys.executable, "train_mine.py", "--config-file", ROOT / DIGITS, *TINY),
+            *("DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Evaluation results for mine_val in csv format" in result.stdout
+    assert (tmp_path / "output/model_final.pth").is_file()
 
 
 def test_config_file_is_required(tmp_path):

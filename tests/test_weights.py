@@ -153,5 +153,15 @@ def test_loading_reports_what_it_left(tmp_path, caplog):
         load_weights(backbone, str(tmp_path / "absent.pth"))
 
 
+@pytest.mark.parametrize("content", [b"", b"<html>403</html>", "truncated"])
+def test_a_broken_checkpoint_is_named(tmp_path, content):
+    backbone = small_backbone()
+    file = tmp_path / "broken.pth"
+    torch.save(backbone.state_dict(), file)
+    file.write_bytes(file.read_bytes()[:-1000] if content == "truncated" else content)
+    with pytest.raises(ValueError, match=f"MODEL.WEIGHTS {file} is no readable checkpoint"):
+        load_weights(backbone, str(file))
+
+
 def test_catalog_names_carry_hashes():
     assert all(len(Path(f).stem.rpartition("-")[2]) == 8 for f in catalog.IMAGENET.values())

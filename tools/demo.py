@@ -5,6 +5,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def main() -> None:
         trainer.train()
     minutes = (time.monotonic() - start) / 60
     results = {
-        f"{task}/{metric}": value
+        # COCO's "no object of that size" is NaN, which is not JSON.
+        f"{task}/{metric}": None if math.isnan(value) else value
         for task, metrics in trainer._last_eval_results.items()
         for metric, value in metrics.items()
     }

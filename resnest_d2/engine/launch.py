@@ -23,12 +23,19 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End a command on wrong input with one line and exit code 2, not with a traceback."""
+    """End a command on wrong input with one line and exit code 2, not with a traceback.
+
+    Detectron2 reports wrong input by assertions and ``KeyError`` too. One without a message is a
+    defect, not an answer, and keeps its traceback.
+    """
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, AssertionError, KeyError) as error:
+        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        if not message:
+            raise
         logger.debug("Traceback of the error:", exc_info=True)
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -60,7 +67,8 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
     Returns:
         the evaluation's metrics by task, if there was one.
     """
-    default_setup(cfg, args)
+    with one_line_errors():
+        default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
     if args.eval_only:
         return evaluate(cfg)

@@ -5,13 +5,15 @@ import os
 from collections import OrderedDict
 from typing import Any
 
+import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from torch import nn
 
-from ..norm import convert_sync_batchnorm
+from ..norm import check_batch_statistics, convert_sync_batchnorm
+from ..split_attention import SplitAttentionConv2d
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,18 @@ class Trainer(DefaultTrainer):
     It chooses evaluators by ``evaluator_type``, evaluates with test-time augmentation at the end
     of training if ``TEST.AUG.ENABLED``, and lets SyncBN in the heads run on CPUs too.
     """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        """Build model, optimizer and loader.
+
+        Raises:
+            ValueError: one image a process, where the attention's batch norm needs more.
+        """
+        super().__init__(cfg)
+        images = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+        for module in self.model.modules():
+            if isinstance(module, SplitAttentionConv2d):
+                check_batch_statistics(module.bn1, images)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

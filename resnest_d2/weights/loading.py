@@ -1,6 +1,7 @@
 """Loading a checkpoint and knowing what it left untouched."""
 
 import logging
+from pickle import UnpicklingError
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -36,6 +37,7 @@ def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> 
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: the file is no checkpoint, or a damaged one.
         UntrainedParametersError: the file left something untouched.
     """
     states = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
@@ -45,7 +47,11 @@ def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> 
     is_local = "://" not in path
     if is_local and not checkpointer.path_manager.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
-    checkpointer.load(path)
+    try:
+        checkpointer.load(path)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+        raise ValueError(f"MODEL.WEIGHTS {path} is no readable checkpoint: {reason}") from error
     incompatible = checkpointer.incompatible
     untouched = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
     return _report([s for s in states if s in untouched], f"MODEL.WEIGHTS {path}", allow_untrained)
