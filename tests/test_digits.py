@@ -48,7 +48,7 @@ def test_is_valid_coco_with_exact_masks(built, split):
             assert annotation["bbox"] == [columns[0], rows[0], width, height]
             assert annotation["area"] == mask.sum() > 0
             assert mask_util.area(annotation["segmentation"]) == annotation["area"]
-            assert height <= 60
+            assert height <= 52
 
 
 def test_digits_are_24_pixels_and_more_in_several_sizes_colours_and_all_classes(built):

@@ -32,7 +32,7 @@ CLASSES = tuple("0123456789")
 PHOTOS = ("astronaut", "brick", "camera", "chelsea", "coffee", "coins", "grass", "gravel", "rocket")
 TRAIN_PART = 0.6
 # A digit is drawn where its ink is at least this share of the darkest possible.
-INK_THRESHOLD = 0.4
+INK_THRESHOLD = 0.45
 # Least difference in brightness (of 255) between a digit and the mean of what lies under it.
 MIN_CONTRAST = 60.0
 # A digit that others cover keeps at least this share of its pixels.
@@ -50,7 +50,7 @@ class DigitsSpec:
     val_images: int = 120
     image_size: int = 128
     """Side of the square images, in pixels."""
-    digit_height: tuple[int, int] = (24, 60)
+    digit_height: tuple[int, int] = (24, 52)
     """Least and greatest height of a digit, in pixels."""
     digits_per_image: tuple[int, int] = (2, 5)
 

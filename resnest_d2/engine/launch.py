@@ -1,7 +1,7 @@
 """What ``tools/train_net.py`` does, callable."""
 
 import argparse
-import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,23 +18,20 @@ from .evaluation import check_datasets
 from .setup import choose_device, load_config
 from .trainer import Trainer
 
-logger = logging.getLogger(__name__)
-
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End a command on wrong input with one line and exit code 2, not with a traceback.
 
     Detectron2 reports wrong input by assertions and ``KeyError`` too. One without a message is a
-    defect, not an answer, and keeps its traceback.
+    defect, not an answer, and keeps its traceback; RESNEST_D2_TRACEBACK=1 keeps all of them.
     """
     try:
         yield
     except (ValueError, OSError, ImportError, AssertionError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        if not message:
+        if not message or os.getenv("RESNEST_D2_TRACEBACK"):
             raise
-        logger.debug("Traceback of the error:", exc_info=True)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 
@@ -47,7 +44,6 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
     """
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
-        setup_logger(name="resnest_d2")
         num_processes = choose_device(cfg, args.num_gpus)
         check_datasets(cfg, train=not args.eval_only)
     cfg.freeze()
