@@ -154,7 +154,7 @@ class ResNeStBlock(CNNBlockBase):
                 radix=radix,
                 norm=norm,
                 deformable=deformable,
-                modulated=deform_modulated,
+                deform_modulated=deform_modulated,
                 **conv2_args,
             )
         else:

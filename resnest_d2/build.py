@@ -50,28 +50,31 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     resnets = cfg.MODEL.RESNETS
     own = {key: resnets.get(key, default) for key, default in RESNEST_DEFAULTS.items()}
     _check(resnets, own, cfg.MODEL.BACKBONE.FREEZE_AT)
-    return make_resnest(
-        resnets.DEPTH,
-        in_channels=input_shape.channels,
-        radix=own["RADIX"],
-        num_groups=resnets.NUM_GROUPS,
-        width_per_group=resnets.WIDTH_PER_GROUP,
-        bottleneck_width=own["BOTTLENECK_WIDTH"],
-        res2_out_channels=resnets.RES2_OUT_CHANNELS,
-        deep_stem=own["DEEP_STEM"],
-        stem_out_channels=resnets.STEM_OUT_CHANNELS,
-        avd=own["AVD"],
-        avd_first=own["AVD_FIRST"],
-        avg_down=own["AVG_DOWN"],
-        norm=resnets.NORM,
-        res5_dilation=resnets.RES5_DILATION,
-        deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
-        deform_modulated=resnets.DEFORM_MODULATED,
-        deform_num_groups=resnets.DEFORM_NUM_GROUPS,
-        grad_checkpoint=own["GRAD_CHECKPOINT"],
-        out_features=resnets.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-    )
+    try:
+        return make_resnest(
+            resnets.DEPTH,
+            in_channels=input_shape.channels,
+            radix=own["RADIX"],
+            num_groups=resnets.NUM_GROUPS,
+            width_per_group=resnets.WIDTH_PER_GROUP,
+            bottleneck_width=own["BOTTLENECK_WIDTH"],
+            res2_out_channels=resnets.RES2_OUT_CHANNELS,
+            deep_stem=own["DEEP_STEM"],
+            stem_out_channels=resnets.STEM_OUT_CHANNELS,
+            avd=own["AVD"],
+            avd_first=own["AVD_FIRST"],
+            avg_down=own["AVG_DOWN"],
+            norm=resnets.NORM,
+            res5_dilation=resnets.RES5_DILATION,
+            deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
+            deform_modulated=resnets.DEFORM_MODULATED,
+            deform_num_groups=resnets.DEFORM_NUM_GROUPS,
+            grad_checkpoint=own["GRAD_CHECKPOINT"],
+            out_features=resnets.OUT_FEATURES,
+            freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+        )
+    except ValueError as error:  # all else was checked: GN and a number of channels
+        raise ValueError(f"MODEL.RESNETS.NORM: {error}") from error
 
 
 @_register
@@ -114,14 +117,20 @@ def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top_block: nn.Module) -> FPN:
         )
     _require_one_of("MODEL.FPN.NORM", fpn.NORM, NORMS)
     _require_one_of("MODEL.FPN.FUSE_TYPE", fpn.FUSE_TYPE, ("sum", "avg"))
-    backbone = FPN(
-        bottom_up=bottom_up,
-        in_features=fpn.IN_FEATURES,
-        out_channels=fpn.OUT_CHANNELS,
-        norm=fpn.NORM,
-        top_block=top_block,
-        fuse_type=fpn.FUSE_TYPE,
-    )
+    try:
+        backbone = FPN(
+            bottom_up=bottom_up,
+            in_features=fpn.IN_FEATURES,
+            out_channels=fpn.OUT_CHANNELS,
+            norm=fpn.NORM,
+            top_block=top_block,
+            fuse_type=fpn.FUSE_TYPE,
+        )
+    except (AssertionError, ValueError) as error:  # strides with a gap; GN and OUT_CHANNELS
+        raise ValueError(
+            f"MODEL.FPN cannot be built with IN_FEATURES {list(fpn.IN_FEATURES)}, OUT_CHANNELS "
+            f"{fpn.OUT_CHANNELS} and NORM {fpn.NORM!r}: {error}"
+        ) from error
     return convert_sync_batchnorm(backbone)
 
 

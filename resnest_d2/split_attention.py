@@ -41,7 +41,7 @@ class SplitAttentionConv2d(nn.Module):
         radix: splits per cardinal group, at least 1.
         norm: a name that Detectron2's ``get_norm`` knows, a callable, or "" for none.
         deformable: make the convolution deformable; ``forward`` then needs offsets.
-        modulated: whether the offsets carry a mask (DCNv2).
+        deform_modulated: whether the offsets carry a mask (DCNv2).
 
     Raises:
         ValueError: radix or groups below 1, channels that they do not divide, an unknown norm.
@@ -63,7 +63,7 @@ class SplitAttentionConv2d(nn.Module):
         radix: int = 2,
         norm: str | NormFactory | None = "BN",
         deformable: bool = False,
-        modulated: bool = False,
+        deform_modulated: bool = False,
     ) -> None:
         super().__init__()
         if radix < 1 or groups < 1:
@@ -87,7 +87,7 @@ class SplitAttentionConv2d(nn.Module):
         }
         if deformable:
             self.conv: nn.Module = DeformConv2d(
-                in_channels, channels * radix, kernel_size, modulated=modulated, **conv_args
+                in_channels, channels * radix, kernel_size, modulated=deform_modulated, **conv_args
             )
         else:
             self.conv = Conv2d(in_channels, channels * radix, kernel_size, **conv_args)

@@ -93,6 +93,7 @@ def test_group_width_counts_cardinality_once():
         ("MODEL.BACKBONE.FREEZE_AT", 6, "MODEL.BACKBONE.FREEZE_AT must be one of 0, .*5, got 6"),
         ("MODEL.FPN.IN_FEATURES", ["res1"], r"MODEL.FPN.IN_FEATURES \['res1'\] must name features"),
         ("MODEL.FPN.IN_FEATURES", [], "MODEL.FPN.IN_FEATURES"),
+        ("MODEL.FPN.IN_FEATURES", ["res2", "res4"], r"MODEL.FPN .*\['res2', 'res4'\].* contiguous"),
         ("MODEL.FPN.NORM", "bn", "MODEL.FPN.NORM must be one of"),
         (
             "MODEL.FPN.FUSE_TYPE",
@@ -112,6 +113,24 @@ def test_deformable_groups_must_divide():
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
     with pytest.raises(ValueError, match="MODEL.RESNETS.DEFORM_NUM_GROUPS 3 must divide res5's"):
         resnest_d2.build_resnest_backbone(cfg, image_shape())
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (
+            ["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.NUM_GROUPS", 3],
+            "MODEL.RESNETS.NORM: norm 'GN'",
+        ),
+        (
+            ["MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 100],
+            "MODEL.FPN .*OUT_CHANNELS 100 and",
+        ),
+    ],
+)
+def test_group_norm_must_fit_the_channels(opts, message):
+    with pytest.raises(ValueError, match=message):
+        resnest_d2.build_resnest_fpn_backbone(make_cfg(*opts), image_shape())
 
 
 def test_retinanet_needs_res5():

@@ -81,7 +81,7 @@ def test_radix_1_is_a_squeeze_and_excitation_block():
 def test_zero_offsets_with_mask_one_half_is_half_the_plain_convolution(radix, groups):
     args = {"padding": 1, "stride": 2, "radix": radix, "groups": groups, "norm": ""}
     plain = SplitAttentionConv2d(32, 32, 3, **args)
-    deformable = SplitAttentionConv2d(32, 32, 3, **args, deformable=True, modulated=True)
+    deformable = SplitAttentionConv2d(32, 32, 3, **args, deformable=True, deform_modulated=True)
     randomize(plain)
     deformable.load_state_dict(plain.state_dict())
     x = torch.randn(2, 32, 9, 9)
@@ -107,7 +107,9 @@ def test_integer_offsets_shift_the_taps():
 
 
 def test_deformable_convolution_computes_in_fp32_under_autocast():
-    module = SplitAttentionConv2d(16, 16, 3, padding=1, deformable=True, modulated=True).eval()
+    module = SplitAttentionConv2d(
+        16, 16, 3, padding=1, deformable=True, deform_modulated=True
+    ).eval()
     x = torch.randn(1, 16, 8, 8).bfloat16()
     offset = torch.randn(1, 27, 8, 8)
     expected = module.conv(x.float(), offset)
