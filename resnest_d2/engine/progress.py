@@ -50,7 +50,7 @@ def plot_curves(metrics_file: str | Path, picture: str | Path) -> None:
     from matplotlib.figure import Figure
 
     series = read_metrics(metrics_file)
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in sorted(n for n in series if n.startswith(("loss_", "total_loss"))):
         width = 2.0 if name == "total_loss" else 1.0
@@ -61,5 +61,5 @@ def plot_curves(metrics_file: str | Path, picture: str | Path) -> None:
     right.set(title="validation", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100))
     for axes in (left, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(picture, dpi=110)
