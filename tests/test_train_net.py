@@ -85,6 +85,11 @@ def test_eval_only(trained, tiny_digits, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Evaluation results for digits_val in csv format" in result.stdout
 
+    same = ["--config-file", DIGITS, "--eval-only", "--resume", "OUTPUT_DIR", output, *TINY]
+    resumed = train_net(*same, datasets=tiny_digits)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"Loading from {output}/model_" in resumed.stdout
+
     result = train_net(*args, datasets=tiny_digits)
     assert result.returncode == 2
     assert 'error: MODEL.WEIGHTS is "" leaves' in result.stderr
@@ -187,6 +192,25 @@ def test_the_script_of_the_readme(tiny_digits, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "Evaluation results for mine_val in csv format" in result.stdout
     assert (tmp_path / "output/model_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL: [", "is no YAML: while parsing"),
+        ("just words", "config.yaml: "),
+        (
+            "MODEL:\n  RESNETS:\n    RADIX: two",
+            "Type mismatch .* for config key: MODEL.RESNETS.RADIX",
+        ),
+        ('_BASE_: "absent.yaml"', "absent.yaml"),
+    ],
+)
+def test_broken_config_files_are_named(tmp_path, text, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_config(str(file))
 
 
 def test_config_file_is_required(tmp_path):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
@@ -67,18 +68,28 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
         default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
     if args.eval_only:
-        return evaluate(cfg)
+        return evaluate(cfg, args.resume)
     with one_line_errors():
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
-def evaluate(cfg: CfgNode) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``, and again with TTA if it is enabled."""
+def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
+    """Evaluate on ``DATASETS.TEST``, and again with TTA if it is enabled.
+
+    Args:
+        cfg: the config; ``MODEL.WEIGHTS`` is evaluated.
+        resume: evaluate the last checkpoint in ``OUTPUT_DIR`` instead, if there is one.
+
+    Returns:
+        metrics by task.
+    """
     with one_line_errors():
         model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS)
+        checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
+        last = resume and checkpointer.has_checkpoint()
+        load_weights(model, checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results.update(Trainer.test_with_TTA(cfg, model))

@@ -3,8 +3,11 @@
 import difflib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .. import model_zoo
@@ -34,20 +37,25 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
         close = difflib.get_close_matches(name, model_zoo.names(), n=3)
         hint = f"; did you mean configs/{' or '.join(c + '.yaml' for c in close)}?" if close else ""
         raise FileNotFoundError(f"--config-file: there is no file {config_file!r}{hint}")
-    _merge(cfg, lambda: cfg.merge_from_file(config_file), config_file)
+    with _errors_of(config_file):
+        cfg.merge_from_file(config_file)
     if opts:
         if len(opts) % 2:
             raise ValueError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
-        _merge(cfg, lambda: cfg.merge_from_list(opts), "the command line")
+        with _errors_of("the command line"):
+            cfg.merge_from_list(opts)
     return cfg
 
 
-def _merge(cfg: CfgNode, merge, source: str) -> None:
+@contextmanager
+def _errors_of(source: str) -> Iterator[None]:
     try:
-        merge()
+        yield
     except KeyError as error:
         raise ValueError(f"{source}: {error.args[0]}") from error
-    except (AssertionError, ValueError) as error:
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
