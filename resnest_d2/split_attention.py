@@ -115,7 +115,8 @@ class SplitAttentionConv2d(nn.Module):
             x = self.bn1(x)
         x = self.fc2(F.relu(x))
         # fc2 is grouped by cardinality, so its output is cardinal-major; the splits are not.
-        x = x.view(x.shape[0], self.groups, self.radix, -1).transpose(1, 2)
+        per_group = self.channels // self.groups
+        x = x.view(x.shape[0], self.groups, self.radix, per_group).transpose(1, 2)
         x = torch.sigmoid(x) if self.radix == 1 else F.softmax(x, dim=1)
         return x.reshape(x.shape[0], self.radix, self.channels, 1, 1)
 

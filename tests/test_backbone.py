@@ -85,6 +85,11 @@ def test_every_trainable_parameter_gets_a_gradient(options):
         assert parameter.grad.abs().max() > 0 or name.endswith("fc1.bias"), name
 
 
+def test_an_empty_batch_passes():
+    model = make_resnest(**SMALL).eval()
+    assert model(torch.randn(0, 3, 64, 64))["res5"].shape == (0, 2048, 2, 2)
+
+
 def test_only_stages_that_are_used_are_built():
     model = make_resnest(50, out_features=["res3"])
     assert not hasattr(model, "res4")

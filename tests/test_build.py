@@ -119,7 +119,7 @@ def test_deformable_groups_must_divide():
     ("opts", "message"),
     [
         (
-            ["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.NUM_GROUPS", 3],
+            ["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.WIDTH_PER_GROUP", 48],
             "MODEL.RESNETS.NORM: norm 'GN'",
         ),
         (
