@@ -91,7 +91,8 @@ def test_a_name_resolves_to_converted_weights(source, imagenet, monkeypatch):
 
 def test_a_detector_gets_its_backbone(source, imagenet):
     cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.MODEL.DEVICE = "cpu"
+    full_width = ["MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256]
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *full_width])
     model = build_model(cfg)
     DetectionCheckpointer(model).load("resnest://ImageNet/tiny")
     weight = model.backbone.bottom_up.res5[0].conv2.fc2.weight
