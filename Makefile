@@ -1,7 +1,8 @@
 # Sets up all that is needed in $(VENV), then trains the demo or runs the tests.
 #   make demo                       train a small Mask R-CNN and look at what it learned
 #   make test                       run the test suite
-#   make setup                      only install; also: lint, format, clean
+#   make setup                      only install; `make dev` also what tests and lint need
+#   make lint, format, clean
 # Variables: PYTHON=python3.11, VENV=.venv, PIP_ARGS="..." (passed to every pip install),
 #   DETECTRON2='git+https://github.com/facebookresearch/detectron2.git' (build it from source)
 
@@ -20,7 +21,7 @@ DETECTRON2 := $(shell cat $(VENV)/.detectron2-source 2>/dev/null)
 endif
 DETECTRON2_STAMP := $(VENV)/.detectron2-$(if $(DETECTRON2),source,wheel)
 
-.PHONY: demo test setup lint format clean
+.PHONY: demo test setup dev lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python tools/demo.py --output output/demo
@@ -29,6 +30,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
 setup: $(VENV)/.package
+
+dev: $(VENV)/.dev
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -81,8 +84,6 @@ $(VENV)/.demo: $(VENV)/.package
 	$(PINNED) --no-build-isolation --editable '.[demo]'
 	touch $@
 
-# The reference asks for packages that its Detectron2 part does not use.
 $(VENV)/.dev: $(VENV)/.demo
-	$(PINNED) --no-deps 'resnest==0.0.6b20230402'
 	$(PINNED) --no-build-isolation --editable '.[dev]'
 	touch $@

@@ -40,7 +40,7 @@ setup(
         "dev": [
             "opencv-python-headless",
             "pytest",
-            "resnest==0.0.6b20230402",  # the reference; the Makefile takes it without its needs
+            "resnest==0.0.6b20230402",  # the reference
             "ruff",
             "scikit-image",
             "scikit-learn",

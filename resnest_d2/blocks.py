@@ -73,7 +73,8 @@ class ResNeStBlock(CNNBlockBase):
         grad_checkpoint: recompute the block in the backward pass to save its activations.
 
     Raises:
-        ValueError: channels that radix, num_groups or deform_num_groups do not divide.
+        ValueError: a negative radix, or channels that radix, num_groups or deform_num_groups do not
+            divide.
     """
 
     grad_checkpoint: bool
@@ -101,6 +102,8 @@ class ResNeStBlock(CNNBlockBase):
         grad_checkpoint: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, stride)
+        if radix < 0:
+            raise ValueError(f"radix must be at least 0, got {radix}")
         self.radix = radix
         self.deformable = deformable
         self.grad_checkpoint = grad_checkpoint

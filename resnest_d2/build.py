@@ -5,7 +5,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
@@ -24,12 +24,13 @@ from .resnest import (
 
 def _register(builder: Callable) -> Callable:
     name = builder.__name__
-    if name in BACKBONE_REGISTRY:
+    if name in BACKBONE_REGISTRY and BACKBONE_REGISTRY.get(name).__module__ != __name__:
         raise ImportError(
             f"{name} is already registered by {BACKBONE_REGISTRY.get(name).__module__}; a process "
             "can import that package or resnest_d2, which replaces it"
         )
-    BACKBONE_REGISTRY.register(builder)
+    if name not in BACKBONE_REGISTRY:  # it is there if this module is reloaded
+        BACKBONE_REGISTRY.register(builder)
     return builder
 
 
@@ -106,6 +107,15 @@ def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
     return _build_fpn(cfg, bottom_up, top_block)
 
 
+def build_detector(cfg: CfgNode) -> nn.Module:
+    """``detectron2.modeling.build_model``, with SyncBN that works on any device in the heads too.
+
+    Raises:
+        ValueError: a setting of the backbone that is not possible.
+    """
+    return convert_sync_batchnorm(build_model(cfg))
+
+
 def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top_block: nn.Module) -> FPN:
     fpn = cfg.MODEL.FPN
     available = list(bottom_up.output_shape())
@@ -115,6 +125,8 @@ def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top_block: nn.Module) -> FPN:
             f"MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)} must name features of "
             f"MODEL.RESNETS.OUT_FEATURES {available}"
         )
+    if not isinstance(fpn.OUT_CHANNELS, int) or fpn.OUT_CHANNELS < 1:
+        raise ValueError(f"MODEL.FPN.OUT_CHANNELS must be at least 1, got {fpn.OUT_CHANNELS}")
     _require_one_of("MODEL.FPN.NORM", fpn.NORM, NORMS)
     _require_one_of("MODEL.FPN.FUSE_TYPE", fpn.FUSE_TYPE, ("sum", "avg"))
     try:

@@ -17,7 +17,7 @@ class DeformConv2d(nn.Conv2d):
     two thirds are (dy, dx) interleaved, per deformable group and tap, the last third is the mask
     before its sigmoid. The number of deformable groups follows from the number of channels.
 
-    It always computes in fp32: half-precision offsets cannot address large feature maps exactly.
+    Half precision is computed in fp32: half-precision offsets cannot address large maps exactly.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -43,7 +43,8 @@ class DeformConv2d(nn.Conv2d):
         Returns:
             shape (N, out_channels, H', W'), in the type of ``x``.
         """
-        offset = offset.float()
+        compute_type = torch.float64 if x.dtype == torch.float64 else torch.float32
+        offset = offset.to(compute_type)
         mask: torch.Tensor | None = None
         if self.modulated:
             split = offset.shape[1] // 3 * 2
@@ -51,10 +52,10 @@ class DeformConv2d(nn.Conv2d):
             offset = offset[:, :split]
         bias = self.bias
         out = deform_conv2d(
-            x.float(),
+            x.to(compute_type),
             offset,
-            self.weight.float(),
-            bias if bias is None else bias.float(),
+            self.weight.to(compute_type),
+            bias if bias is None else bias.to(compute_type),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,

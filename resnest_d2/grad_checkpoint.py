@@ -25,6 +25,7 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = batches
 
 
+@torch.compiler.disable  # Dynamo cannot trace the context that keeps the statistics
 def checkpoint_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Run ``block.compute(x)`` and recompute it in the backward pass.
 

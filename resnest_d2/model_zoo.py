@@ -7,12 +7,12 @@ import difflib
 from pathlib import Path
 
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
 from torch import nn
 
+from .build import build_detector
 from .config import add_resnest_config
+from .weights import load_weights
 
 # Box and mask AP on COCO val2017, as published beside the reference's configurations.
 _PUBLISHED: dict[str, dict[str, float]] = {
@@ -49,6 +49,16 @@ def names() -> list[str]:
     )
 
 
+def _known(name: str) -> str:
+    """The name without its ending, if there is such a model."""
+    name = name.removesuffix(".yaml")
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+        raise ValueError(f"no model {name!r}; did you mean {' or '.join(close or known)}?")
+    return name
+
+
 def get_config_file(name: str) -> str:
     """Path of a model's config file.
 
@@ -58,12 +68,7 @@ def get_config_file(name: str) -> str:
     Raises:
         ValueError: there is no such model; the message lists the closest names.
     """
-    name = name.removesuffix(".yaml")
-    known = names()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-        raise ValueError(f"no model {name!r}; did you mean {' or '.join(close or known)}?")
-    return str(_config_dir() / f"{name}.yaml")
+    return str(_config_dir() / f"{_known(name)}.yaml")
 
 
 def get_config(name: str) -> CfgNode:
@@ -83,14 +88,14 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         device: where to put it; None takes a GPU if there is one.
 
     Raises:
-        ValueError: there is no such model, or no checkpoint of it.
+        ValueError: there is no such model, no checkpoint of it, or one that does not fill it.
     """
     cfg = get_config(name)
     cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = get_checkpoint_url(name) if trained else None
-    model = build_model(cfg)
+    model = build_detector(cfg)
     if checkpoint is not None:
-        DetectionCheckpointer(model).load(checkpoint)
+        load_weights(model, checkpoint)
     return model.eval()
 
 
@@ -100,7 +105,7 @@ def get_checkpoint_url(name: str) -> str:
     Raises:
         ValueError: there is no such model, or nobody has published a checkpoint of it.
     """
-    get_config_file(name)
+    name = _known(name)
     if name not in _CHECKPOINTS:
         raise ValueError(f"no checkpoint of {name!r} was published")
     return _CHECKPOINT_ROOT + _CHECKPOINTS[name]
@@ -112,5 +117,4 @@ def published(name: str) -> dict[str, float]:
     Raises:
         ValueError: there is no such model.
     """
-    get_config_file(name)
-    return dict(_PUBLISHED.get(name, {}))
+    return dict(_PUBLISHED.get(_known(name), {}))

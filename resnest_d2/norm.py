@@ -14,25 +14,54 @@ NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", 
 NormFactory = Callable[[int], nn.Module | None]
 
 
-class SyncBatchNorm(nn.SyncBatchNorm):
+class SyncBatchNorm(NaiveSyncBatchNorm):
     """Synchronised batch norm of an input of shape (N, C, H, W) on any device.
 
-    On accelerators it is PyTorch's. PyTorch's refuses CPU tensors in a process group; there
-    Detectron2's differentiable implementation is used. Without a process group, and in
-    evaluation, it is plain batch norm.
+    On accelerators it is PyTorch's, ``torch.nn.SyncBatchNorm``, which refuses CPU tensors. In a
+    group of processes on CPUs it is Detectron2's differentiable one, which weights each process by
+    its batch size. Alone, and in evaluation, it is plain batch norm.
+
+    It does not derive from ``torch.nn.SyncBatchNorm``, because ``DistributedDataParallel`` turns
+    down every model on a CPU that holds one.
     """
 
-    # Read by NaiveSyncBatchNorm.forward: weight each process by its batch size.
+    # Of torch.nn.SyncBatchNorm, whose forward is called on accelerators.
+    process_group = None
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+    # Of NaiveSyncBatchNorm; class attributes also serve layers that were converted.
     _stats_mode = "N"
 
+    def __init__(self, num_features: int, **kwargs) -> None:
+        super().__init__(num_features, stats_mode="N", **kwargs)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_scripting():  # scripted models are for inference
+        if torch.jit.is_scripting():
             return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+                input,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                self.training,
+                self.momentum,
+                self.eps,
             )
-        if self.training and input.device.type == "cpu" and _world_size() > 1:
-            return NaiveSyncBatchNorm.forward(self, input)
-        return super().forward(input)
+        if not self.training or _world_size() == 1:
+            return nn.BatchNorm2d.forward(self, input)
+        if input.device.type == "cpu":
+            return self._forward_on_cpus(input)
+        return nn.SyncBatchNorm.forward(self, input)
+
+    def _forward_on_cpus(self, input: torch.Tensor) -> torch.Tensor:
+        old = self.running_var.clone()
+        output = super().forward(input)
+        # Detectron2 averages the biased variance; PyTorch's norms, and so ours, the unbiased one.
+        count = input.new_tensor(input.numel() // input.shape[1])
+        dist.all_reduce(count)
+        kept = (1 - self.momentum) * old
+        self.running_var.copy_(kept + (self.running_var - kept) * count / (count - 1).clamp(min=1))
+        self.num_batches_tracked.add_(1)
+        return output
 
 
 class GroupNorm(nn.GroupNorm):
@@ -101,7 +130,7 @@ def check_batch_statistics(norm: nn.Module | None, batch_size: int) -> None:
         return
     if batch_size != 1:
         return
-    if isinstance(norm, (nn.SyncBatchNorm, NaiveSyncBatchNorm)) and _world_size() > 1:
+    if isinstance(norm, NaiveSyncBatchNorm | nn.SyncBatchNorm) and _world_size() > 1:
         return
     raise ValueError(
         f"{type(norm).__name__} cannot be trained on one value per channel: the attention's batch "

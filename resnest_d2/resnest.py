@@ -49,7 +49,8 @@ class ResNeSt(ResNet):
         freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, up to 5 for the whole backbone.
 
     Raises:
-        ValueError: an output feature that is not there, or a freeze_at outside 0 to 5.
+        ValueError: an output feature that is not there, a classification head that is not put out,
+            or a freeze_at outside 0 to 5.
     """
 
     def __init__(
@@ -60,6 +61,11 @@ class ResNeSt(ResNet):
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
     ) -> None:
+        if num_classes is not None:
+            if num_classes < 1:
+                raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+            if out_features is not None and "linear" not in out_features:
+                raise ValueError(f"num_classes needs 'linear' in out_features {out_features}")
         allowed = ("stem", *STAGE_NAMES[: len(stages)], *(["linear"] if num_classes else []))
         if out_features is not None:
             unknown = [name for name in out_features if name not in allowed]
@@ -68,7 +74,7 @@ class ResNeSt(ResNet):
                 raise ValueError(f"{what}; allowed are {', '.join(allowed)}")
         if freeze_at not in range(NUM_STAGES + 2):
             raise ValueError(f"freeze_at must be 0 to {NUM_STAGES + 1}, got {freeze_at}")
-        if num_classes is not None and out_features is not None and "linear" in out_features:
+        if num_classes is not None and out_features is not None:
             # Detectron2 keeps the stages up to the last one named, and the head needs all of them.
             last = STAGE_NAMES[len(stages) - 1]
             super().__init__(stem, stages, num_classes, [*out_features, last], freeze_at)
@@ -84,6 +90,8 @@ class ResNeSt(ResNet):
         scriptable = copy.copy(self)
         scriptable._modules = {k: v for k, v in self._modules.items() if k not in self.stage_names}
         scriptable.stages = nn.ModuleList(self.stages)
+        # PyTorch leaves this copy in a module that holds a ResNeSt; its stages stay within reach.
+        scriptable.__dict__.update(zip(self.stage_names, self.stages, strict=True))
         return scriptable
 
 

@@ -94,6 +94,7 @@ def test_group_width_counts_cardinality_once():
         ("MODEL.FPN.IN_FEATURES", ["res1"], r"MODEL.FPN.IN_FEATURES \['res1'\] must name features"),
         ("MODEL.FPN.IN_FEATURES", [], "MODEL.FPN.IN_FEATURES"),
         ("MODEL.FPN.IN_FEATURES", ["res2", "res4"], r"MODEL.FPN .*\['res2', 'res4'\].* contiguous"),
+        ("MODEL.FPN.OUT_CHANNELS", 0, "MODEL.FPN.OUT_CHANNELS must be at least 1, got 0"),
         ("MODEL.FPN.NORM", "bn", "MODEL.FPN.NORM must be one of"),
         (
             "MODEL.FPN.FUSE_TYPE",
@@ -151,6 +152,11 @@ def test_import_beside_the_reference_is_one_sentence():
     assert last.startswith(
         "ImportError: build_resnest_backbone is already registered by resnest.d2"
     )
+
+
+def test_reloading_is_allowed():
+    result = run_python("import importlib, resnest_d2.build; importlib.reload(resnest_d2.build)")
+    assert result.returncode == 0, result.stderr
 
 
 def test_import_without_detectron2_says_how_to_install_it():

@@ -119,6 +119,49 @@ def test_a_damaged_copy_is_noticed_and_rebuilt(tmp_path, tiny_digits, caplog, da
         assert digits.sha256(root / name) == digest
 
 
+def test_a_manifest_that_lists_too_little_is_no_proof(tmp_path, tiny_digits):
+    root = tmp_path / "digits"
+    shutil.copytree(tiny_digits / "digits", root)
+    manifest = json.loads((root / digits.MANIFEST).read_text())
+    manifest["sha256"] = {}
+    (root / digits.MANIFEST).write_text(json.dumps(manifest))
+    shutil.rmtree(root / "train")
+    build_digits(root, TINY_DIGITS)
+    assert (root / "train/000001.png").exists()
+
+
+def test_what_is_somebody_elses_is_not_replaced(tmp_path):
+    root = tmp_path / "digits"
+    (root / "mine").mkdir(parents=True)
+    (root / "mine/labels.csv").write_text("precious")
+    with pytest.raises(ValueError, match=f"{root} holds mine, which is not of the digits data"):
+        build_digits(root, TINY_DIGITS)
+    assert (root / "mine/labels.csv").read_text() == "precious"
+
+    file = tmp_path / "file"
+    file.touch()
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    for path in (file, link):
+        with pytest.raises(ValueError, match=f"{path} is not a folder"):
+            build_digits(path, TINY_DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"digits_per_image": (5, 2)}, r"digits_per_image must be \(least, greatest\), got \(5, 2"),
+        ({"digits_per_image": (40, 40)}, "room for 4 digits"),
+        ({"digit_height": (24, 80)}, "digit_height .* must be at most half of image_size 128"),
+        ({"image_size": 200}, "image_size 200 must be at most 154"),
+        ({"val_images": 0}, "at least one image"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(TINY_DIGITS, **options)
+
+
 def test_a_good_copy_is_left_alone(tmp_path, tiny_digits, monkeypatch):
     monkeypatch.setattr(digits, "_write", None)  # a call would fail
     root = tmp_path / "digits"

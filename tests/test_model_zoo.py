@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.export import scripting_with_instances
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 
 from resnest_d2 import model_zoo
 from resnest_d2.config import RESNEST_DEFAULTS
@@ -78,11 +80,38 @@ def test_get_builds_a_model_for_evaluation():
     assert output["instances"].image_size == (128, 128)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_whole_detector_can_be_scripted():
+    model = model_zoo.get("mask_resnest14_digits", device="cpu")
+    fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, "pred_boxes": Boxes}
+    fields |= {"scores": torch.Tensor, "pred_classes": torch.Tensor, "pred_masks": torch.Tensor}
+    inputs = [{"image": 255 * torch.rand(3, 128, 128)}]
+    with torch.no_grad():
+        (expected,) = model.inference(inputs, do_postprocess=False)
+        scripted = scripting_with_instances(model, fields)
+        (actual,) = scripted.inference(inputs, do_postprocess=False)
+    assert len(expected) > 0
+    torch.testing.assert_close(actual.scores, expected.scores)
+    torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+# Read off the reference's tables: box AP, mask AP, the hash in the checkpoint's name.
+FACTS = {
+    "faster_resnest50": (42.33, None, "ad123c0b"),
+    "mask_resnest50": (42.81, 38.14, "f442d863"),
+    "cascade_resnest50": (46.19, 39.55, "c58bd325"),
+    "cascade_resnest101": (48.30, 41.56, "62448b9c"),
+}
+
+
 def test_published_figures_and_checkpoints():
-    assert model_zoo.published("cascade_resnest101") == {"bbox/AP": 48.30, "segm/AP": 41.56}
+    assert set(PUBLISHED) == set(FACTS)
+    for name, (box, mask, digest) in FACTS.items():
+        expected = {"bbox/AP": box} | ({"segm/AP": mask} if mask else {})
+        assert model_zoo.published(name) == model_zoo.published(f"{name}.yaml") == expected
+        assert model_zoo.get_checkpoint_url(name).endswith(f"-{digest}.pth")
+        assert model_zoo.get_checkpoint_url(f"{name}.yaml") == model_zoo.get_checkpoint_url(name)
     assert model_zoo.published("mask_resnest14_digits") == {}
-    for name in PUBLISHED:
-        assert model_zoo.get_checkpoint_url(name).endswith(".pth")
     with pytest.raises(ValueError, match="no checkpoint of 'mask_resnest14_digits'"):
         model_zoo.get_checkpoint_url("mask_resnest14_digits")
     with pytest.raises(ValueError, match="no checkpoint of 'mask_resnest14_digits'"):

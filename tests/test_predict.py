@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnest_d2 import model_zoo
 from resnest_d2.inference import Predictor, predict_inputs
-from resnest_d2.inference.run import list_inputs, output_paths
+from resnest_d2.inference.run import list_inputs, output_paths, read_rgb
 
 ROOT = Path(__file__).parents[1]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -41,7 +41,7 @@ def make_predictor(monkeypatch):
     def make(*opts):
         cfg = model_zoo.get_config("mask_resnest14_digits")
         cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
-        monkeypatch.setattr("resnest_d2.inference.predictor.build_model", lambda cfg: Camera())
+        monkeypatch.setattr("resnest_d2.inference.predictor.build_detector", lambda cfg: Camera())
         return Predictor(cfg)
 
     return make
@@ -99,6 +99,39 @@ def test_wrong_arrays(make_predictor, wrong):
         make_predictor()(wrong)
 
 
+def test_images_are_read_upright_and_in_8_bits(red_left_blue_right, tmp_path):
+    expected = read_rgb(red_left_blue_right)
+    assert expected[0, 0].tolist() == list(RED)
+    image = Image.open(red_left_blue_right)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to the right to see it upright"
+    image.rotate(90, expand=True).save(tmp_path / "rotated.png", exif=exif)
+    assert np.array_equal(read_rgb(tmp_path / "rotated.png"), expected)
+
+    for mode in ("RGBA", "P"):
+        image.convert(mode).save(tmp_path / f"{mode}.png")
+        assert np.array_equal(read_rgb(tmp_path / f"{mode}.png"), expected)
+
+    gray = np.array([[0, 257 * 100, 65535]], np.uint16)
+    Image.fromarray(gray).save(tmp_path / "16bit.png")
+    assert read_rgb(tmp_path / "16bit.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
+
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match="mode F have no known range"):
+        read_rgb(tmp_path / "float.tif")
+
+
+def test_a_name_that_cannot_be_written_to_becomes_png(
+    make_predictor, red_left_blue_right, tmp_path
+):
+    odd = tmp_path / "photo.jpeg~"
+    odd.write_bytes(red_left_blue_right.read_bytes())
+    assert predict_inputs(make_predictor(), [odd, red_left_blue_right], tmp_path / "out") == []
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["colours.png", "photo.png"]
+
+
 @pytest.fixture
 def video(tmp_path):
     path = tmp_path / "clip.avi"
@@ -121,6 +154,12 @@ def test_video(make_predictor, video, tmp_path):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert capture.get(cv2.CAP_PROP_FPS) == 10
     assert capture.read()[1].shape == (48, 64, 3)
+
+
+def test_a_video_that_was_cut_short_is_named(make_predictor, video, tmp_path, caplog):
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert predict_inputs(make_predictor(), [video], tmp_path / "out") == [video]
+    assert str(video) in caplog.text
 
 
 def test_broken_files_are_named_and_skipped(
@@ -151,6 +190,8 @@ def test_inputs_and_outputs(tmp_path):
     assert names == ["x.png", "x_2.png"]
     with pytest.raises(ValueError, match=r"a/x.png is an input and would be overwritten"):
         output_paths(files, tmp_path / "a")
+    with pytest.raises(ValueError, match=r"--output: .*a/x.png is not a folder"):
+        output_paths(files, tmp_path / "a/x.png")
     with pytest.raises(FileNotFoundError, match="there is no file or folder .*absent"):
         list_inputs([str(tmp_path / "absent")])
     with pytest.raises(FileNotFoundError, match="holds no image or video"):
@@ -182,6 +223,10 @@ def test_the_command(tmp_path, red_left_blue_right):
     assert result.returncode == 1
     assert f"Skipped {tmp_path / 'broken.png'}" in result.stdout + result.stderr
     assert "1 of 2 inputs drawn" in result.stdout
+
+    result = predict(*args, "--confidence-threshold", "5")
+    assert result.returncode == 2
+    assert "error: --confidence-threshold must be between 0 and 1, got 5.0" in result.stderr
 
     result = predict("--input", tmp_path / "absent.png", "--output", output)
     assert result.returncode == 2

@@ -119,6 +119,15 @@ def test_deformable_convolution_computes_in_fp32_under_autocast():
     assert torch.equal(actual, expected.bfloat16())  # rounded once, at the end
 
 
+def test_deformable_convolution_in_double_precision_has_exact_gradients():
+    module = SplitAttentionConv2d(
+        4, 4, 3, padding=1, norm="", deformable=True, deform_modulated=True
+    ).double()
+    x = torch.randn(1, 4, 4, 4, dtype=torch.double, requires_grad=True)
+    offset = (0.3 * torch.randn(1, 27, 4, 4, dtype=torch.double)).requires_grad_()
+    assert torch.autograd.gradcheck(module.conv, (x, offset))
+
+
 @pytest.mark.parametrize("norm", ["", None])
 def test_no_norm(norm):
     module = SplitAttentionConv2d(16, 16, 3, norm=norm)

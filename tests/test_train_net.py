@@ -153,6 +153,16 @@ def test_wrong_input_is_one_line(tmp_path, args, message):
             ["SOLVER.IMS_PER_BATCH", "1"],
             "error: SyncBatchNorm cannot be trained on one value per channel: ",
         ),
+        (
+            ["MODEL.ROI_HEADS.NUM_CLASSES", "5"],
+            "error: MODEL.ROI_HEADS.NUM_CLASSES is 5, but data set 'digits_train' has 10 classes",
+        ),
+        (["MODEL.RPN.IN_FEATURES", "['p9']"], "error: there is nothing named 'p9'"),
+        (["MODEL.WEIGHTS", __file__], f"error: MODEL.WEIGHTS {__file__} is no readable checkpoint"),
+        (
+            ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.AUG.ENABLED", "True"],
+            "error: TEST.AUG.ENABLED: Detectron2 has no augmentation for this model",
+        ),
         (["MODEL.ROI_HEADS.NAME", "NoHeads"], "error: No object named 'NoHeads' found"),
         (["DATASETS.TRAIN", "('no_objects',)"], "error: DATASETS.TRAIN: data set 'no_objects'"),
     ],
@@ -163,6 +173,20 @@ def test_wrong_settings_are_one_line(tiny_digits, tmp_path, opts, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE 'cdua' is no device of PyTorch"),
+        (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT must be one of BGR, RGB.*got 'BRG'"),
+        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, got 0"),
+        (["MODEL.PIXEL_MEAN", "[1.0]"], "MODEL.PIXEL_MEAN .* must have a value for each channel"),
+    ],
+)
+def test_settings_that_detectron2_trips_over_late(opts, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(str(ROOT / DIGITS), opts)
 
 
 def test_the_script_of_the_readme(tiny_digits, tmp_path):
@@ -236,6 +260,9 @@ def test_device_choice(monkeypatch, caplog):
     assert cfg.MODEL.DEVICE == "cuda"
     with pytest.raises(ValueError, match="--num-gpus is 8, but this machine has 2 GPUs"):
         choose_device(cfg, num_gpus=8)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--num-machines is 2, but no GPU was found"):
+        choose_device(cfg, num_machines=2)
 
 
 @pytest.fixture
@@ -253,6 +280,30 @@ def dataset(request):
 def test_unknown_evaluator_type(dataset, tmp_path):
     with pytest.raises(ValueError, match="has evaluator_type .*; known are coco"):
         build_evaluator(dataset, str(tmp_path))
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.DATASETS.TEST = (dataset,)
+    with pytest.raises(ValueError, match="has evaluator_type .*; known are coco"):
+        check_datasets(cfg)
+
+
+@pytest.mark.parametrize("dataset", [{"evaluator_type": "coco"}], indirect=True)
+def test_files_of_own_data_are_looked_for(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.DATASETS.TEST = (dataset,)
+    file, images = tmp_path / "mine.json", tmp_path / "images"
+    MetadataCatalog.get(dataset).set(json_file=str(file), image_root=str(images))
+    for path, make in ((file, lambda: file.write_text('{"a": [1, 2')), (images, images.mkdir)):
+        with pytest.raises(
+            FileNotFoundError, match=f"'made_up' needs {path}, which does not exist$"
+        ):
+            check_datasets(cfg, train=False)
+        make()
+        if path == file:
+            with pytest.raises(ValueError, match=f"{file} of data set 'made_up' is truncated"):
+                check_datasets(cfg, train=False)
+            file.write_text('{"a": [1, 2]}\n')
+    check_datasets(cfg, train=False)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Published names: conversion, the resnest:// handler against local files, and honest loading."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,16 @@ def test_a_dead_link_names_every_source(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="cannot download resnest50-528c19ca.pth") as error:
         PathManager.get_local_path("resnest://ImageNet/resnest50")
     assert all(url in str(error.value) for url in dead)
+    assert f"save it as {tmp_path}/resnest_d2/resnest50-528c19ca.pth" in str(error.value)
+
+
+def test_a_file_that_was_fetched_by_hand_is_taken(source, monkeypatch):
+    monkeypatch.setattr(catalog, "IMAGENET_SOURCES", ("http://127.0.0.1:9/",))
+    with pytest.raises(OSError, match="save it as") as error:
+        PathManager.get_local_path("resnest://ImageNet/tiny")
+    place = Path(re.search(r"save it as (\S+\.pth)", str(error.value)).group(1))
+    place.write_bytes(source.read_bytes())
+    assert load_weights(small_backbone(), "resnest://ImageNet/tiny") == []
 
 
 @pytest.mark.parametrize("name", ["resnest://ImageNet/resnet50", "resnest://coco/resnest50"])
@@ -154,7 +165,7 @@ def test_loading_reports_what_it_left(tmp_path, caplog):
         load_weights(backbone, str(tmp_path / "absent.pth"))
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>403</html>", "truncated"])
+@pytest.mark.parametrize("content", [b"", b"<html>403</html>", b"words\n", "truncated"])
 def test_a_broken_checkpoint_is_named(tmp_path, content):
     backbone = small_backbone()
     file = tmp_path / "broken.pth"
@@ -164,5 +175,31 @@ def test_a_broken_checkpoint_is_named(tmp_path, content):
         load_weights(backbone, str(file))
 
 
-def test_catalog_names_carry_hashes():
-    assert all(len(Path(f).stem.rpartition("-")[2]) == 8 for f in catalog.IMAGENET.values())
+# Read off the names of the authors' release.
+HASHES = {
+    "resnest50": "528c19ca",
+    "resnest101": "22405ba7",
+    "resnest200": "75117900",
+    "resnest269": "0cc87c48",
+    "resnest50_fast_1s1x64d": "d8fbf808",
+    "resnest50_fast_2s1x64d": "44938639",
+    "resnest50_fast_4s1x64d": "f74f3fc3",
+    "resnest50_fast_1s2x40d": "32830b84",
+    "resnest50_fast_2s2x40d": "9d126481",
+    "resnest50_fast_4s2x40d": "41d14ed0",
+    "resnest50_fast_1s4x24d": "d4a4f76f",
+}
+
+
+def test_catalog_is_that_of_the_release():
+    assert {name: f"{name}-{digest}.pth" for name, digest in HASHES.items()} == catalog.IMAGENET
+
+
+def test_names_that_exist_are_those_that_resolve():
+    assert PathManager.exists("resnest://ImageNet/resnest50")
+    for wrong in (
+        "resnest://resnest50",
+        "resnest://ImageNet/resnest51",
+        "resnest://COCO/resnest50",
+    ):
+        assert not PathManager.exists(wrong)

@@ -60,13 +60,14 @@ def main() -> None:
         log_to_file(output / "log.txt")
         choose_device(cfg)
         print(f"Data set: {build_digits()}")
-    seed_all_rng(cfg.SEED)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
 
     start = time.monotonic()
     # pycocotools prints its tables; they belong in the log.
     with open(output / "evaluation.txt", "w") as tables, contextlib.redirect_stdout(tables):
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=False)
+        with one_line_errors():
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=False)
         trainer.register_hooks([ProgressBar()])
         trainer.train()
     minutes = (time.monotonic() - start) / 60
@@ -91,6 +92,8 @@ def report(results: dict[str, float], num_images: int, minutes: float, output: P
     print(f"\nTrained and evaluated in {minutes:.1f} minutes; on {num_images} validation images:\n")
     print("         AP   AP50   AP75")
     for task, name in (("bbox", "box "), ("segm", "mask")):
+        if f"{task}/AP" not in results:
+            continue
         values = (results[f"{task}/{metric}"] for metric in ("AP", "AP50", "AP75"))
         print(f"  {name} " + " ".join(f"{value:6.1f}" for value in values))
     print()

@@ -5,12 +5,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 import resnest_d2.data  # noqa: F401  (class names of the data sets that come with the package)
 from resnest_d2.engine import choose_device, load_config, one_line_errors
 from resnest_d2.inference import Predictor, predict_inputs
 from resnest_d2.inference.run import list_inputs, output_paths
+
+DEFAULT_THRESHOLD = 0.5
 
 
 def parse_args() -> argparse.Namespace:
@@ -22,7 +25,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument(
-        "--confidence-threshold", type=float, default=0.5, help="least score that is drawn"
+        "--confidence-threshold",
+        type=float,
+        metavar="SCORE",
+        help="least score that is drawn, 0 to 1 (default: the config's, or 0.5 if that is lower)",
     )
     parser.add_argument(
         "--allow-untrained",
@@ -33,6 +39,18 @@ def parse_args() -> argparse.Namespace:
         "--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x"
     )
     return parser.parse_args()
+
+
+def set_threshold(cfg: CfgNode, threshold: float | None) -> None:
+    """Set the least score of every kind of head; evaluation's low defaults would clutter."""
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
+    for node, key in (
+        (cfg.MODEL.ROI_HEADS, "SCORE_THRESH_TEST"),
+        (cfg.MODEL.RETINANET, "SCORE_THRESH_TEST"),
+        (cfg.MODEL.PANOPTIC_FPN.COMBINE, "INSTANCES_CONFIDENCE_THRESH"),
+    ):
+        node[key] = max(node[key], DEFAULT_THRESHOLD) if threshold is None else threshold
 
 
 def main() -> int:
@@ -46,9 +64,7 @@ def main() -> int:
         files = list_inputs(args.input)
         output_paths(files, output)
         choose_device(cfg)
-        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold
-        cfg.MODEL.RETINANET.SCORE_THRESH_TEST = args.confidence_threshold
-        cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold
+        set_threshold(cfg, args.confidence_threshold)
         predictor = Predictor(cfg, args.allow_untrained)
         skipped = predict_inputs(predictor, files, output)
     print(f"{len(files) - len(skipped)} of {len(files)} inputs drawn to {output}")

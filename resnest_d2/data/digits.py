@@ -37,7 +37,9 @@ INK_THRESHOLD = 0.45
 MIN_CONTRAST = 60.0
 # A digit that others cover keeps at least this share of its pixels.
 MIN_VISIBLE = 0.95
+MAX_IMAGE_SIZE = 154  # 40% of coins' 384 columns
 MANIFEST = "manifest.json"
+CONTENT = {"train", "val", "annotations", MANIFEST}
 FORMAT_VERSION = 1
 
 
@@ -53,6 +55,31 @@ class DigitsSpec:
     digit_height: tuple[int, int] = (24, 52)
     """Least and greatest height of a digit, in pixels."""
     digits_per_image: tuple[int, int] = (2, 5)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be drawn."""
+        for name in ("digit_height", "digits_per_image"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ValueError(f"DigitsSpec.{name} must be (least, greatest), got {(low, high)}")
+        if self.digit_height[1] > self.image_size // 2:
+            raise ValueError(
+                f"DigitsSpec.digit_height {self.digit_height} must be at most half of image_size "
+                f"{self.image_size}"
+            )
+        room = (self.image_size // self.digit_height[1]) ** 2
+        if self.digits_per_image[0] > room:
+            raise ValueError(
+                f"DigitsSpec.digits_per_image {self.digits_per_image}: an image of "
+                f"{self.image_size} pixels has room for {room} digits for certain"
+            )
+        if self.train_images < 1 or self.val_images < 1:
+            raise ValueError("DigitsSpec needs at least one image for training and for validation")
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"DigitsSpec.image_size {self.image_size} must be at most {MAX_IMAGE_SIZE}, the "
+                "width of the narrowest photograph's part"
+            )
 
 
 def dataset_root() -> Path:
@@ -105,6 +132,7 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
     Raises:
         ImportError: scikit-learn or scikit-image is not installed.
         OSError: the folder cannot be written.
+        ValueError: there is something else at that place, which is left alone.
     """
     root = dataset_root() if root is None else Path(root)
     try:
@@ -113,6 +141,7 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
             damage = _damage(root, spec)
             if damage is None:
                 return root
+            _refuse_to_replace(root)
             if root.exists():
                 logger.warning("Rebuilding %s: %s", root, damage)
             _write(root, spec or DigitsSpec())
@@ -124,6 +153,18 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
     return root
 
 
+def _refuse_to_replace(root: Path) -> None:
+    """A folder that holds other things than this set is somebody's work, not a damaged copy."""
+    if root.is_symlink() or (root.exists() and not root.is_dir()):
+        raise ValueError(f"{root} is not a folder, and the digits data set will not replace it")
+    others = sorted({p.name for p in root.iterdir()} - CONTENT) if root.is_dir() else []
+    if others:
+        raise ValueError(
+            f"{root} holds {', '.join(others[:3])}, which is not of the digits data set and would "
+            "be lost; move it, or set DETECTRON2_DATASETS to another folder"
+        )
+
+
 def _damage(root: Path, spec: DigitsSpec | None) -> str | None:
     """What is wrong with the copy at ``root``, or None."""
     if not root.exists():
@@ -133,6 +174,9 @@ def _damage(root: Path, spec: DigitsSpec | None) -> str | None:
         found = manifest["spec"]
         if found != _spec_json(DigitsSpec(**found["content"]) if spec is None else spec):
             return "it was built to another specification"
+        images = found["content"]["train_images"] + found["content"]["val_images"]
+        if len(manifest["sha256"]) != images + len(("train", "val")):
+            return f"{MANIFEST} does not list all files"
         for name, digest in manifest["sha256"].items():
             if sha256(root / name) != digest:
                 return f"{name} is damaged"

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -18,6 +18,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+
+# Metadata of Detectron2's data sets that are paths.
+LAYOUT = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root")
 
 EvaluatorFactory = Callable[[str, str], DatasetEvaluator]
 
@@ -56,14 +59,19 @@ def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
     Raises:
         ValueError: the data set has no evaluator type, or one that is not known.
     """
+    kind = _evaluator_type(dataset_name)
+    evaluators = [make(dataset_name, output_dir) for make in EVALUATORS[kind]]
+    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+
+
+def _evaluator_type(dataset_name: str) -> str:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in EVALUATORS:
         raise ValueError(
             f"data set {dataset_name!r} has evaluator_type {kind!r} in its metadata; known are "
             f"{', '.join(EVALUATORS)}"
         )
-    evaluators = [make(dataset_name, output_dir) for make in EVALUATORS[kind]]
-    return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
+    return kind
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
@@ -74,7 +82,8 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         train: whether the training sets are needed.
 
     Raises:
-        ValueError: a name is not registered, or none is given where one is needed.
+        ValueError: a name is not registered, none is given where one is needed, an annotation file
+            is truncated, or there is no evaluator for a test set.
         FileNotFoundError: a file or folder of a data set is missing; the message tells the layout.
     """
     keys = (["TRAIN"] if train else []) + ["TEST"]
@@ -84,6 +93,8 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             raise ValueError(f"DATASETS.{key} is empty; it must name at least one data set")
         for name in names:
             _check_dataset(f"DATASETS.{key}", name)
+            if key == "TEST":
+                _evaluator_type(name)
 
 
 def _check_dataset(key: str, name: str) -> None:
@@ -94,23 +105,39 @@ def _check_dataset(key: str, name: str) -> None:
     metadata = MetadataCatalog.get(name)
     if metadata.get("made_on_first_use", False):
         return
-    for attribute in ("json_file", "image_root", "panoptic_json", "panoptic_root", "sem_seg_root"):
+    for attribute in LAYOUT:
         path = metadata.get(attribute, None)
-        if path is None or "://" in path or os.path.exists(path):
+        if path is None or "://" in path:
             continue
-        root = os.getenv("DETECTRON2_DATASETS", "datasets")
-        raise FileNotFoundError(
-            f"{key}: data set {name!r} needs {path}, which does not exist; set the environment "
-            f"variable DETECTRON2_DATASETS (now {root!r}) to the folder that holds "
-            f"{_expected_layout(metadata, Path(root).expanduser())}"
-        )
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{key}: data set {name!r} needs {path}, which does not exist{_hint(metadata)}"
+            )
+        if attribute in ("json_file", "panoptic_json"):
+            _check_json(key, name, path)
 
 
-def _expected_layout(metadata: object, root: Path) -> str:
+def _hint(metadata: Any) -> str:
+    """For the data sets that Detectron2 looks for itself, where and in which layout."""
+    root = os.getenv("DETECTRON2_DATASETS", "datasets")
+    absolute = os.path.abspath(os.path.expanduser(root))
     parts = []
-    for attribute in ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root"):
-        path = getattr(metadata, attribute, None)
+    for attribute in LAYOUT:
+        path = metadata.get(attribute, None)
         if path is not None:
-            text = os.path.relpath(path, root)
-            parts.append(text + "" if attribute.endswith(("file", "json")) else text + "/")
-    return " and ".join(dict.fromkeys(parts))
+            below = os.path.relpath(os.path.abspath(path), absolute)
+            if below.startswith(".."):
+                return ""
+            parts.append(below if attribute in ("json_file", "panoptic_json") else below + "/")
+    return (
+        f"; set the environment variable DETECTRON2_DATASETS (now {root!r}) to the folder that "
+        f"holds {' and '.join(dict.fromkeys(parts))}"
+    )
+
+
+def _check_json(key: str, name: str, path: str) -> None:
+    """See that an annotation file ends as JSON does; to parse it all can take a minute."""
+    with open(path, "rb") as stream:
+        stream.seek(max(os.path.getsize(path) - 64, 0))
+        if not stream.read().rstrip().endswith((b"}", b"]")):
+            raise ValueError(f"{key}: {path} of data set {name!r} is truncated or no JSON")

@@ -31,6 +31,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError, AssertionError, KeyError) as error:
         message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        if message and " " not in str(message):  # a bare key
+            message = f"there is nothing named {message!r}"
         if not message or os.getenv("RESNEST_D2_TRACEBACK"):
             raise
         print(f"error: {message}", file=sys.stderr)
@@ -45,7 +47,7 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
     """
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
-        num_processes = choose_device(cfg, args.num_gpus)
+        num_processes = choose_device(cfg, args.num_gpus, args.num_machines)
         check_datasets(cfg, train=not args.eval_only)
     cfg.freeze()
     launch(

@@ -7,6 +7,7 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -14,9 +15,35 @@ from torch import nn
 
 from ..norm import check_batch_statistics, convert_sync_batchnorm
 from ..split_attention import SplitAttentionConv2d
+from ..weights import checkpoint_errors
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
+
+
+def _with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    try:
+        return GeneralizedRCNNWithTTA(cfg, model)
+    except AssertionError as error:
+        raise ValueError(
+            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
+        ) from error
+
+
+def check_num_classes(cfg: CfgNode) -> None:
+    """See that the model has a class for every one in the training data, once that is loaded.
+
+    Raises:
+        ValueError: it has fewer; the message names the key.
+    """
+    key = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    has = cfg.MODEL[key].NUM_CLASSES
+    for name in cfg.DATASETS.TRAIN:
+        needs = len(MetadataCatalog.get(name).get("thing_classes", None) or [])
+        if needs > has:
+            raise ValueError(
+                f"MODEL.{key}.NUM_CLASSES is {has}, but data set {name!r} has {needs} classes"
+            )
 
 
 class Trainer(DefaultTrainer):
@@ -30,9 +57,13 @@ class Trainer(DefaultTrainer):
         """Build model, optimizer and loader.
 
         Raises:
-            ValueError: one image a process, where the attention's batch norm needs more.
+            ValueError: one image a process, where the attention's batch norm needs more; more
+                classes in the data than in the model; no test-time augmentation for the model.
         """
         super().__init__(cfg)
+        check_num_classes(self.cfg)
+        if self.cfg.TEST.AUG.ENABLED:
+            _with_augmentation(self.cfg, self.model)
         images = self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         for module in self.model.modules():
             if isinstance(module, SplitAttentionConv2d):
@@ -42,6 +73,17 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build ``cfg.MODEL``; the whole model's SyncBN works on any device."""
         return convert_sync_batchnorm(super().build_model(cfg))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load as ``DefaultTrainer`` does.
+
+        Raises:
+            ValueError: the checkpoint is damaged.
+        """
+        last = resume and self.checkpointer.has_checkpoint()
+        path = self.checkpointer.get_checkpoint_file() if last else self.cfg.MODEL.WEIGHTS
+        with checkpoint_errors(path):
+            super().resume_or_load(resume)
 
     @classmethod
     def build_evaluator(
@@ -60,12 +102,7 @@ class Trainer(DefaultTrainer):
             ValueError: Detectron2 has no test-time augmentation for this meta-architecture.
         """
         logger.info("Running inference with test-time augmentation ...")
-        try:
-            model = GeneralizedRCNNWithTTA(cfg, model)
-        except AssertionError as error:
-            raise ValueError(
-                f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
-            ) from error
+        model = _with_augmentation(cfg, model)
         evaluators = [
             cls.build_evaluator(cfg, name, os.path.join(cfg.OUTPUT_DIR, "inference_TTA"))
             for name in cfg.DATASETS.TEST

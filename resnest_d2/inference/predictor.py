@@ -8,10 +8,10 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.modeling import build_model
 from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 
+from ..build import build_detector
 from ..weights import load_weights
 
 
@@ -32,7 +32,7 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode, allow_untrained: bool = False) -> None:
         self.cfg = cfg.clone()
-        self.model = build_model(self.cfg).eval()
+        self.model = build_detector(self.cfg).eval()
         load_weights(self.model, cfg.MODEL.WEIGHTS, allow_untrained)
         names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
         self.metadata = MetadataCatalog.get(names[0] if names else "__unused")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data.detection_utils import read_image
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .predictor import Predictor
 
@@ -45,13 +45,18 @@ def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     """A path below ``folder`` for each file, different even where names are the same.
 
     Raises:
-        ValueError: an output would overwrite one of the inputs.
+        ValueError: an output would overwrite one of the inputs, or the folder is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output: {folder} is not a folder")
     inputs = {file.resolve() for file in files}
     taken: set[Path] = set()
     result = []
     for file in files:
-        ending = ".mp4" if file.suffix.lower() in VIDEO_ENDINGS else file.suffix
+        kind = file.suffix.lower()
+        ending = file.suffix if kind in IMAGE_ENDINGS else ".png"
+        if kind in VIDEO_ENDINGS:
+            ending = ".mp4"
         target = folder / f"{file.stem}{ending}"
         number = 1
         while target in taken:
@@ -75,7 +80,7 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
         folder: where the results go; it is made if need be.
 
     Returns:
-        the files that were skipped.
+        the files that were skipped, and videos that were cut short.
 
     Raises:
         ValueError: an output would overwrite one of the inputs.
@@ -84,21 +89,43 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
     folder.mkdir(parents=True, exist_ok=True)
     skipped = []
     pairs = list(zip(files, targets, strict=True))
-    for file, target in tqdm(pairs, unit="file", disable=len(pairs) < 2):
-        is_video = file.suffix.lower() in VIDEO_ENDINGS
-        if not (_predict_video if is_video else _predict_image)(predictor, file, target):
-            skipped.append(file)
+    with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
+        for file, target in tqdm(pairs, unit="file", disable=len(pairs) < 2):
+            is_video = file.suffix.lower() in VIDEO_ENDINGS
+            if not (_predict_video if is_video else _predict_image)(predictor, file, target):
+                skipped.append(file)
     return skipped
+
+
+def read_rgb(file: Path) -> np.ndarray:
+    """Read an image upright and in 8 bits, of shape (H, W, 3), RGB.
+
+    Raises:
+        OSError: the file is damaged or no image.
+        ValueError: its pixels have no known range (32 bits, floating point).
+    """
+    with Image.open(file) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I;16"):
+            gray = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
+            return gray[..., None].repeat(3, axis=2)
+        if image.mode in ("I", "F"):
+            raise ValueError(f"pixels of mode {image.mode} have no known range; convert to 8 bits")
+        return np.asarray(image.convert("RGB"))
 
 
 def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
     try:
-        image = read_image(file, format="RGB")
+        image = read_rgb(file)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         logger.error("Skipped %s, which cannot be read as an image: %s", file, error)
         return False
     output = predictor(image)
-    Image.fromarray(predictor.draw(image, output)).save(target)
+    try:
+        Image.fromarray(predictor.draw(image, output)).save(target)
+    except (OSError, ValueError) as error:
+        logger.error("Skipped %s, whose drawing cannot be saved as %s: %s", file, target, error)
+        return False
     if "instances" in output:
         logger.info("%s: %d instances", file, len(output["instances"]))
     return True
@@ -107,6 +134,7 @@ def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
 def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
     capture = cv2.VideoCapture(str(file))
     writer = None
+    done = 0
     frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     with closing(tqdm(total=max(frames, 0) or None, desc=file.name, unit="frame")) as progress:
         try:
@@ -121,12 +149,17 @@ def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
                     size = (frame.shape[1], frame.shape[0])
                     codec = cv2.VideoWriter_fourcc(*"mp4v")
                     writer = cv2.VideoWriter(str(target), codec, rate, size)
+                    if not writer.isOpened():
+                        raise OSError(f"cannot write the video {target}")
                 writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
                 progress.update()
+                done += 1
         finally:
             capture.release()
             if writer is not None:
                 writer.release()
     if writer is None:
         logger.error("Skipped %s, which cannot be read as a video", file)
-    return writer is not None
+    elif done < frames:
+        logger.error("%s is damaged: only %d of its %d frames were read", file, done, frames)
+    return writer is not None and done >= frames

@@ -2,6 +2,12 @@
 
 from .convert import convert
 from .handler import register_handlers
-from .loading import UntrainedParametersError, load_weights
+from .loading import UntrainedParametersError, checkpoint_errors, load_weights
 
-__all__ = ["UntrainedParametersError", "convert", "load_weights", "register_handlers"]
+__all__ = [
+    "UntrainedParametersError",
+    "checkpoint_errors",
+    "convert",
+    "load_weights",
+    "register_handlers",
+]

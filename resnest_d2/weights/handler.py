@@ -35,7 +35,10 @@ class ResNeStHandler(PathHandler):
         return False  # a name, not a file: makes checkpointers ask for the local path
 
     def _exists(self, path: str, **kwargs) -> bool:
-        return path.removeprefix(PREFIX).removeprefix("ImageNet/") in catalog.IMAGENET
+        try:
+            return bool(_imagenet_file(path))
+        except ValueError:
+            return False
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs):
         return open(self._get_local_path(path), mode, buffering)
@@ -47,7 +50,7 @@ class ResNeStHandler(PathHandler):
         converted = folder / filename.replace(".pth", ".detectron2.pth")
         with file_lock(str(converted)):
             if force or not converted.is_file():
-                source = _fetch(filename, catalog.IMAGENET_SOURCES)
+                source = _fetch(filename, catalog.IMAGENET_SOURCES, folder)
                 _write_converted(source, converted)
         return str(converted)
 
@@ -66,10 +69,11 @@ def _imagenet_file(path: str) -> str:
     return catalog.IMAGENET[variant]
 
 
-def _fetch(filename: str, sources: tuple[str, ...]) -> Path:
+def _fetch(filename: str, sources: tuple[str, ...], folder: Path) -> Path:
+    by_hand = folder / filename
+    places = [str(by_hand)] if by_hand.exists() else []
     reasons = []
-    for source in sources:
-        url = source + filename
+    for url in places + [source + filename for source in sources]:
         try:
             local = Path(PathManager.get_local_path(url))
             problem = hash_problem(local, filename)
@@ -82,8 +86,8 @@ def _fetch(filename: str, sources: tuple[str, ...]) -> Path:
         if "://" in url:  # the cache's copy, which would stand in the way of a good one
             local.unlink()
     raise OSError(
-        f"cannot download {filename}: {'; '.join(reasons)}. Fetch the file by other means and give "
-        f"its path, after conversion with resnest_d2.weights.convert, as MODEL.WEIGHTS"
+        f"cannot download {filename}: {'; '.join(reasons)}. Fetch the file by other means and save "
+        f"it as {by_hand}"
     )
 
 

@@ -1,7 +1,8 @@
 """Loading a checkpoint and knowing what it left untouched."""
 
 import logging
-from pickle import UnpicklingError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -47,14 +48,23 @@ def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> 
     is_local = "://" not in path
     if is_local and not checkpointer.path_manager.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
-    try:
+    with checkpoint_errors(path):
         checkpointer.load(path)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        raise ValueError(f"MODEL.WEIGHTS {path} is no readable checkpoint: {reason}") from error
     incompatible = checkpointer.incompatible
     untouched = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
     return _report([s for s in states if s in untouched], f"MODEL.WEIGHTS {path}", allow_untrained)
+
+
+@contextmanager
+def checkpoint_errors(path: str) -> Iterator[None]:
+    """Turn the many ways in which reading a damaged file fails into a ValueError that names it."""
+    try:
+        yield
+    except (OSError, ValueError):  # these name what is wrong
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
+        raise ValueError(f"MODEL.WEIGHTS {path} is no readable checkpoint: {reason}") from error
 
 
 def _report(untouched: list[str], what: str, allow_untrained: bool) -> list[str]:
