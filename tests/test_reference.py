@@ -63,7 +63,7 @@ def test_depths(depth):
 
 @pytest.mark.parametrize("radix", [2, 4])
 @pytest.mark.parametrize(
-    "norm", ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN"]
+    "norm", ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"]
 )
 def test_radix_and_norm(radix, norm):
     check(make_cfg("MODEL.RESNETS.RADIX", radix, "MODEL.RESNETS.NORM", norm))
@@ -80,7 +80,8 @@ def test_fpn(train):
     check(cfg, size=128, fpn=True, train=train)
 
 
-@pytest.mark.parametrize(("modulated", "train"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize("modulated", [True, False])
+@pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("depth", [50, 101])
 def test_deformable(monkeypatch, depth, modulated, train):
     operator = "ModulatedDeformConv" if modulated else "DeformConv"
