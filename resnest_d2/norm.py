@@ -27,6 +27,7 @@ class SyncBatchNorm(NaiveSyncBatchNorm):
 
     # Of torch.nn.SyncBatchNorm, whose forward is called on accelerators.
     process_group = None
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
     # Of NaiveSyncBatchNorm; class attributes also serve layers that were converted.
     _stats_mode = "N"
@@ -58,8 +59,9 @@ class SyncBatchNorm(NaiveSyncBatchNorm):
         # Detectron2 averages the biased variance; PyTorch's norms, and so ours, the unbiased one.
         count = input.new_tensor(input.numel() // input.shape[1])
         dist.all_reduce(count)
+        factor = count.clamp(min=1) / (count - 1).clamp(min=1)
         kept = (1 - self.momentum) * old
-        self.running_var.copy_(kept + (self.running_var - kept) * count / (count - 1).clamp(min=1))
+        self.running_var.copy_(kept + (self.running_var - kept) * factor)
         self.num_batches_tracked.add_(1)
         return output
 
