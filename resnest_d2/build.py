@@ -8,9 +8,11 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from omegaconf import DictConfig
 from torch import nn
 
 from .config import RESNEST_DEFAULTS
+from .lazy import build_lazy_detector
 from .norm import NORMS, convert_sync_batchnorm
 from .resnest import (
     ARCHITECTURES,
@@ -39,7 +41,9 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     """Build the ResNeSt that ``cfg.MODEL.RESNETS`` describes.
 
     A config without ResNeSt's own keys gets their defaults. ``STRIDE_IN_1X1`` has no meaning for
-    ResNeSt and is not read; ``STEM_OUT_CHANNELS`` is read only without ``DEEP_STEM``.
+    ResNeSt and is not read; ``STEM_OUT_CHANNELS`` is read only without ``DEEP_STEM``. Of the keys
+    of Detectron2's project DeepLab, ``RES4_DILATION`` and ``RES5_MULTI_GRID`` are read where they
+    are there; ``STEM_TYPE`` is not, ``DEEP_STEM`` being that stem.
 
     Args:
         cfg: a Detectron2 config.
@@ -66,7 +70,9 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
             avd_first=own["AVD_FIRST"],
             avg_down=own["AVG_DOWN"],
             norm=resnets.NORM,
+            res4_dilation=resnets.get("RES4_DILATION", 1),
             res5_dilation=resnets.RES5_DILATION,
+            res5_multi_grid=_multi_grid(resnets),
             deform_on_per_stage=resnets.DEFORM_ON_PER_STAGE,
             deform_modulated=resnets.DEFORM_MODULATED,
             deform_num_groups=resnets.DEFORM_NUM_GROUPS,
@@ -107,13 +113,18 @@ def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
     return _build_fpn(cfg, bottom_up, top_block)
 
 
-def build_detector(cfg: CfgNode) -> nn.Module:
+def build_detector(cfg: CfgNode | DictConfig) -> nn.Module:
     """``detectron2.modeling.build_model``, with SyncBN that works on any device in the heads too.
+
+    Args:
+        cfg: a config of either kind, from YAML or a LazyConfig.
 
     Raises:
         ValueError: a setting of the backbone that is not possible.
     """
-    return convert_sync_batchnorm(build_model(cfg))
+    if isinstance(cfg, CfgNode):
+        return convert_sync_batchnorm(build_model(cfg))
+    return build_lazy_detector(cfg)
 
 
 def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top_block: nn.Module) -> FPN:
@@ -151,7 +162,7 @@ def _check(resnets: CfgNode, own: dict[str, Any], freeze_at: int) -> None:
     prefix = "MODEL.RESNETS."
     _require_one_of(prefix + "DEPTH", resnets.DEPTH, tuple(ARCHITECTURES))
     _require_one_of(prefix + "NORM", resnets.NORM, NORMS)
-    _require_one_of(prefix + "RES5_DILATION", resnets.RES5_DILATION, (1, 2))
+    _check_dilations(resnets)
     _require_one_of("MODEL.BACKBONE.FREEZE_AT", freeze_at, tuple(range(NUM_STAGES + 2)))
     for key in ("DEEP_STEM", "AVD", "AVD_FIRST", "AVG_DOWN", "GRAD_CHECKPOINT"):
         _require_one_of(prefix + key, own[key], (True, False))
@@ -194,6 +205,26 @@ def _check(resnets: CfgNode, own: dict[str, Any], freeze_at: int) -> None:
                 f"{prefix}DEFORM_NUM_GROUPS {resnets.DEFORM_NUM_GROUPS} must divide {name}'s "
                 f"group width {width}"
             )
+
+
+def _multi_grid(resnets: CfgNode) -> list[int] | None:
+    """Only a dilated res5 has one; DeepLab's key is there with a default for every model."""
+    return resnets.get("RES5_MULTI_GRID", None) if resnets.RES5_DILATION > 1 else None
+
+
+def _check_dilations(resnets: CfgNode) -> None:
+    res4 = resnets.get("RES4_DILATION", 1)
+    _require_one_of("MODEL.RESNETS.RES4_DILATION", res4, (1, 2))
+    beside = " with MODEL.RESNETS.RES4_DILATION 2" if res4 == 2 else ""
+    allowed = (4,) if res4 == 2 else (1, 2)
+    _require_one_of(f"MODEL.RESNETS.RES5_DILATION{beside}", resnets.RES5_DILATION, allowed)
+    grid = _multi_grid(resnets)
+    blocks = ARCHITECTURES[resnets.DEPTH].blocks[-1]
+    if grid is not None and (len(grid) != blocks or min(grid) < 1):
+        raise ValueError(
+            f"MODEL.RESNETS.RES5_MULTI_GRID must have {blocks} factors of at least 1, one for "
+            f"each block of res5, got {list(grid)}"
+        )
 
 
 def _require_one_of(key: str, value: Any, allowed: tuple) -> None:

@@ -1,8 +1,11 @@
 """The configuration keys that ResNeSt adds to Detectron2's."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+
+from .projects import add_project_config, flat_keys
 
 RESNEST_DEFAULTS: dict[str, Any] = {
     # Splits per cardinal group: 0 a plain convolution, 1 sigmoid attention, >= 2 softmax attention.
@@ -32,3 +35,23 @@ def add_resnest_config(cfg: CfgNode) -> None:
     for key, value in RESNEST_DEFAULTS.items():
         if key not in cfg.MODEL.RESNETS:
             cfg.MODEL.RESNETS[key] = value
+
+
+def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML file over Detectron2's defaults, ResNeSt's keys and those of needed projects.
+
+    Args:
+        file: path of a YAML file, which may name others as its ``_BASE_``.
+        opts: keys and values that override it, ``["SOLVER.BASE_LR", "0.01", ...]``.
+
+    Raises:
+        KeyError: a key that does not exist.
+        ValueError: a value that does not fit its key.
+    """
+    cfg = get_cfg()
+    add_resnest_config(cfg)
+    loaded = CfgNode.load_yaml_with_base(file, allow_unsafe=True)
+    add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
+    cfg.merge_from_file(file)
+    cfg.merge_from_list(list(opts))
+    return cfg

@@ -1,35 +1,25 @@
 """Models by name, with the verbs of ``detectron2.model_zoo``.
 
-A name is a config's path under ``configs/`` without its ending: ``"cascade_resnest101"``.
+A name is a config's path under ``configs/`` without its ending: ``"cascade_resnest101"``,
+``"baselines/mask_resnet50"``, and ``"lazy/cascade_resnest101"`` for a LazyConfig. What was
+published about them is in :mod:`resnest_d2.zoo_table`.
 """
 
 import difflib
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from omegaconf import DictConfig
 from torch import nn
 
 from .build import build_detector
-from .config import add_resnest_config
+from .config import read_config
+from .lazy import is_lazy, read_lazy_config
 from .weights import load_weights
+from .zoo_table import CHECKPOINT_ROOT, PUBLICATIONS, Publication
 
-# Box and mask AP on COCO val2017, as published beside the reference's configurations.
-_PUBLISHED: dict[str, dict[str, float]] = {
-    "faster_resnest50": {"bbox/AP": 42.33},
-    "mask_resnest50": {"bbox/AP": 42.81, "segm/AP": 38.14},
-    "cascade_resnest50": {"bbox/AP": 46.19, "segm/AP": 39.55},
-    "cascade_resnest101": {"bbox/AP": 48.30, "segm/AP": 41.56},
-}
-
-# The file names of the trained models that belong to those figures.
-_CHECKPOINT_ROOT = "https://s3.us-west-1.wasabisys.com/resnest/detectron/"
-_CHECKPOINTS: dict[str, str] = {
-    "faster_resnest50": "faster_rcnn_ResNeSt_50_FPN_syncbn_range-scale_1x-ad123c0b.pth",
-    "mask_resnest50": "mask_rcnn_ResNeSt_50_FPN_syncBN_1x-f442d863.pth",
-    "cascade_resnest50": "mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x-c58bd325.pth",
-    "cascade_resnest101": "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x-62448b9c.pth",
-}
+LAZY = "lazy/"
 
 
 def _config_dir() -> Path:
@@ -39,44 +29,53 @@ def _config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def names() -> list[str]:
-    """Names of all models, sorted; shared ``base_*`` files are none."""
+def names(lazy: bool = False) -> list[str]:
+    """Names of all models, sorted; shared files (``base_*``, ``lazy/common``) are none.
+
+    Args:
+        lazy: those that are LazyConfigs (``.py``), in place of those in YAML.
+    """
     root = _config_dir()
-    return sorted(
-        path.relative_to(root).with_suffix("").as_posix()
-        for path in root.rglob("*.yaml")
-        if not path.name.startswith("base_")
-    )
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.py" if lazy else "*.yaml"))
+    return [
+        path.with_suffix("").as_posix()
+        for path in paths
+        if not path.name.startswith(("base_", "_")) and "common" not in path.parts
+    ]
 
 
 def _known(name: str) -> str:
     """The name without its ending, if there is such a model."""
-    name = name.removesuffix(".yaml")
-    known = names()
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
+    stem = name.removesuffix(".yaml").removesuffix(".py")
+    known = names() + names(lazy=True)
+    if stem not in known or name == f"{stem}.{'yaml' if stem.startswith(LAZY) else 'py'}":
+        close = difflib.get_close_matches(stem, known, n=3, cutoff=0.3)
         raise ValueError(f"no model {name!r}; did you mean {' or '.join(close or known)}?")
-    return name
+    return stem
 
 
 def get_config_file(name: str) -> str:
     """Path of a model's config file.
 
     Args:
-        name: a name of :func:`names`, with or without ``.yaml``.
+        name: a name of :func:`names`, with or without its ending.
 
     Raises:
         ValueError: there is no such model; the message lists the closest names.
     """
-    return str(_config_dir() / f"{_known(name)}.yaml")
+    name = _known(name)
+    return str(_config_dir() / f"{name}{'.py' if name.startswith(LAZY) else '.yaml'}")
 
 
-def get_config(name: str) -> CfgNode:
-    """A model's full config: Detectron2's defaults, ResNeSt's keys and the model's file."""
-    cfg = get_cfg()
-    add_resnest_config(cfg)
-    cfg.merge_from_file(get_config_file(name))
-    return cfg
+def get_config(name: str) -> CfgNode | DictConfig:
+    """A model's full config.
+
+    Returns:
+        Detectron2's defaults, ResNeSt's keys, those of the project that the head comes from, and
+        the model's file; for a name under ``lazy/``, what the file defines.
+    """
+    file = get_config_file(name)
+    return read_lazy_config(file) if is_lazy(file) else read_config(file)
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -91,7 +90,11 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         ValueError: there is no such model, no checkpoint of it, or one that does not fill it.
     """
     cfg = get_config(name)
-    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(cfg, CfgNode):
+        cfg.MODEL.DEVICE = device
+    else:
+        cfg.train.device = device
     checkpoint = get_checkpoint_url(name) if trained else None
     model = build_detector(cfg)
     if checkpoint is not None:
@@ -99,22 +102,29 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     return model.eval()
 
 
+def _publication(name: str) -> Publication | None:
+    return PUBLICATIONS.get(_known(name).removeprefix(LAZY))
+
+
 def get_checkpoint_url(name: str) -> str:
-    """Address of the published trained model.
+    """Address of the published trained model; a LazyConfig has that of its YAML twin.
 
     Raises:
         ValueError: there is no such model, or nobody has published a checkpoint of it.
     """
-    name = _known(name)
-    if name not in _CHECKPOINTS:
-        raise ValueError(f"no checkpoint of {name!r} was published")
-    return _CHECKPOINT_ROOT + _CHECKPOINTS[name]
+    publication = _publication(name)
+    if publication is None:
+        raise ValueError(f"no checkpoint of {_known(name)!r} was published")
+    return CHECKPOINT_ROOT + publication.checkpoint
 
 
 def published(name: str) -> dict[str, float]:
     """Published metrics, e.g. ``{"bbox/AP": 48.3, "segm/AP": 41.56}``; empty if there are none.
 
+    They were measured on COCO val2017, those of ``cascade_resnest200_dcn_3x_ms`` on test-dev.
+
     Raises:
         ValueError: there is no such model.
     """
-    return dict(_PUBLISHED.get(_known(name), {}))
+    publication = _publication(name)
+    return {} if publication is None else dict(publication.metrics)

@@ -110,7 +110,9 @@ def make_resnest(
     avd_first: bool = False,
     avg_down: bool = True,
     norm: str | NormFactory | None = "BN",
+    res4_dilation: int = 1,
     res5_dilation: int = 1,
+    res5_multi_grid: Sequence[int] | None = None,
     deform_on_per_stage: Sequence[bool] = (False,) * NUM_STAGES,
     deform_modulated: bool = False,
     deform_num_groups: int = 1,
@@ -136,9 +138,13 @@ def make_resnest(
         avd_first: do so before the 3x3 convolution, not after it.
         avg_down: average pooling in front of projection shortcuts.
         norm: as in :class:`SplitAttentionConv2d`, for the whole backbone.
-        res5_dilation: 2 keeps res5 at stride 16. As in the ImageNet network, the first block then
-            keeps its 3x3 pooling, at stride 1, and an undilated convolution, which sees the same
-            input as before; the later blocks are dilated.
+        res4_dilation: 2 keeps res4 at stride 8.
+        res5_dilation: 2 keeps res5 at the stride of res4; with ``res4_dilation`` 2 it is 2 times
+            that, 4. As in the ImageNet network, the first block of a dilated stage keeps its 3x3
+            pooling, at stride 1, and the dilation of the stage before, since it sees the same
+            input as ever; the later blocks are dilated.
+        res5_multi_grid: factors of the dilations of a dilated res5, one a block (DeepLab v3,
+            arXiv:1706.05587); None for none.
         deform_on_per_stage: which of res2 to res5 are deformable.
         deform_modulated: DCN v2, not v1.
         deform_num_groups: deformable groups.
@@ -152,8 +158,7 @@ def make_resnest(
     """
     if depth not in ARCHITECTURES:
         raise ValueError(f"unknown depth {depth}; allowed are {', '.join(map(str, ARCHITECTURES))}")
-    if res5_dilation not in (1, 2):
-        raise ValueError(f"res5_dilation must be 1 or 2, got {res5_dilation}")
+    dilations = _dilations(depth, res4_dilation, res5_dilation, res5_multi_grid)
     if len(deform_on_per_stage) != NUM_STAGES:
         raise ValueError(
             f"deform_on_per_stage needs {NUM_STAGES} entries, got {len(deform_on_per_stage)}"
@@ -168,7 +173,7 @@ def make_resnest(
     stage_inputs = stem.out_channels
     wanted = _stages_needed(out_features)
     for index, num_blocks in enumerate(architecture.blocks[:wanted]):
-        dilated = index == NUM_STAGES - 1 and res5_dilation == 2
+        dilated = index in dilations
         rest = num_blocks - 1
         planes = width_per_group * 2**index
         outputs = res2_out_channels * 2**index
@@ -177,7 +182,7 @@ def make_resnest(
                 ResNeStBlock,
                 num_blocks,
                 stride_per_block=[1 if index == 0 or dilated else 2] + [1] * rest,
-                dilation_per_block=[1] + [2 if dilated else 1] * rest,
+                dilation_per_block=dilations.get(index, [1] * num_blocks),
                 is_first_per_block=[dilated] + [False] * rest,
                 in_channels=stage_inputs,
                 out_channels=outputs,
@@ -201,6 +206,31 @@ def make_resnest(
 def group_width(planes: int, bottleneck_width: int, num_groups: int) -> int:
     """Channels of a block's 3x3 convolution, as in the ImageNet network."""
     return int(planes * bottleneck_width / 64) * num_groups
+
+
+def _dilations(
+    depth: int, res4_dilation: int, res5_dilation: int, multi_grid: Sequence[int] | None
+) -> dict[int, list[int]]:
+    """Dilations of the blocks of each stage whose stride is traded for them, by stage index."""
+    if (res4_dilation, res5_dilation) not in ((1, 1), (1, 2), (2, 4)):
+        raise ValueError(
+            "res4_dilation and res5_dilation must be 1 and 1, 1 and 2 or 2 and 4, "
+            f"got {res4_dilation} and {res5_dilation}"
+        )
+    res4_blocks, res5_blocks = ARCHITECTURES[depth].blocks[2:]
+    grid = [1] * res5_blocks if multi_grid is None else list(multi_grid)
+    if len(grid) != res5_blocks or min(grid) < 1:
+        raise ValueError(
+            f"res5_multi_grid must have a factor of at least 1 for each of res5's {res5_blocks} "
+            f"blocks, got {grid}"
+        )
+    dilations = {}
+    if res4_dilation > 1:
+        dilations[2] = [1] + [2] * (res4_blocks - 1)
+    if res5_dilation > 1:
+        bases = [res4_dilation] + [res5_dilation] * (res5_blocks - 1)
+        dilations[3] = [base * factor for base, factor in zip(bases, grid, strict=True)]
+    return dilations
 
 
 def _stages_needed(out_features: Sequence[str] | None) -> int:

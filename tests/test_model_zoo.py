@@ -3,20 +3,25 @@
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
 from detectron2.export import scripting_with_instances
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
 from resnest_d2 import model_zoo
 from resnest_d2.config import RESNEST_DEFAULTS
+from resnest_d2.zoo_table import PUBLICATIONS
 
 ROOT = Path(__file__).parents[1]
 # Per published model, each setting of the merged reference config that differs from Detectron2's
@@ -33,15 +38,35 @@ def flatten(node, prefix=""):
             yield prefix + key, json.loads(json.dumps(value))
 
 
-def test_expected_models_are_there():
-    assert {
-        "faster_resnest50",
-        "mask_resnest50",
-        "cascade_resnest50",
-        "cascade_resnest101",
-        "mask_resnest14_digits",
-    } <= set(model_zoo.names())
-    assert not any("base_" in name for name in model_zoo.names())
+# What the reference does not have.
+NEW = {
+    "retinanet_resnest50",
+    "retinanet_resnest101",
+    "keypoint_resnest50",
+    "mask_resnest14",
+    "mask_resnest26",
+    "mask_resnest269",
+    "cascade_resnest269",
+    "mask_resnest50_dcn",
+    "panoptic_resnest50",
+    "faster_resnest50_dc5",
+    "pointrend_resnest50",
+    "deeplabv3plus_resnest50",
+    "deeplabv3plus_resnest101",
+    "mask_resnest14_digits",
+    *(
+        f"mask_resnest50_fast_{variant}"
+        for variant in ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
+    ),
+}
+
+
+def test_the_zoo_is_complete():
+    assert len(REFERENCE) == 21
+    multi_scale = {"cascade_resnest200_dcn_3x_ms"}
+    assert set(model_zoo.names()) == set(REFERENCE) | NEW | multi_scale
+    heads = {f"lazy/{head}_resnest{d}" for head in ("faster", "mask", "cascade") for d in (50, 101)}
+    assert set(model_zoo.names(lazy=True)) == heads | {"lazy/mask_resnest14_digits"}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -49,9 +74,72 @@ def test_settings_equal_the_reference(name):
     expected = dict(flatten(get_cfg())) | REFERENCE[name]
     for key, value in RESNEST_DEFAULTS.items():
         expected.setdefault(f"MODEL.RESNETS.{key}", value)
+    expected["SOLVER.REFERENCE_WORLD_SIZE"] = 8  # the only thing added; 8 processes change nothing
     actual = dict(flatten(model_zoo.get_config(name)))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected
+
+
+def test_schedules_follow_the_number_of_gpus():
+    for name in set(model_zoo.names()) - {"mask_resnest14_digits"}:
+        cfg = model_zoo.get_config(name)
+        assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 8, name
+        assert DefaultTrainer.auto_scale_workers(cfg, 8) == cfg
+    cfg = model_zoo.get_config("mask_resnest50")
+    for gpus in (1, 2, 16):
+        solver = DefaultTrainer.auto_scale_workers(cfg, gpus).SOLVER
+        assert solver.IMS_PER_BATCH == 2 * gpus
+        assert solver.BASE_LR == pytest.approx(0.0025 * gpus)
+        assert solver.MAX_ITER == 720000 // gpus
+        assert solver.STEPS == (480000 // gpus, 640000 // gpus)
+
+
+def test_variants_are_the_ones_in_their_names():
+    for name in NEW:
+        cfg = model_zoo.get_config(name)
+        resnets = cfg.MODEL.RESNETS
+        assert resnets.DEPTH == int(re.search(r"resnest(\d+)", name).group(1))
+        assert cfg.MODEL.WEIGHTS == (
+            "" if "digits" in name else f"resnest://ImageNet/{variant(name)}"
+        )
+        fast = re.search(r"(\d)s(\d)x(\d+)d", name)
+        assert resnets.AVD_FIRST == bool(fast)
+        radix, groups, width = map(int, fast.groups()) if fast else (2, 1, 64)
+        assert (resnets.RADIX, resnets.NUM_GROUPS, resnets.BOTTLENECK_WIDTH) == (
+            radix,
+            groups,
+            width,
+        )
+
+
+def variant(name):
+    return re.search(r"resnest\d+(_fast_\w+)?", name).group()
+
+
+# Parameters of the ImageNet networks, in millions, without their classifier (2.049 M).
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("mask_resnest50", 27.5),
+        ("mask_resnest101", 48.3),
+        ("cascade_resnest200_3x", 70.2),
+        ("mask_resnest269", 110.9),
+        ("mask_resnest14", 10.6),
+        ("mask_resnest26", 17.1),
+        ("mask_resnest50_fast_1s4x24d", 25.7),
+        ("mask_resnest50_fast_4s2x40d", 30.4),
+    ],
+)
+def test_backbones_have_the_published_number_of_parameters(name, millions):
+    cfg = model_zoo.get_config(name)
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        backbone = build_model(cfg).backbone.bottom_up
+    count = sum(p.numel() for p in backbone.parameters()) + 2048 * 1000 + 1000
+    # Frozen statistics of FREEZE_AT's norms are buffers there.
+    frozen = (m for m in backbone.modules() if type(m).__name__ == "FrozenBatchNorm2d")
+    count += sum(m.weight.numel() + m.bias.numel() for m in frozen)
+    assert count / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 def test_leaves_repeat_nothing_that_a_base_could_hold():
@@ -64,12 +152,13 @@ def test_leaves_repeat_nothing_that_a_base_could_hold():
         assert len(shared) < 3, f"{a} and {b} share {shared}"
 
 
-@pytest.mark.parametrize("name", model_zoo.names())
+@pytest.mark.parametrize("name", model_zoo.names() + model_zoo.names(lazy=True))
 def test_every_model_builds(name):
-    cfg = model_zoo.get_config(name)
-    cfg.MODEL.DEVICE = "meta"
-    model = build_model(cfg)
-    assert model.backbone.bottom_up.res5 is not None
+    with torch.device("meta"):  # nothing is initialised, so the deep ones take no longer
+        model = model_zoo.get(name, device="meta")
+    backbone = getattr(model.backbone, "bottom_up", model.backbone)
+    assert backbone.res5 is not None
+    assert not model.training
 
 
 def test_get_builds_a_model_for_evaluation():
@@ -95,27 +184,70 @@ def test_a_whole_detector_can_be_scripted():
     torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
-# Read off the reference's tables: box AP, mask AP, the hash in the checkpoint's name.
+# Read off the reference's tables: box AP, mask AP, the end of the checkpoint's name.
 FACTS = {
-    "faster_resnest50": (42.33, None, "ad123c0b"),
-    "mask_resnest50": (42.81, 38.14, "f442d863"),
-    "cascade_resnest50": (46.19, 39.55, "c58bd325"),
-    "cascade_resnest101": (48.30, 41.56, "62448b9c"),
+    "faster_resnest50": (42.33, None, "ResNeSt_50_FPN_syncbn_range-scale_1x-ad123c0b.pth"),
+    "faster_resnest50_dcn": (44.11, None, "ResNeSt_50_FPN_dcn_syncbn_range-scale_1x.pth"),
+    "faster_resnest101": (44.72, None, "-d8f284b6.pth"),
+    "cascade_box_resnest50": (45.41, None, "ResNeSt_50_FPN_syncbn_range-scale-1x-e9955232.pth"),
+    "cascade_box_resnest101": (47.50, None, "_101_FPN_syncbn_range-scale_1x-3627ef78.pth"),
+    "cascade_box_resnest200": (49.03, None, "-1be2a87e.pth"),
+    "mask_resnest50": (42.81, 38.14, "/mask_rcnn_ResNeSt_50_FPN_syncBN_1x-f442d863.pth"),
+    "mask_resnest101": (45.75, 40.65, "-528502c6.pth"),
+    "cascade_resnest50": (46.19, 39.55, "-c58bd325.pth"),
+    "cascade_resnest101": (48.30, 41.56, "-62448b9c.pth"),
+    "cascade_resnest200_3x": (50.54, 44.21, "ResNeSt_200_FPN_syncBN_all_tricks_3x.pth"),
+    "cascade_resnest200_dcn_3x": (50.91, 44.50, "_200_FPN_dcn_syncBN_all_tricks_3x-e1901134.pth"),
+    "panoptic_resnest200_3x": (51.00, 43.68, "-43f8b731.pth"),
+    "baselines/faster_resnet50": (39.25, None, "-fde56e2b.pth"),
+    "baselines/faster_resnet101": (41.37, None, "-57c73356.pth"),
+    "baselines/cascade_box_resnet50": (42.52, None, "-3c7f2ef2.pth"),
+    "baselines/cascade_box_resnet101": (44.03, None, "-4073359b.pth"),
+    "baselines/mask_resnet50": (39.97, 36.05, "-4939bd58.pth"),
+    "baselines/mask_resnet101": (41.78, 37.51, "-55493cc2.pth"),
+    "baselines/cascade_resnet50": (43.06, 37.19, "-03310c9b.pth"),
+    "baselines/cascade_resnet101": (44.79, 38.52, "-8cec1631.pth"),
+    "cascade_resnest200_dcn_3x_ms": (53.30, 47.10, "-e1901134.pth"),
 }
+PQ = {"panoptic_resnest200_3x": {"panoptic_seg/PQ": 47.90}}
 
 
 def test_published_figures_and_checkpoints():
-    assert set(PUBLISHED) == set(FACTS)
-    for name, (box, mask, digest) in FACTS.items():
-        expected = {"bbox/AP": box} | ({"segm/AP": mask} if mask else {})
+    assert set(PUBLISHED) <= set(FACTS)
+    for name in model_zoo.names():
+        if name not in FACTS:
+            assert model_zoo.published(name) == {}
+            for verb in (model_zoo.get_checkpoint_url, partial(model_zoo.get, trained=True)):
+                with pytest.raises(ValueError, match=f"no checkpoint of '{name}' was published"):
+                    verb(name)
+            continue
+        box, mask, ending = FACTS[name]
+        expected = {"bbox/AP": box} | ({"segm/AP": mask} if mask else {}) | PQ.get(name, {})
         assert model_zoo.published(name) == model_zoo.published(f"{name}.yaml") == expected
-        assert model_zoo.get_checkpoint_url(name).endswith(f"-{digest}.pth")
+        assert model_zoo.get_checkpoint_url(name).endswith(ending)
         assert model_zoo.get_checkpoint_url(f"{name}.yaml") == model_zoo.get_checkpoint_url(name)
-    assert model_zoo.published("mask_resnest14_digits") == {}
-    with pytest.raises(ValueError, match="no checkpoint of 'mask_resnest14_digits'"):
-        model_zoo.get_checkpoint_url("mask_resnest14_digits")
-    with pytest.raises(ValueError, match="no checkpoint of 'mask_resnest14_digits'"):
-        model_zoo.get("mask_resnest14_digits", trained=True, device="cpu")
+
+
+def test_a_lazy_config_is_its_yaml_twin():
+    assert model_zoo.get_config_file("lazy/mask_resnest50").endswith(
+        "configs/lazy/mask_resnest50.py"
+    )
+    assert model_zoo.get_config("lazy/mask_resnest50.py").train.max_iter == 90000
+    assert model_zoo.published("lazy/mask_resnest50") == {"bbox/AP": 42.81, "segm/AP": 38.14}
+    url = model_zoo.get_checkpoint_url("mask_resnest50")
+    assert model_zoo.get_checkpoint_url("lazy/mask_resnest50.py") == url
+    with pytest.raises(
+        ValueError, match=r"no model 'mask_resnest50.py'; did you mean mask_resnest50"
+    ):
+        model_zoo.get_config_file("mask_resnest50.py")
+
+
+def test_figures_are_of_the_data_set_that_the_config_tests_on():
+    for name, publication in PUBLICATIONS.items():
+        tested_on = publication.dataset
+        if name.startswith("panoptic"):
+            tested_on += "_panoptic_separated"
+        assert model_zoo.get_config(name).DATASETS.TEST == (tested_on,)
 
 
 @pytest.mark.parametrize(
@@ -136,11 +268,25 @@ def test_an_unknown_name_lists_the_closest(verb):
 def test_configs_travel_in_the_wheel(tmp_path):
     """Install the wheel elsewhere and ask for a config from another folder."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT)]
+    # From a copy: setuptools would put what an earlier build left in build/ into the wheel.
+    source = tmp_path / "source"
+    for folder in ("resnest_d2", "configs"):
+        shutil.copytree(ROOT / folder, source / folder)
+    for file in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / file, source)
+    build = [
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+        str(source),
+    ]
     subprocess.run([*pip, *build], check=True, cwd=tmp_path)
     (wheel,) = tmp_path.glob("resnest_d2-*.whl")
-    packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(".yaml")}
-    in_repo = {f"resnest_d2/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.yaml")}
+    packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("resnest_d2/configs/")}
+    files = (p for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".py"))
+    in_repo = {f"resnest_d2/{p.relative_to(ROOT)}" for p in files}
     assert packed == in_repo
 
     site = tmp_path / "site"
@@ -148,7 +294,8 @@ def test_configs_travel_in_the_wheel(tmp_path):
     subprocess.run([*pip, *install], check=True, cwd=tmp_path)
     code = (
         "from resnest_d2 import model_zoo as z; print(z.get_config_file('cascade_resnest101'));"
-        "print(z.get_config('cascade_resnest101').MODEL.RESNETS.DEPTH)"
+        "print(z.get_config('baselines/mask_resnet101').MODEL.RESNETS.DEPTH);"
+        "print(z.get_config('lazy/cascade_resnest101').model.backbone.bottom_up.depth)"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     result = subprocess.run(
@@ -159,6 +306,6 @@ def test_configs_travel_in_the_wheel(tmp_path):
         text=True,
         check=True,
     )
-    path, depth = result.stdout.splitlines()
+    path, *depths = result.stdout.splitlines()
     assert Path(path) == site / "resnest_d2/configs/cascade_resnest101.yaml"
-    assert depth == "101"
+    assert depths == ["101", "101"]

@@ -109,17 +109,33 @@ def test_without_attention_or_pooling():
         assert_features_equal(ours(x), theirs(x), 1e-5)
 
 
-def test_dilated_res5_is_the_imagenet_network():
+@pytest.mark.parametrize(
+    ("theirs_args", "ours_args", "stride"),
+    [
+        ({"dilation": 2}, {"res5_dilation": 2}, 16),
+        ({"dilated": True}, {"res4_dilation": 2, "res5_dilation": 4}, 8),
+    ],
+)
+def test_dilated_stages_are_the_imagenet_networks(theirs_args, ours_args, stride):
     # The reference's Detectron2 wrapper loses the pooling here, so the ImageNet class is asked.
     args = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
-    theirs = ImageNetResNeSt(Bottleneck, [3, 4, 6, 3], dilation=2, **args).eval()
+    theirs = ImageNetResNeSt(Bottleneck, [3, 4, 6, 3], **theirs_args, **args).eval()
     randomize(theirs)
-    ours = make_resnest(50, res5_dilation=2, num_classes=1000, out_features=["res5", "linear"])
+    ours = make_resnest(50, **ours_args, num_classes=1000, out_features=["res5", "linear"])
     ours.load_state_dict(convert(theirs.state_dict()))
     ours.eval()
     x = torch.randn(2, 3, 96, 96)
     with torch.no_grad():
         output = ours(x)
         assert relative_difference(output["linear"], theirs(x)) <= 1e-5
-    assert output["res5"].shape == (2, 2048, 6, 6)
-    assert ours.output_shape()["res5"].stride == 16
+    assert output["res5"].shape == (2, 2048, 96 // stride, 96 // stride)
+    assert ours.output_shape()["res5"].stride == stride
+
+
+def test_a_multi_grid_scales_the_dilations_of_res5():
+    model = make_resnest(50, res5_dilation=2, res5_multi_grid=[1, 2, 4])
+    assert [block.conv2.conv.dilation for block in model.res5] == [(1, 1), (4, 4), (8, 8)]
+    model = make_resnest(50, res4_dilation=2, res5_dilation=4, res5_multi_grid=[1, 2, 4])
+    assert [block.conv2.conv.dilation for block in model.res5] == [(2, 2), (8, 8), (16, 16)]
+    assert model.res4[0].conv2.conv.dilation == (1, 1)
+    assert {block.conv2.conv.dilation for block in model.res4[1:]} == {(2, 2)}

@@ -5,12 +5,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 import resnest_d2.data  # noqa: F401  (class names of the data sets that come with the package)
 from resnest_d2.engine import choose_device, load_config, one_line_errors
-from resnest_d2.inference import Predictor, predict_inputs
+from resnest_d2.inference import Predictor, predict_inputs, set_score_threshold
 from resnest_d2.inference.run import list_inputs, output_paths
 
 DEFAULT_THRESHOLD = 0.5
@@ -36,21 +35,12 @@ def parse_args() -> argparse.Namespace:
         help="run even if MODEL.WEIGHTS leaves parameters at random values",
     )
     parser.add_argument(
-        "--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x"
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value",
     )
     return parser.parse_args()
-
-
-def set_threshold(cfg: CfgNode, threshold: float | None) -> None:
-    """Set the least score of every kind of head; evaluation's low defaults would clutter."""
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
-    for node, key in (
-        (cfg.MODEL.ROI_HEADS, "SCORE_THRESH_TEST"),
-        (cfg.MODEL.RETINANET, "SCORE_THRESH_TEST"),
-        (cfg.MODEL.PANOPTIC_FPN.COMBINE, "INSTANCES_CONFIDENCE_THRESH"),
-    ):
-        node[key] = max(node[key], DEFAULT_THRESHOLD) if threshold is None else threshold
 
 
 def main() -> int:
@@ -59,13 +49,19 @@ def main() -> int:
     for name in ("resnest_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     output = Path(args.output)
+    threshold = args.confidence_threshold
     with one_line_errors():
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
         cfg = load_config(args.config_file, args.opts)
         files = list_inputs(args.input)
         output_paths(files, output)
         choose_device(cfg)
-        set_threshold(cfg, args.confidence_threshold)
         predictor = Predictor(cfg, args.allow_untrained)
+        if threshold is None:  # evaluation's low defaults would clutter
+            set_score_threshold(predictor.model, DEFAULT_THRESHOLD, only_raise=True)
+        else:
+            set_score_threshold(predictor.model, threshold)
         skipped = predict_inputs(predictor, files, output)
     print(f"{len(files) - len(skipped)} of {len(files)} inputs drawn to {output}")
     return 1 if skipped else 0

@@ -7,12 +7,12 @@ import resnest_d2.data  # noqa: F401  (registers the data sets that come with th
 from resnest_d2.engine import train_or_evaluate
 
 
-def main() -> None:
+def main(example: str = "configs/cascade_resnest101.yaml", ending: str = "") -> None:
     """Parse the command line and run it."""
     parser = default_argument_parser()
     args = parser.parse_args()
-    if not args.config_file:
-        parser.error("--config-file is required, e.g. configs/cascade_resnest101.yaml")
+    if not args.config_file.endswith(ending) or not args.config_file:
+        parser.error(f"--config-file is required, e.g. {example}")
     train_or_evaluate(args)
 
 

@@ -18,6 +18,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from omegaconf import DictConfig
+
+from ..lazy import select
 
 # Metadata of Detectron2's data sets that are paths.
 LAYOUT = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root")
@@ -49,18 +52,23 @@ EVALUATORS: dict[str, tuple[EvaluatorFactory, ...]] = {
 }
 
 
-def build_evaluator(dataset_name: str, output_dir: str) -> DatasetEvaluator:
+def build_evaluator(
+    dataset_name: str, output_dir: str, instances_only: bool = False
+) -> DatasetEvaluator:
     """Make the evaluator that the data set's type asks for.
 
     Args:
         dataset_name: a registered data set.
         output_dir: where predictions and results are written.
+        instances_only: of a panoptic data set, evaluate boxes and masks only.
 
     Raises:
         ValueError: the data set has no evaluator type, or one that is not known.
     """
-    kind = _evaluator_type(dataset_name)
-    evaluators = [make(dataset_name, output_dir) for make in EVALUATORS[kind]]
+    factories = EVALUATORS[_evaluator_type(dataset_name)]
+    if instances_only and _coco in factories:
+        factories = (_coco,)
+    evaluators = [make(dataset_name, output_dir) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -74,11 +82,29 @@ def _evaluator_type(dataset_name: str) -> str:
     return kind
 
 
-def check_datasets(cfg: CfgNode, train: bool = True) -> None:
+def dataset_names(cfg: CfgNode | DictConfig, split: str) -> tuple[str, list[str]]:
+    """The data sets of a config.
+
+    Args:
+        cfg: a config of either kind.
+        split: "train" or "test".
+
+    Returns:
+        the key that names them, and the names.
+    """
+    if isinstance(cfg, CfgNode):
+        return f"DATASETS.{split.upper()}", list(cfg.DATASETS[split.upper()])
+    key = f"dataloader.{split}.dataset.names"
+    names = select(cfg, key, ())
+    return key, [names] if isinstance(names, str) else list(names)
+
+
+def check_datasets(cfg: CfgNode | DictConfig, train: bool = True) -> None:
     """See that the data sets of a config are registered and on disk, before anything is built.
 
     Args:
-        cfg: the config; ``DATASETS.TEST`` and, for training, ``DATASETS.TRAIN`` are looked at.
+        cfg: a config of either kind; its test sets and, for training, its training sets are
+            looked at.
         train: whether the training sets are needed.
 
     Raises:
@@ -86,14 +112,13 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             is truncated, or there is no evaluator for a test set.
         FileNotFoundError: a file or folder of a data set is missing; the message tells the layout.
     """
-    keys = (["TRAIN"] if train else []) + ["TEST"]
-    for key in keys:
-        names = cfg.DATASETS[key]
-        if not names and (key == "TRAIN" or not train):
-            raise ValueError(f"DATASETS.{key} is empty; it must name at least one data set")
+    for split in ("train", "test") if train else ("test",):
+        key, names = dataset_names(cfg, split)
+        if not names and (split == "train" or not train):
+            raise ValueError(f"{key} is empty; it must name at least one data set")
         for name in names:
-            _check_dataset(f"DATASETS.{key}", name)
-            if key == "TEST":
+            _check_dataset(key, name)
+            if split == "test":
                 _evaluator_type(name)
 
 

@@ -13,8 +13,10 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
+from omegaconf import DictConfig
 
 from ..weights import load_weights
+from . import lazy
 from .evaluation import check_datasets
 from .setup import choose_device, load_config
 from .trainer import Trainer
@@ -42,14 +44,15 @@ def one_line_errors() -> Iterator[None]:
 def train_or_evaluate(args: argparse.Namespace) -> None:
     """Run the command line of ``detectron2.engine.default_argument_parser``.
 
-    The config, the machine and the data sets are checked here, before any process is started or
-    any model built.
+    The config, YAML or a LazyConfig, the machine and the data sets are checked here, before any
+    process is started or any model built.
     """
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         num_processes = choose_device(cfg, args.num_gpus, args.num_machines)
         check_datasets(cfg, train=not args.eval_only)
-    cfg.freeze()
+    if isinstance(cfg, CfgNode):
+        cfg.freeze()
     launch(
         run,
         num_processes,
@@ -60,7 +63,7 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
     )
 
 
-def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
+def run(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> dict[str, Any] | None:
     """Train, or evaluate with ``args.eval_only``, in one process of the group.
 
     Returns:
@@ -68,9 +71,13 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any] | None:
     """
     with one_line_errors():
         default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
+    is_yaml = isinstance(cfg, CfgNode)
+    output = cfg.OUTPUT_DIR if is_yaml else cfg.train.output_dir
+    setup_logger(output, distributed_rank=comm.get_rank(), name="resnest_d2")
     if args.eval_only:
-        return evaluate(cfg, args.resume)
+        return evaluate(cfg, args.resume) if is_yaml else lazy.evaluate(cfg, args.resume)
+    if not is_yaml:
+        return lazy.train(cfg, args.resume)
     with one_line_errors():
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)

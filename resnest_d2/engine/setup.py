@@ -8,20 +8,23 @@ from contextlib import contextmanager
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
+from omegaconf import DictConfig
 
 from .. import model_zoo
-from ..config import add_resnest_config
+from ..config import read_config
+from ..lazy import is_lazy, read_lazy_config, select
 
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
-    """Read a YAML config over the defaults of Detectron2 and ResNeSt.
+def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode | DictConfig:
+    """Read a config, YAML over the defaults of Detectron2 and ResNeSt or a LazyConfig.
 
     Args:
-        config_file: path of a YAML file.
-        opts: keys and values that override it, ``["SOLVER.BASE_LR", "0.01", ...]``.
+        config_file: path of a ``.yaml`` or ``.py`` file.
+        opts: what overrides it: ``["SOLVER.BASE_LR", "0.01", ...]`` for YAML,
+            ``["optimizer.lr=0.01", ...]`` for a LazyConfig.
 
     Returns:
         the config, not frozen.
@@ -31,20 +34,22 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode:
         ValueError: a key that does not exist, or a value that does not fit its key; the message
             names it.
     """
-    cfg = get_cfg()
-    add_resnest_config(cfg)
     if not os.path.isfile(config_file):
         name = os.path.basename(config_file).rpartition(".")[0] or config_file
         close = difflib.get_close_matches(name, model_zoo.names(), n=3)
         hint = f"; did you mean configs/{' or '.join(c + '.yaml' for c in close)}?" if close else ""
         raise FileNotFoundError(f"--config-file: there is no file {config_file!r}{hint}")
+    opts = opts or []
+    if is_lazy(config_file):
+        with _errors_of(config_file):
+            return read_lazy_config(config_file, opts)
+    if len(opts) % 2:
+        raise ValueError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
     with _errors_of(config_file):
-        cfg.merge_from_file(config_file)
+        cfg = read_config(config_file)
     if opts:
-        if len(opts) % 2:
-            raise ValueError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
         with _errors_of("the command line"):
-            cfg.merge_from_list(opts)
+            cfg = read_config(config_file, opts)
     _check(cfg)
     return cfg
 
@@ -81,18 +86,18 @@ def _errors_of(source: str) -> Iterator[None]:
         raise ValueError(f"{source}: {error.args[0]}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
-    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
-def choose_device(cfg: CfgNode, num_gpus: int = 1, num_machines: int = 1) -> int:
+def choose_device(cfg: CfgNode | DictConfig, num_gpus: int = 1, num_machines: int = 1) -> int:
     """Fit a config and ``--num-gpus`` to the machine.
 
     Without a GPU a config made for one runs on the CPU, in one process and without AMP; one
     warning says so.
 
     Args:
-        cfg: the config; ``MODEL.DEVICE`` and ``SOLVER.AMP.ENABLED`` may be changed.
+        cfg: a config of either kind; its device and whether it uses AMP may be changed.
         num_gpus: GPUs of this machine that the user asked for.
         num_machines: machines that the user asked for.
 
@@ -103,7 +108,7 @@ def choose_device(cfg: CfgNode, num_gpus: int = 1, num_machines: int = 1) -> int
         ValueError: more GPUs are asked for than there are, or several machines without GPUs.
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
+    if not get_device(cfg).startswith("cuda"):
         return 1
     if num_gpus > available > 0:
         raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
@@ -111,8 +116,20 @@ def choose_device(cfg: CfgNode, num_gpus: int = 1, num_machines: int = 1) -> int
         return max(num_gpus, 1)
     if num_machines > 1:
         raise ValueError(f"--num-machines is {num_machines}, but no GPU was found on this one")
-    cfg.MODEL.DEVICE = "cpu"
-    amp = " and without SOLVER.AMP" if cfg.SOLVER.AMP.ENABLED else ""
-    cfg.SOLVER.AMP.ENABLED = False
+    amp = ""
+    if isinstance(cfg, CfgNode):
+        cfg.MODEL.DEVICE = "cpu"
+        amp = " and without SOLVER.AMP" if cfg.SOLVER.AMP.ENABLED else ""
+        cfg.SOLVER.AMP.ENABLED = False
+    else:
+        cfg.train.device = "cpu"
+        if select(cfg, "train.amp.enabled", False):
+            amp = " and without train.amp"
+            cfg.train.amp.enabled = False
     logger.warning("No GPU was found: running in one process on the CPU%s.", amp)
     return 1
+
+
+def get_device(cfg: CfgNode | DictConfig) -> str:
+    """The device that a config of either kind names."""
+    return cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else select(cfg, "train.device", "cuda")

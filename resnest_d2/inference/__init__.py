@@ -2,5 +2,6 @@
 
 from .predictor import Predictor
 from .run import predict_inputs
+from .settings import set_score_threshold
 
-__all__ = ["Predictor", "predict_inputs"]
+__all__ = ["Predictor", "predict_inputs", "set_score_threshold"]

@@ -2,17 +2,18 @@
 
 from typing import Any
 
-import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.visualizer import ColorMode, Visualizer
+from omegaconf import DictConfig
 from PIL import Image
 
 from ..build import build_detector
-from ..weights import load_weights
+from ..weights import load_detector
+from .settings import InferenceSettings
 
 
 class Predictor:
@@ -21,8 +22,11 @@ class Predictor:
     Detectron2's ``DefaultPredictor`` wants BGR whatever ``INPUT.FORMAT`` says, which is easy to get
     wrong; this one takes RGB and converts it to what the config names.
 
+    Names of classes are those that the checkpoint was trained on, if it tells; else those of the
+    config's data set.
+
     Args:
-        cfg: a config; ``MODEL.WEIGHTS`` must hold a trained detector.
+        cfg: a config, from YAML or a LazyConfig; its weights must be a trained detector's.
         allow_untrained: run although the weights leave parameters at random values.
 
     Raises:
@@ -30,15 +34,15 @@ class Predictor:
         UntrainedParametersError: the weights leave parameters untouched.
     """
 
-    def __init__(self, cfg: CfgNode, allow_untrained: bool = False) -> None:
-        self.cfg = cfg.clone()
-        self.model = build_detector(self.cfg).eval()
-        load_weights(self.model, cfg.MODEL.WEIGHTS, allow_untrained)
-        names = cfg.DATASETS.TEST or cfg.DATASETS.TRAIN
-        self.metadata = MetadataCatalog.get(names[0] if names else "__unused")
-        self.augmentation = T.ResizeShortestEdge(
-            [cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST
-        )
+    def __init__(self, cfg: CfgNode | DictConfig, allow_untrained: bool = False) -> None:
+        settings = InferenceSettings.of(cfg)
+        self.input_format = settings.input_format
+        self.augmentation = settings.augmentation
+        self.model = build_detector(cfg).eval()
+        classes = load_detector(self.model, settings.weights, allow_untrained)
+        self.metadata = MetadataCatalog.get(settings.dataset or "__unused")
+        if any(self.metadata.get(key, None) != value for key, value in classes.items()):
+            self.metadata = Metadata(name="classes of the checkpoint", **classes)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:
@@ -56,7 +60,7 @@ class Predictor:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape}")
         height, width = image.shape[:2]
-        pixels = convert_PIL_to_numpy(Image.fromarray(image), self.cfg.INPUT.FORMAT)
+        pixels = convert_PIL_to_numpy(Image.fromarray(image), self.input_format)
         pixels = self.augmentation.get_transform(pixels).apply_image(pixels)
         tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
         return self.model([{"image": tensor, "height": height, "width": width}])[0]

@@ -2,12 +2,24 @@
 
 from .convert import convert
 from .handler import register_handlers
-from .loading import UntrainedParametersError, checkpoint_errors, load_weights
+from .loading import (
+    CLASSES_KEY,
+    RecordingCheckpointer,
+    UntrainedParametersError,
+    checkpoint_errors,
+    load_detector,
+    load_weights,
+    parts,
+)
 
 __all__ = [
+    "CLASSES_KEY",
+    "RecordingCheckpointer",
     "UntrainedParametersError",
     "checkpoint_errors",
     "convert",
+    "load_detector",
     "load_weights",
+    "parts",
     "register_handlers",
 ]

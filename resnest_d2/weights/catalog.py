@@ -2,6 +2,8 @@
 
 # The eight hex digits in each name are the start of the file's SHA-256 (torch.hub's convention).
 IMAGENET: dict[str, str] = {
+    "resnest14": "gluon_resnest14-9c8fe254.pth",
+    "resnest26": "gluon_resnest26-50eb607c.pth",
     "resnest50": "resnest50-528c19ca.pth",
     "resnest101": "resnest101-22405ba7.pth",
     "resnest200": "resnest200-75117900.pth",
@@ -15,8 +17,9 @@ IMAGENET: dict[str, str] = {
     "resnest50_fast_1s4x24d": "resnest50_fast_1s4x24d-d4a4f76f.pth",
 }
 
-# The authors' release, and timm's copy of it; tried in this order.
+# The authors' release, timm's copy of it, and timm's conversions of GluonCV's; tried in this order.
 IMAGENET_SOURCES: tuple[str, ...] = (
     "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_step1/",
     "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-resnest/",
+    "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/",
 )

@@ -1,7 +1,7 @@
 """Loading a checkpoint and knowing what it left untouched."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,12 +10,15 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+# Where training puts the names of its classes in a checkpoint.
+CLASSES_KEY = "classes"
+
 
 class UntrainedParametersError(ValueError):
     """Weights did not reach all of a model that is about to be used, not trained."""
 
 
-class _RecordingCheckpointer(DetectionCheckpointer):
+class RecordingCheckpointer(DetectionCheckpointer):
     """Keeps the report on what fitted, which the base class only logs."""
 
     incompatible = None
@@ -23,6 +26,14 @@ class _RecordingCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Any) -> Any:
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
+
+    def untouched(self) -> list[str]:
+        """Names of the parameters and statistics that no file has reached, in the model's order."""
+        states = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
+        if self.incompatible is None:
+            return states
+        shapes = {key for key, *_ in self.incompatible.incorrect_shapes}
+        return [s for s in states if s in {*self.incompatible.missing_keys, *shapes}]
 
 
 def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> list[str]:
@@ -41,18 +52,30 @@ def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> 
         ValueError: the file is no checkpoint, or a damaged one.
         UntrainedParametersError: the file left something untouched.
     """
-    states = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    return _load(model, path, allow_untrained)[0]
+
+
+def load_detector(model: nn.Module, path: str, allow_untrained: bool = False) -> dict[str, Any]:
+    """As :func:`load_weights`, and tell which classes the model was trained on.
+
+    Returns:
+        metadata under Detectron2's names (``thing_classes``, ...); empty for files that hold none,
+        as all but those of this package's trainers.
+    """
+    return _load(model, path, allow_untrained)[1].get(CLASSES_KEY, {})
+
+
+def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
+    checkpointer = RecordingCheckpointer(model)
     if not path:
-        return _report(states, 'MODEL.WEIGHTS is ""', allow_untrained)
-    checkpointer = _RecordingCheckpointer(model)
+        return _report(checkpointer.untouched(), 'MODEL.WEIGHTS is ""', allow_untrained), {}
     is_local = "://" not in path
     if is_local and not checkpointer.path_manager.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
     with checkpoint_errors(path):
-        checkpointer.load(path)
-    incompatible = checkpointer.incompatible
-    untouched = {*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)}
-    return _report([s for s in states if s in untouched], f"MODEL.WEIGHTS {path}", allow_untrained)
+        content = checkpointer.load(path)
+    what = f"MODEL.WEIGHTS {path}"
+    return _report(checkpointer.untouched(), what, allow_untrained), content
 
 
 @contextmanager
@@ -67,19 +90,18 @@ def checkpoint_errors(path: str) -> Iterator[None]:
         raise ValueError(f"MODEL.WEIGHTS {path} is no readable checkpoint: {reason}") from error
 
 
+def parts(names: Sequence[str]) -> str:
+    """The submodules that parameters belong to, for a message: two levels say enough."""
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+
+
 def _report(untouched: list[str], what: str, allow_untrained: bool) -> list[str]:
     if untouched:
-        parts = sorted({_part(name) for name in untouched})
         text = (
-            f"{what} leaves {len(untouched)} parameters at random values, in {', '.join(parts)}: "
+            f"{what} leaves {len(untouched)} parameters at random values, in {parts(untouched)}: "
             "give the checkpoint of a trained detector"
         )
         if not allow_untrained:
             raise UntrainedParametersError(text)
         logger.warning(text)
     return untouched
-
-
-def _part(name: str) -> str:
-    """The submodule to name in a message: two levels say enough."""
-    return ".".join(name.split(".")[:2])

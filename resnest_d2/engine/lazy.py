@@ -1,0 +1,160 @@
+"""Training and evaluation of LazyConfigs, with the hooks that YAML configs get."""
+
+import logging
+from typing import Any
+
+import detectron2.utils.comm as comm
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, instantiate
+from detectron2.engine import (
+    AMPTrainer,
+    SimpleTrainer,
+    TrainerBase,
+    create_ddp_model,
+    default_writers,
+    hooks,
+)
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.solver.build import maybe_add_gradient_clipping
+from fvcore.nn.precise_bn import get_bn_modules
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from ..build import build_detector
+from ..lazy import select
+from ..weights import load_weights
+from .checkpoint import TrainingCheckpointer, class_metadata
+from .checks import check_training
+from .evaluation import dataset_names
+
+logger = logging.getLogger(__name__)
+
+
+def scale_to_world_size(cfg: DictConfig, num_workers: int) -> None:
+    """Fit batch, rate and length to the number of processes, in place.
+
+    By the rule of Detectron2's ``DefaultTrainer.auto_scale_workers``; ``lr_multiplier`` counts in
+    parts of the whole and stays.
+
+    Raises:
+        ValueError: ``train.reference_world_size`` does not divide the batch.
+    """
+    reference = select(cfg, "train.reference_world_size", 0)
+    if reference in (0, num_workers):
+        return
+    loader = cfg.dataloader.train
+    if loader.total_batch_size % reference:
+        raise ValueError(
+            f"dataloader.train.total_batch_size {loader.total_batch_size} must be a multiple of "
+            f"train.reference_world_size {reference}; 0 for the latter scales nothing"
+        )
+    factor = num_workers / reference
+    loader.total_batch_size = round(loader.total_batch_size * factor)
+    cfg.optimizer.lr *= factor
+    train = cfg.train
+    train.max_iter = round(train.max_iter / factor)
+    train.eval_period = round(train.eval_period / factor)
+    train.checkpointer.period = round(train.checkpointer.period / factor)
+    train.reference_world_size = num_workers
+    logger.info(
+        "Scaled to %d processes: total_batch_size=%d, lr=%g, max_iter=%d",
+        num_workers,
+        loader.total_batch_size,
+        cfg.optimizer.lr,
+        train.max_iter,
+    )
+
+
+def build_trainer(cfg: DictConfig, model: nn.Module) -> TrainerBase:
+    """Make the loop that trains ``model``, without hooks."""
+    cfg.optimizer.params.model = model
+    optimizer = instantiate(cfg.optimizer)
+    clip = select(cfg, "train.clip_gradients")
+    if clip is not None and clip.enabled:
+        settings = {key.upper(): value for key, value in clip.items()}
+        clip_cfg = CfgNode({"SOLVER": {"CLIP_GRADIENTS": settings}})
+        optimizer = maybe_add_gradient_clipping(clip_cfg, optimizer)
+    loader = instantiate(cfg.dataloader.train)
+    names = dataset_names(cfg, "train")[1]
+    images = cfg.dataloader.train.total_batch_size // comm.get_world_size()
+    check_training(model, images, names, "the number of classes of cfg.model")
+    parallel = create_ddp_model(model, **cfg.train.ddp)
+    make = AMPTrainer if select(cfg, "train.amp.enabled", False) else SimpleTrainer
+    return make(parallel, loader, optimizer)
+
+
+def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
+    """Train the model of a LazyConfig.
+
+    Args:
+        cfg: the config.
+        resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
+
+    Returns:
+        metrics of the last evaluation, by task.
+    """
+    scale_to_world_size(cfg, comm.get_world_size())
+    model = build_detector(cfg).train()
+    trainer = build_trainer(cfg, model)
+    checkpointer = TrainingCheckpointer(
+        model,
+        cfg.train.output_dir,
+        class_metadata(dataset_names(cfg, "train")[1]),
+        trainer=trainer,
+    )
+    results: dict[str, Any] = {}
+
+    def evaluate() -> dict[str, Any]:
+        results.update(_evaluate_model(cfg, model))
+        return results
+
+    is_main = comm.is_main_process()
+    options = cfg.train
+    all_hooks = [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+    ]
+    if select(cfg, "train.precise_bn.enabled", False) and get_bn_modules(model):
+        loader = instantiate(OmegaConf.merge(cfg.dataloader.train, {"num_workers": 0}))
+        all_hooks.append(
+            hooks.PreciseBN(options.eval_period, model, loader, options.precise_bn.num_iter)
+        )
+    if is_main:
+        all_hooks.append(hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer))
+    if dataset_names(cfg, "test")[1]:
+        all_hooks.append(hooks.EvalHook(options.eval_period, evaluate))
+    if is_main:
+        writers = default_writers(options.output_dir, options.max_iter)
+        all_hooks.append(hooks.PeriodicWriter(writers, period=options.log_period))
+    trainer.register_hooks(all_hooks)
+
+    checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
+    first = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(first, options.max_iter)
+    return results
+
+
+def _evaluate_model(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
+    results = inference_on_dataset(
+        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
+    )
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def evaluate(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
+    """Evaluate the model of a LazyConfig on its test set.
+
+    Args:
+        cfg: the config; ``train.init_checkpoint`` is evaluated.
+        resume: evaluate the last checkpoint in ``train.output_dir`` instead, if there is one.
+
+    Raises:
+        UntrainedParametersError: the weights leave parameters untouched.
+    """
+    model = build_detector(cfg).eval()
+    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
+    last = resume and checkpointer.has_checkpoint()
+    load_weights(model, checkpointer.get_checkpoint_file() if last else cfg.train.init_checkpoint)
+    return _evaluate_model(cfg, create_ddp_model(model))

@@ -1,0 +1,201 @@
+"""Every kind of head in the zoo learns, detects and, where Detectron2 can, is tested augmented."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances
+from detectron2.solver import build_optimizer
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+from PIL import Image
+
+from resnest_d2 import model_zoo
+from resnest_d2.build import build_detector
+from resnest_d2.deeplab import semantic_augmentations
+from resnest_d2.engine.trainer import Trainer, _with_augmentation
+
+SIZE = 128
+# One zoo model for each kind of head or backbone.
+MODELS = {
+    "faster": "faster_resnest50",
+    "faster dcn": "faster_resnest50_dcn",
+    "dc5": "faster_resnest50_dc5",
+    "mask": "mask_resnest50",
+    "fast variant": "mask_resnest50_fast_2s2x40d",
+    "cascade box": "cascade_box_resnest50",
+    "cascade": "cascade_resnest50",
+    "cascade 3x dcn": "cascade_resnest200_dcn_3x",
+    "retinanet": "retinanet_resnest50",
+    "keypoint": "keypoint_resnest50",
+    "panoptic": "panoptic_resnest50",
+    "panoptic cascade": "panoptic_resnest200_3x",
+    "pointrend": "pointrend_resnest50",
+    "deeplab": "deeplabv3plus_resnest50",
+    "baseline": "baselines/mask_resnet50",
+}
+AUGMENTED = {"faster", "mask", "cascade", "panoptic", "pointrend", "dc5"}
+
+
+def small_config(kind, *opts):
+    """The zoo's config, at a size that a test can run: nothing of the head's kind is changed."""
+    cfg = model_zoo.get_config(MODELS[kind])
+    cfg.MODEL.DEVICE = "cpu"
+    if "resnest" in MODELS[kind]:
+        cfg.MODEL.RESNETS.DEPTH = 14
+        if cfg.MODEL.RESNETS.get("RES5_MULTI_GRID", None):
+            cfg.MODEL.RESNETS.RES5_MULTI_GRID = [2]
+    cfg.MODEL.RPN.PRE_NMS_TOPK_TEST = cfg.MODEL.RPN.PRE_NMS_TOPK_TRAIN = 100
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 20
+    cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.AUG.MIN_SIZES = (96, 128)
+    cfg.merge_from_list(list(opts))
+    return cfg
+
+
+def batch(cfg):
+    """Two images with a square each, in the format of the config's data."""
+    inputs = []
+    for index in range(2):
+        image = torch.zeros(3, SIZE, SIZE)
+        x = 20 + 30 * index
+        image[:, x : x + 50, x : x + 50] = 255
+        polygon = [x, x, x + 50, x, x + 50, x + 50, x, x + 50]
+        annotation = {
+            "bbox": [x, x, x + 50, x + 50],
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": 0,
+            "segmentation": [np.array(polygon, float)],
+        }
+        if cfg.MODEL.KEYPOINT_ON:
+            annotation["keypoints"] = np.array([[x + 2 * k, x + k, 2] for k in range(17)], float)
+        instances = annotations_to_instances([annotation], (SIZE, SIZE), cfg.INPUT.MASK_FORMAT)
+        sem_seg = torch.zeros(SIZE, SIZE, dtype=torch.long)
+        sem_seg[x : x + 50, x : x + 50] = 1
+        inputs.append({"image": image, "instances": instances, "sem_seg": sem_seg})
+    return inputs
+
+
+EXPECTED_LOSSES = {
+    "mask": {"loss_mask"},
+    "keypoint": {"loss_keypoint"},
+    "panoptic": {"loss_sem_seg", "loss_mask"},
+    "panoptic cascade": {"loss_sem_seg", "loss_mask", "loss_cls_stage2"},
+    "pointrend": {"loss_mask", "loss_mask_point"},
+    "cascade": {"loss_mask", "loss_cls_stage0", "loss_box_reg_stage2"},
+    "deeplab": {"loss_sem_seg"},
+}
+EXPECTED_OUTPUT = {
+    "keypoint": {"instances"},
+    "panoptic": {"sem_seg", "instances", "panoptic_seg"},
+    "panoptic cascade": {"sem_seg", "instances", "panoptic_seg"},
+    "deeplab": {"sem_seg"},
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_one_step_of_training_and_one_inference(kind):
+    cfg = small_config(kind)
+    model = build_detector(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    with EventStorage():
+        losses = model(batch(cfg))
+    assert EXPECTED_LOSSES.get(kind, set()) <= set(losses)
+    assert all(math.isfinite(loss.item()) for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    optimizer.step()
+    missed = [name for name in before if model.get_parameter(name).grad is None]
+    # With the only detections in one place some heads may see no gradient, whole modules may not.
+    assert not [n for n in missed if n.startswith("backbone.bottom_up")], missed
+    moved = sum(not torch.equal(model.get_parameter(n), p) for n, p in before.items())
+    assert moved > 0.8 * len(before)
+
+    model.eval()
+    with torch.no_grad():
+        (output,) = model([{"image": batch(cfg)[0]["image"], "height": 64, "width": 64}])
+    assert set(output) == EXPECTED_OUTPUT.get(kind, {"instances"})
+    if "sem_seg" in output:
+        assert output["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 64, 64)
+    if "panoptic_seg" in output:
+        assert output["panoptic_seg"][0].shape == (64, 64)
+    if "instances" in output:
+        instances = output["instances"]
+        assert len(instances) > 0
+        assert (instances.pred_boxes.tensor <= 64).all()
+        assert instances.has("pred_masks") == cfg.MODEL.MASK_ON
+        if kind == "keypoint":
+            assert instances.pred_keypoints.shape[1:] == (17, 3)
+
+
+@pytest.mark.parametrize("kind", sorted(AUGMENTED))
+def test_augmented_inference(kind, tmp_path):
+    cfg = small_config(kind)
+    model = build_detector(cfg).eval()
+    Image.fromarray(np.full((SIZE, SIZE, 3), 90, np.uint8)).save(tmp_path / "x.png")
+    entry = {"file_name": str(tmp_path / "x.png"), "height": SIZE, "width": SIZE}
+    augmented = _with_augmentation(cfg, model)
+    with torch.no_grad():
+        (output,) = augmented([entry])
+    assert len(output["instances"]) > 0
+    assert output["instances"].has("pred_masks") == cfg.MODEL.MASK_ON
+    assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE  # the model itself stays as it was
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "keypoint", "deeplab"])
+def test_heads_without_augmentation_say_so(kind):
+    cfg = small_config(kind)
+    with pytest.raises(ValueError, match="TEST.AUG.ENABLED: Detectron2 has no augmentation"):
+        _with_augmentation(cfg, build_detector(cfg))
+
+
+def test_augmentation_of_a_panoptic_data_set_evaluates_instances(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        Trainer, "test", lambda cfg, model, evaluators: seen.extend(evaluators) or {}
+    )
+    cfg = small_config("panoptic")
+    cfg.OUTPUT_DIR = str(tmp_path)
+    MetadataCatalog.get("a panoptic set").set(
+        evaluator_type="coco_panoptic_seg",
+        json_file=str(tmp_path / "x.json"),
+        thing_dataset_id_to_contiguous_id={},
+    )
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    cfg.DATASETS.TEST = ("a panoptic set",)
+    Trainer.test_with_TTA(cfg, build_detector(cfg))
+    assert [type(e).__name__ for e in seen] == ["COCOEvaluator"]
+
+
+@pytest.mark.parametrize("size", [(96, 160), (100, 75), (512, 683)])
+def test_deeplab_takes_images_of_any_size(size):
+    cfg = small_config("deeplab")
+    model = build_detector(cfg).eval()
+    with torch.no_grad():
+        (output,) = model([{"image": torch.zeros(3, *size)}])
+    assert output["sem_seg"].shape == (150, *size)
+
+
+def test_deeplab_crops_and_schedule():
+    cfg = small_config("deeplab", "INPUT.CROP.SIZE", "(64, 64)", "SOLVER.MAX_ITER", "100")
+    scale, crop, flip = semantic_augmentations(cfg)
+    assert (scale.short_edge_length, scale.max_size, scale.is_range) == ((256, 1024), 2048, True)
+    assert flip.horizontal
+    # Half of the map is one class, the other half shows every class: crops avoid the first.
+    sem_seg = np.zeros((200, 200), np.uint8)
+    sem_seg[:, 100:] = np.arange(200)[:, None]
+    for _ in range(10):
+        cropped = crop.get_transform(sem_seg, sem_seg).apply_segmentation(sem_seg)
+        assert cropped.shape == (64, 64)
+        assert np.bincount(cropped.ravel()).max() < 0.75 * 64 * 64
+    cfg.SOLVER.WARMUP_ITERS = 0
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
+    for step in range(50):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx((1 - step / 100) ** 0.9)
+        optimizer.step()
+        scheduler.step()
