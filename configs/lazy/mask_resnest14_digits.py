@@ -40,7 +40,9 @@ heads.mask_head.update(
 del rpn, heads
 
 mapper = dataloader["train"].mapper
-mapper.augmentations = [L(T.ResizeShortestEdge)(short_edge_length=(128,), max_size=1333)]
+mapper.augmentations = [
+    L(T.ResizeShortestEdge)(short_edge_length=(128,), max_size=1333, sample_style="choice")
+]
 mapper.instance_mask_format = "bitmask"
 dataloader["train"].dataset.names = "digits_train"
 dataloader["train"].update(total_batch_size=8, num_workers=0)

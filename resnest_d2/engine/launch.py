@@ -1,10 +1,6 @@
 """What ``tools/train_net.py`` does, callable."""
 
 import argparse
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -17,28 +13,10 @@ from omegaconf import DictConfig
 
 from ..weights import load_weights
 from . import lazy
+from .errors import one_line_errors
 from .evaluation import check_datasets
 from .setup import choose_device, load_config
 from .trainer import Trainer
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End a command on wrong input with one line and exit code 2, not with a traceback.
-
-    Detectron2 reports wrong input by assertions and ``KeyError`` too. One without a message is a
-    defect, not an answer, and keeps its traceback; RESNEST_D2_TRACEBACK=1 keeps all of them.
-    """
-    try:
-        yield
-    except (ValueError, OSError, ImportError, AssertionError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        if message and " " not in str(message):  # a bare key
-            message = f"there is nothing named {message!r}"
-        if not message or os.getenv("RESNEST_D2_TRACEBACK"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
 
 
 def train_or_evaluate(args: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from ..lazy import select
 from ..weights import load_weights
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .checks import check_training
+from .errors import one_line_errors
 from .evaluation import dataset_names
 
 logger = logging.getLogger(__name__)
@@ -93,45 +94,52 @@ def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     Returns:
         metrics of the last evaluation, by task.
     """
-    scale_to_world_size(cfg, comm.get_world_size())
-    model = build_detector(cfg).train()
-    trainer = build_trainer(cfg, model)
-    checkpointer = TrainingCheckpointer(
-        model,
-        cfg.train.output_dir,
-        class_metadata(dataset_names(cfg, "train")[1]),
-        trainer=trainer,
-    )
     results: dict[str, Any] = {}
+    with one_line_errors():
+        scale_to_world_size(cfg, comm.get_world_size())
+        model = build_detector(cfg).train()
+        trainer = build_trainer(cfg, model)
+        checkpointer = TrainingCheckpointer(
+            model,
+            cfg.train.output_dir,
+            class_metadata(dataset_names(cfg, "train")[1]),
+            trainer=trainer,
+        )
+        trainer.register_hooks(_build_hooks(cfg, model, checkpointer, results))
+        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+        first = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(first, cfg.train.max_iter)
+    return results
 
-    def evaluate() -> dict[str, Any]:
+
+def _build_hooks(
+    cfg: DictConfig,
+    model: nn.Module,
+    checkpointer: TrainingCheckpointer,
+    results: dict[str, Any],
+) -> list[hooks.HookBase]:
+    """The hooks of ``DefaultTrainer``, in its order; evaluations are kept in ``results``."""
+
+    def evaluate_and_keep() -> dict[str, Any]:
         results.update(_evaluate_model(cfg, model))
         return results
 
-    is_main = comm.is_main_process()
     options = cfg.train
-    all_hooks = [
-        hooks.IterationTimer(),
-        hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-    ]
+    scheduler = instantiate(cfg.lr_multiplier)
+    made = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
     if select(cfg, "train.precise_bn.enabled", False) and get_bn_modules(model):
         loader = instantiate(OmegaConf.merge(cfg.dataloader.train, {"num_workers": 0}))
-        all_hooks.append(
+        made.append(
             hooks.PreciseBN(options.eval_period, model, loader, options.precise_bn.num_iter)
         )
-    if is_main:
-        all_hooks.append(hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer))
+    if comm.is_main_process():
+        made.append(hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer))
     if dataset_names(cfg, "test")[1]:
-        all_hooks.append(hooks.EvalHook(options.eval_period, evaluate))
-    if is_main:
+        made.append(hooks.EvalHook(options.eval_period, evaluate_and_keep))
+    if comm.is_main_process():
         writers = default_writers(options.output_dir, options.max_iter)
-        all_hooks.append(hooks.PeriodicWriter(writers, period=options.log_period))
-    trainer.register_hooks(all_hooks)
-
-    checkpointer.resume_or_load(options.init_checkpoint, resume=resume)
-    first = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    trainer.train(first, options.max_iter)
-    return results
+        made.append(hooks.PeriodicWriter(writers, period=options.log_period))
+    return made
 
 
 def _evaluate_model(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
@@ -153,8 +161,10 @@ def evaluate(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
     Raises:
         UntrainedParametersError: the weights leave parameters untouched.
     """
-    model = build_detector(cfg).eval()
-    checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
-    last = resume and checkpointer.has_checkpoint()
-    load_weights(model, checkpointer.get_checkpoint_file() if last else cfg.train.init_checkpoint)
+    with one_line_errors():
+        model = build_detector(cfg).eval()
+        checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
+        last = resume and checkpointer.has_checkpoint()
+        path = checkpointer.get_checkpoint_file() if last else cfg.train.init_checkpoint
+        load_weights(model, path)
     return _evaluate_model(cfg, create_ddp_model(model))

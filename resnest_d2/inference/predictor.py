@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -61,8 +62,10 @@ class Predictor:
             raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape}")
         height, width = image.shape[:2]
         pixels = convert_PIL_to_numpy(Image.fromarray(image), self.input_format)
-        pixels = self.augmentation.get_transform(pixels).apply_image(pixels)
-        tensor = torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
+        augmented = T.AugInput(pixels)
+        self.augmentation(augmented)
+        pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1), dtype=np.float32)
+        tensor = torch.as_tensor(pixels)
         return self.model([{"image": tensor, "height": height, "width": width}])[0]
 
     def draw(self, image: np.ndarray, output: dict[str, Any], scale: float = 1.0) -> np.ndarray:
