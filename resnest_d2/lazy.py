@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,11 @@ def build_lazy_detector(cfg: DictConfig) -> nn.Module:
 
 
 def is_lazy(file: str | os.PathLike) -> bool:
-    """Whether a config file is a LazyConfig, by its ending."""
-    return Path(file).suffix == ".py"
+    """Whether a config file is a LazyConfig: ``.py``, or what training saved of one as YAML."""
+    path = Path(file)
+    if path.suffix in (".yaml", ".yml"):  # keys of the other kind are upper case
+        return re.search(r"^model:", path.read_text(), re.MULTILINE) is not None
+    return path.suffix == ".py"
 
 
 def select(cfg: DictConfig, key: str, default: Any = None) -> Any:

@@ -2,25 +2,13 @@
 
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..classes import num_classes
 from ..norm import check_batch_statistics
 from ..split_attention import SplitAttentionConv2d
-
-
-def num_classes_key(cfg: CfgNode) -> str:
-    """The key that sets how many classes of things a config's model has."""
-    is_retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    return f"MODEL.{'RETINANET' if is_retinanet else 'ROI_HEADS'}.NUM_CLASSES"
-
-
-def num_classes(model: nn.Module) -> int | None:
-    """How many classes of things a detector tells apart; None if it detects none."""
-    head = getattr(model, "roi_heads", model)
-    return getattr(head, "num_classes", None)
 
 
 def check_training(

@@ -2,7 +2,8 @@
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -28,8 +29,9 @@ LAYOUT = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_
 EvaluatorFactory = Callable[[str, str], DatasetEvaluator]
 
 
-def _coco(name: str, folder: str) -> DatasetEvaluator:
-    return COCOEvaluator(name, output_dir=folder)
+def _coco(name: str, folder: str, sigmas: Sequence[float] = ()) -> DatasetEvaluator:
+    # A set without a file in COCO's format gets one; one from an earlier run may be of other data.
+    return COCOEvaluator(name, output_dir=folder, allow_cached_coco=False, kpt_oks_sigmas=sigmas)
 
 
 def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
@@ -53,7 +55,10 @@ EVALUATORS: dict[str, tuple[EvaluatorFactory, ...]] = {
 
 
 def build_evaluator(
-    dataset_name: str, output_dir: str, instances_only: bool = False
+    dataset_name: str,
+    output_dir: str,
+    instances_only: bool = False,
+    keypoint_sigmas: Sequence[float] = (),
 ) -> DatasetEvaluator:
     """Make the evaluator that the data set's type asks for.
 
@@ -61,6 +66,7 @@ def build_evaluator(
         dataset_name: a registered data set.
         output_dir: where predictions and results are written.
         instances_only: of a panoptic data set, evaluate boxes and masks only.
+        keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
 
     Raises:
         ValueError: the data set has no evaluator type, or one that is not known.
@@ -68,6 +74,8 @@ def build_evaluator(
     factories = EVALUATORS[_evaluator_type(dataset_name)]
     if instances_only and _coco in factories:
         factories = (_coco,)
+    if keypoint_sigmas:
+        factories = [partial(_coco, sigmas=keypoint_sigmas) if f is _coco else f for f in factories]
     evaluators = [make(dataset_name, output_dir) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 

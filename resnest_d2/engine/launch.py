@@ -6,6 +6,7 @@ from typing import Any
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
@@ -15,6 +16,7 @@ from ..weights import load_weights
 from . import lazy
 from .errors import one_line_errors
 from .evaluation import check_datasets
+from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
 from .setup import choose_device, load_config
 from .trainer import Trainer
 
@@ -28,6 +30,9 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         num_processes = choose_device(cfg, args.num_gpus, args.num_machines)
+        if wants_own_data(args):
+            _log_to(cfg)
+            use_own_data(cfg, args)
         check_datasets(cfg, train=not args.eval_only)
     if isinstance(cfg, CfgNode):
         cfg.freeze()
@@ -48,10 +53,11 @@ def run(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> dict[str, Any] |
         the evaluation's metrics by task, if there was one.
     """
     with one_line_errors():
+        if wants_own_data(args) and not {TRAIN, VAL} & set(DatasetCatalog.list()):
+            register_own_data(cfg, args)  # in a process that was started for one GPU of several
         default_setup(cfg, args)
+    _log_to(cfg)
     is_yaml = isinstance(cfg, CfgNode)
-    output = cfg.OUTPUT_DIR if is_yaml else cfg.train.output_dir
-    setup_logger(output, distributed_rank=comm.get_rank(), name="resnest_d2")
     if args.eval_only:
         return evaluate(cfg, args.resume) if is_yaml else lazy.evaluate(cfg, args.resume)
     if not is_yaml:
@@ -60,6 +66,12 @@ def run(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> dict[str, Any] |
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
     return trainer.train()
+
+
+def _log_to(cfg: CfgNode | DictConfig) -> None:
+    """Show this package's messages as Detectron2's are, and keep them; again does nothing."""
+    output = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+    setup_logger(output, distributed_rank=comm.get_rank(), name="resnest_d2")
 
 
 def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:

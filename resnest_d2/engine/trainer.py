@@ -19,9 +19,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..classes import num_classes_key
 from ..norm import convert_sync_batchnorm
 from .checkpoint import TrainingCheckpointer, class_metadata
-from .checks import check_training, num_classes_key
+from .checks import check_training
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,9 @@ class Trainer(DefaultTrainer):
     ) -> DatasetEvaluator:
         """Evaluator of a data set; it writes to ``OUTPUT_DIR/inference`` if no folder is given."""
         return build_evaluator(
-            dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+            dataset_name,
+            output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
+            keypoint_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         )
 
     @classmethod

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from ..build import build_detector
-from ..weights import load_detector
+from ..classes import fit_to_classes
+from ..weights import load_detector, read_classes
 from .settings import InferenceSettings
 
 
@@ -23,8 +24,8 @@ class Predictor:
     Detectron2's ``DefaultPredictor`` wants BGR whatever ``INPUT.FORMAT`` says, which is easy to get
     wrong; this one takes RGB and converts it to what the config names.
 
-    Names of classes are those that the checkpoint was trained on, if it tells; else those of the
-    config's data set.
+    Number and names of classes are those that the checkpoint was trained on, if it tells; else
+    those of the config and its data set.
 
     Args:
         cfg: a config, from YAML or a LazyConfig; its weights must be a trained detector's.
@@ -37,6 +38,7 @@ class Predictor:
 
     def __init__(self, cfg: CfgNode | DictConfig, allow_untrained: bool = False) -> None:
         settings = InferenceSettings.of(cfg)
+        cfg = fit_to_classes(cfg, read_classes(settings.weights))
         self.input_format = settings.input_format
         self.augmentation = settings.augmentation
         self.model = build_detector(cfg).eval()

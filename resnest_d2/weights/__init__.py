@@ -10,6 +10,7 @@ from .loading import (
     load_detector,
     load_weights,
     parts,
+    read_classes,
 )
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "load_detector",
     "load_weights",
     "parts",
+    "read_classes",
     "register_handlers",
 ]

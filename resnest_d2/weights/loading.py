@@ -1,10 +1,12 @@
 """Loading a checkpoint and knowing what it left untouched."""
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
@@ -65,17 +67,36 @@ def load_detector(model: nn.Module, path: str, allow_untrained: bool = False) ->
     return _load(model, path, allow_untrained)[1].get(CLASSES_KEY, {})
 
 
+def read_classes(path: str) -> dict[str, Any]:
+    """The classes that a checkpoint was trained on, without loading it into a model.
+
+    Args:
+        path: as in ``MODEL.WEIGHTS``; only files of this package's trainers, which are local and
+            end in ``.pth``, are looked at.
+
+    Returns:
+        as :func:`load_detector`; empty for files that are not there or not readable.
+    """
+    if not path.endswith(".pth") or not os.path.isfile(path):
+        return {}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # loading it into the model will tell why
+        return {}
+    return content.get(CLASSES_KEY, {}) if isinstance(content, dict) else {}
+
+
 def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
     checkpointer = RecordingCheckpointer(model)
     if not path:
-        return _report(checkpointer.untouched(), 'MODEL.WEIGHTS is ""', allow_untrained), {}
+        return _report(checkpointer, 'MODEL.WEIGHTS is ""', allow_untrained), {}
     is_local = "://" not in path
     if is_local and not checkpointer.path_manager.isfile(path):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
     with checkpoint_errors(path):
         content = checkpointer.load(path)
     what = f"MODEL.WEIGHTS {path}"
-    return _report(checkpointer.untouched(), what, allow_untrained), content
+    return _report(checkpointer, what, allow_untrained), content
 
 
 @contextmanager
@@ -95,11 +116,17 @@ def parts(names: Sequence[str]) -> str:
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
 
 
-def _report(untouched: list[str], what: str, allow_untrained: bool) -> list[str]:
+def _report(checkpointer: RecordingCheckpointer, what: str, allow_untrained: bool) -> list[str]:
+    untouched = checkpointer.untouched()
     if untouched:
+        shapes = checkpointer.incompatible.incorrect_shapes if checkpointer.incompatible else []
+        why = ""
+        if shapes:
+            name, theirs, ours = shapes[0]
+            why = f" ({name} has shape {theirs} in the file and {ours} in the model)"
         text = (
-            f"{what} leaves {len(untouched)} parameters at random values, in {parts(untouched)}: "
-            "give the checkpoint of a trained detector"
+            f"{what} leaves {len(untouched)} parameters at random values, in {parts(untouched)}"
+            f"{why}: give the checkpoint of a trained detector, and its config"
         )
         if not allow_untrained:
             raise UntrainedParametersError(text)

@@ -1,0 +1,303 @@
+"""Instance annotations in COCO's JSON format, read with a check of every annotation.
+
+Detectron2's own reader (``load_coco_json``) is made for COCO; annotations that people make
+themselves have holes, and trip it, or the first training step, in words that name no annotation.
+"""
+
+import json
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+LISTED = 5  # so many examples are named in a message
+
+
+@dataclass
+class CocoData:
+    """A data set of one JSON file."""
+
+    file: Path
+    image_root: Path
+    categories: dict[int, str]
+    """Names of categories by their id, in the order of the ids."""
+    dicts: list[dict[str, Any]]
+    """Images and annotations in Detectron2's dataset format."""
+    keypoint_names: list[str] = field(default_factory=list)
+    skeleton: list[tuple[int, int]] = field(default_factory=list)
+    """Pairs of keypoints that are joined, counted from 0."""
+    num_masks: int = 0
+    num_rle: int = 0
+    num_keypoints: int = 0
+    evaluable: bool = True
+    """Whether pycocotools can evaluate on the file as it is."""
+
+
+def read_coco(
+    file: str | Path,
+    image_root: str | Path,
+    categories: Mapping[int, str] | None = None,
+    masks: bool = False,
+) -> CocoData:
+    """Read and check a COCO-format file.
+
+    Boxes without an area, annotations outside of their image and, where masks are needed, ones
+    without a usable mask are left out; a warning names them. Images without annotations stay.
+
+    Args:
+        file: the JSON file.
+        image_root: folder that its file names are relative to.
+        categories: names by id that give the classes and their order; None takes the file's own.
+        masks: whether each instance needs a mask.
+
+    Raises:
+        FileNotFoundError: the file, the folder or an image is not there.
+        ValueError: the file is no JSON of COCO's format, or an annotation contradicts itself or
+            the rest of the file; the message names it.
+    """
+    file, image_root = Path(file), Path(image_root)
+    content = _load(file)
+    own, keypoints, skeleton = _read_categories(file, content["categories"])
+    if categories is None:
+        categories = own
+    for number, name in own.items():
+        if categories.get(number) != name:
+            known = ", ".join(f"{i} {n}" for i, n in categories.items())
+            raise ValueError(
+                f"{file}: category {number} {name!r} is not one of the training set's: {known}"
+            )
+    contiguous = {number: index for index, number in enumerate(categories)}
+    images = _read_images(file, image_root, content["images"])
+    data = CocoData(file, image_root, dict(categories), list(images.values()), keypoints, skeleton)
+    left_out: dict[str, list[Any]] = defaultdict(list)
+    shortened: list[Any] = []  # lost some of their polygons
+    seen: set[Any] = set()
+    for annotation in content["annotations"]:
+        name = _name(file, annotation, seen)
+        image = images.get(annotation.get("image_id"))
+        if image is None:
+            raise ValueError(f"{name}: there is no image {annotation.get('image_id')!r}")
+        if annotation.get("category_id") not in contiguous:
+            raise ValueError(f"{name}: there is no category {annotation.get('category_id')!r}")
+        instance = {
+            "bbox": _read_box(name, annotation),
+            "bbox_mode": BoxMode.XYWH_ABS,
+            "category_id": contiguous[annotation["category_id"]],
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+        }
+        problem = _box_problem(instance["bbox"], image)
+        segmentation, mask_problem = _read_mask(name, annotation, image)
+        if segmentation is not None:
+            instance["segmentation"] = segmentation
+            is_polygon = isinstance(segmentation, list)
+            if is_polygon and len(segmentation) < len(annotation["segmentation"]):
+                shortened.append(annotation["id"])
+        elif masks:
+            problem = problem or mask_problem
+        if mask_problem and mask_problem != NO_MASK:
+            data.evaluable = False
+        if annotation.get("keypoints"):
+            instance["keypoints"] = _read_keypoints(name, annotation, len(keypoints))
+        if problem:
+            left_out[problem].append(annotation["id"])
+            continue
+        # pycocotools needs both, and takes 0 for "not matched".
+        if "area" not in annotation or "iscrowd" not in annotation or annotation["id"] == 0:
+            data.evaluable = False
+        data.num_masks += segmentation is not None
+        data.num_rle += isinstance(segmentation, dict)
+        data.num_keypoints += "keypoints" in instance
+        image["annotations"].append(instance)
+    if shortened:
+        data.evaluable = False
+        logger.warning(
+            "%s: left out polygons of fewer than three points, of annotations %s",
+            file,
+            _some(shortened),
+        )
+    _report(data, left_out)
+    return data
+
+
+def _load(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no annotation file {file}")
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no JSON: {error}") from None
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise ValueError(f"{file} is not in COCO's format: it has no list {key!r}")
+        if not all(isinstance(entry, dict) for entry in content[key]):
+            raise ValueError(f"{file} is not in COCO's format: {key!r} holds more than objects")
+    return content
+
+
+def _read_categories(
+    file: Path, entries: Sequence[dict[str, Any]]
+) -> tuple[dict[int, str], list[str], list[tuple[int, int]]]:
+    if not entries:
+        raise ValueError(f"{file}: 'categories' is empty")
+    names: dict[int, str] = {}
+    for entry in entries:
+        if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str):
+            raise ValueError(f"{file}: a category needs an integer 'id' and a 'name', got {entry}")
+        if entry["id"] in names:
+            raise ValueError(f"{file}: category id {entry['id']} is there twice")
+        names[entry["id"]] = entry["name"]
+    keypoints = next((entry["keypoints"] for entry in entries if entry.get("keypoints")), [])
+    skeleton = next((entry["skeleton"] for entry in entries if entry.get("skeleton")), [])
+    return dict(sorted(names.items())), keypoints, [(a - 1, b - 1) for a, b in skeleton]
+
+
+def _read_images(
+    file: Path, image_root: Path, entries: Sequence[dict[str, Any]]
+) -> dict[Any, dict[str, Any]]:
+    if not image_root.is_dir():
+        raise FileNotFoundError(f"there is no folder of images {image_root}")
+    images: dict[Any, dict[str, Any]] = {}
+    missing = []
+    for entry in entries:
+        if "id" not in entry or not isinstance(entry.get("file_name"), str):
+            raise ValueError(f"{file}: an image needs an 'id' and a 'file_name', got {entry}")
+        if entry["id"] in images:
+            raise ValueError(f"{file}: image id {entry['id']} is there twice")
+        path = image_root / entry["file_name"]
+        images[entry["id"]] = record = {
+            "file_name": str(path),
+            "image_id": entry["id"],
+            "annotations": [],
+        }
+        if not path.is_file():
+            missing.append(entry["file_name"])
+            continue
+        if "width" in entry and "height" in entry:
+            record.update(width=int(entry["width"]), height=int(entry["height"]))
+        else:
+            with Image.open(path) as image:
+                record.update(width=image.width, height=image.height)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(entries)} images of {file} are not in {image_root}: "
+            f"{_some(missing)}"
+        )
+    return images
+
+
+def _name(file: Path, annotation: dict[str, Any], seen: set[Any]) -> str:
+    """What to call an annotation in a message."""
+    number = annotation.get("id")
+    if number is None:
+        raise ValueError(f"{file}: an annotation has no 'id': {annotation}"[:200])
+    if number in seen:
+        raise ValueError(f"{file}: annotation id {number} is there twice")
+    seen.add(number)
+    return f"{file}: annotation {number}"
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
+    )
+
+
+def _read_box(name: str, annotation: dict[str, Any]) -> list[float]:
+    box = annotation.get("bbox")
+    if not _are_numbers(box) or len(box) != 4:
+        raise ValueError(f"{name}: 'bbox' must be four numbers (x, y, width, height), got {box}")
+    return box
+
+
+def _box_problem(box: list[float], image: dict[str, Any]) -> str | None:
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        return "have a box without area"
+    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
+        return "lie outside of their image"
+    return None
+
+
+NO_MASK = "have no 'segmentation'"
+
+
+def _read_mask(
+    name: str, annotation: dict[str, Any], image: dict[str, Any]
+) -> tuple[list | dict | None, str | None]:
+    """The mask in Detectron2's format, or what is wrong with it."""
+    mask = annotation.get("segmentation")
+    if not mask:
+        return None, NO_MASK
+    if isinstance(mask, dict):
+        return _read_rle(name, mask, image)
+    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
+        raise ValueError(
+            f"{name}: 'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
+        )
+    polygons = [p for p in mask if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
+    # Detectron2's readers, and pycocotools, refuse these.
+    return (polygons, None) if polygons else (None, "have no polygon of three points or more")
+
+
+def _read_rle(
+    name: str, mask: dict[str, Any], image: dict[str, Any]
+) -> tuple[dict | None, str | None]:
+    size, counts = mask.get("size"), mask.get("counts")
+    if size != [image["height"], image["width"]]:
+        raise ValueError(
+            f"{name}: its RLE has size {size} (height, width), its image "
+            f"[{image['height']}, {image['width']}]"
+        )
+    if isinstance(counts, list):
+        if not _are_numbers(counts) or sum(counts) != size[0] * size[1]:
+            raise ValueError(
+                f"{name}: the counts of its RLE do not add up to {size[0]} x {size[1]}"
+            )
+        mask = mask_util.frPyObjects(mask, *size)
+    elif not isinstance(counts, str):
+        raise ValueError(f"{name}: 'counts' of its RLE must be a list of numbers or a string")
+    if mask_util.area(mask) == 0:
+        return None, "have an empty RLE"
+    return mask, None
+
+
+def _read_keypoints(name: str, annotation: dict[str, Any], number: int) -> list[float]:
+    values = annotation["keypoints"]
+    if not _are_numbers(values) or len(values) != 3 * number:
+        raise ValueError(
+            f"{name}: 'keypoints' must be {number} times x, y and visibility, as many as its "
+            "category names"
+        )
+    # COCO's keypoints are indices of pixels, Detectron2's are coordinates.
+    return [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(values)]
+
+
+def _report(data: CocoData, left_out: Mapping[str, Sequence[Any]]) -> None:
+    for problem, ids in left_out.items():
+        data.evaluable = False
+        logger.warning(
+            "%s: left out %d annotations that %s: %s", data.file, len(ids), problem, _some(ids)
+        )
+    empty = sum(not record["annotations"] for record in data.dicts)
+    logger.info(
+        "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
+        data.file,
+        len(data.dicts),
+        empty,
+        sum(len(record["annotations"]) for record in data.dicts),
+        len(data.categories),
+    )
+
+
+def _some(values: Sequence[Any]) -> str:
+    listed = ", ".join(map(str, values[:LISTED]))
+    return f"{listed}, ..." if len(values) > LISTED else listed

@@ -1,0 +1,221 @@
+"""Annotations as people make them: read, or named."""
+
+import json
+import logging
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data.datasets import load_coco_json
+from PIL import Image
+
+from resnest_d2.data.coco_json import read_coco
+
+HEIGHT, WIDTH = 30, 40
+SQUARE = [[5, 5, 15, 5, 15, 15, 5, 15]]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a small data set, changed by the test, and return the arguments to read it."""
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "images" / name)
+
+    def make(change=lambda data: None, **annotation):
+        data = {
+            "images": [
+                {"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
+                {"id": 3, "file_name": "b.png", "height": HEIGHT, "width": WIDTH},
+            ],
+            "categories": [{"id": 90, "name": "dog"}, {"id": 4, "name": "cat"}],
+            "annotations": [
+                {
+                    **{"id": 1, "image_id": 7, "category_id": 90, "bbox": [5, 5, 10, 10]},
+                    **{"segmentation": SQUARE, "area": 100, "iscrowd": 0},
+                    **annotation,
+                }
+            ],
+        }
+        change(data)
+        (tmp_path / "data.json").write_text(json.dumps(data))
+        return tmp_path / "data.json", tmp_path / "images"
+
+    return make
+
+
+def test_what_detectron2_reads_is_read_the_same(write):
+    file, images = write()
+    ours = read_coco(file, images, masks=True)
+    theirs = load_coco_json(str(file), str(images), "coco_json_test")
+    assert ours.categories == {4: "cat", 90: "dog"}  # ids with holes, in their order
+    assert ours.evaluable
+    by_id = {record["image_id"]: record for record in ours.dicts}
+    for record in theirs:
+        assert by_id[record["image_id"]] == record
+    assert by_id[7]["annotations"][0]["category_id"] == 1
+    assert by_id[3]["annotations"] == []  # an image without annotations stays
+
+
+def test_a_real_file_is_read_as_detectron2_reads_it(tiny_digits):
+    file, images = tiny_digits / "digits/annotations/digits_val.json", tiny_digits / "digits/val"
+    ours = {record["image_id"]: record for record in read_coco(file, images, masks=True).dicts}
+    theirs = load_coco_json(str(file), str(images), "coco_json_digits")
+    assert len(theirs) == len(ours)
+    for record in theirs:
+        assert ours[record["image_id"]] == record
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"bbox": [5, 5, 0, 10]}, "have a box without area: 1"),
+        ({"bbox": [5, 5, 10, -1]}, "have a box without area: 1"),
+        ({"bbox": [50, 5, 10, 10]}, "lie outside of their image: 1"),
+        ({"bbox": [-20, 5, 10, 10]}, "lie outside of their image: 1"),
+        ({"segmentation": [[5, 5, 15, 15]]}, "have no polygon of three points or more: 1"),
+        ({"segmentation": [[5, 5, 15, 15, 3]]}, "have no polygon of three points or more: 1"),
+        ({"segmentation": []}, "have no 'segmentation': 1"),
+        (
+            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},
+            "have an empty RLE: 1",
+        ),
+    ],
+)
+def test_useless_annotations_are_left_out_and_named(write, caplog, change, problem):
+    file, images = write(**change)
+    data = read_coco(file, images, masks=True)
+    assert not any(record["annotations"] for record in data.dicts)
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert warning == f"{file}: left out 1 annotations that {problem}"
+    assert not data.evaluable
+
+
+def test_boxes_alone_need_no_mask(write, caplog):
+    for mask in ([], [[5, 5, 15, 15]]):
+        data = read_coco(*write(segmentation=mask), masks=False)
+        (instance,) = data.dicts[0]["annotations"]
+        assert "segmentation" not in instance
+        assert data.num_masks == 0
+    assert not data.evaluable  # pycocotools takes four numbers for a box
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def test_polygons_are_left_out_one_by_one(write, caplog):
+    data = read_coco(*write(segmentation=[*SQUARE, [1, 2]]), masks=True)
+    assert data.dicts[0]["annotations"][0]["segmentation"] == SQUARE
+    assert "left out polygons of fewer than three points, of annotations 1" in caplog.text
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+def test_rle(write, compressed):
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[5:15, 5:15] = 1
+    if compressed:
+        rle = mask_util.encode(np.asfortranarray(mask))
+        rle["counts"] = rle["counts"].decode()
+    else:
+        flat = mask.ravel(order="F")
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        counts = np.diff([0, *edges, flat.size]).tolist()
+        rle = {"size": [HEIGHT, WIDTH], "counts": counts}
+    data = read_coco(*write(segmentation=rle, iscrowd=1), masks=True)
+    (instance,) = data.dicts[0]["annotations"]
+    assert (mask_util.decode(instance["segmentation"]) == mask).all()
+    assert (data.num_rle, instance["iscrowd"]) == (1, 1)
+
+
+def test_sizes_are_read_from_images_that_lack_them(write):
+    def change(data):
+        for image in data["images"]:
+            del image["width"], image["height"]
+
+    record = read_coco(*write(change)).dicts[0]
+    assert (record["height"], record["width"]) == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("key", ["area", "iscrowd"])
+def test_what_pycocotools_lacks_makes_a_file_unfit_for_it(write, key):
+    assert not read_coco(*write(lambda data: data["annotations"][0].pop(key))).evaluable
+    assert not read_coco(*write(id=0)).evaluable
+
+
+def entry(key, **values):
+    return lambda data: data[key][0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.pop("images"), "data.json is not in COCO's format: it has no list 'images'"),
+        (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
+        (lambda d: d.update(images=["a.png"]), "'images' holds more than objects"),
+        (lambda d: d.update(categories=[]), "'categories' is empty"),
+        (entry("categories", id="90"), "a category needs an integer 'id' and a 'name', got"),
+        (entry("categories", id=4), "category id 4 is there twice"),
+        (entry("images", id=3), "image id 3 is there twice"),
+        (entry("images", file_name=None), "an image needs an 'id' and a 'file_name'"),
+        (entry("annotations", id=None), "an annotation has no 'id'"),
+        (lambda d: d["annotations"].append(d["annotations"][0]), "annotation id 1 is there twice"),
+        (entry("annotations", image_id=8), "annotation 1: there is no image 8"),
+        (entry("annotations", category_id=8), "annotation 1: there is no category 8"),
+        (entry("annotations", bbox=[1, 2, 3]), "annotation 1: 'bbox' must be four numbers"),
+        (entry("annotations", bbox=[1, 2, 3, None]), "annotation 1: 'bbox' must be four numbers"),
+        (entry("annotations", bbox=[1, 2, 3, float("nan")]), "annotation 1: 'bbox' must be four"),
+        (
+            entry("annotations", segmentation=[1, 2, 3, 4, 5, 6]),
+            "annotation 1: 'segmentation' must be RLE or a list of polygons",
+        ),
+        (
+            entry("annotations", segmentation={"size": [4, 4], "counts": "x"}),
+            r"annotation 1: its RLE has size \[4, 4\] .*, its image \[30, 40\]",
+        ),
+        (
+            entry("annotations", segmentation={"size": [30, 40], "counts": [5, 5]}),
+            "annotation 1: the counts of its RLE do not add up to 30 x 40",
+        ),
+        (
+            entry("annotations", segmentation={"size": [30, 40]}),
+            "annotation 1: 'counts' of its RLE must be a list of numbers or a string",
+        ),
+        (
+            entry("annotations", keypoints=[1, 2, 2]),
+            "annotation 1: 'keypoints' must be 0 times x, y and visibility",
+        ),
+    ],
+)
+def test_contradictions_are_errors_that_name_the_annotation(write, change, message):
+    with pytest.raises(ValueError, match=message):
+        read_coco(*write(change), masks=True)
+
+
+def test_files_that_are_not_there(write, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no annotation file .*absent.json"):
+        read_coco(tmp_path / "absent.json", tmp_path)
+    file, images = write()
+    with pytest.raises(FileNotFoundError, match="no folder of images .*absent"):
+        read_coco(file, tmp_path / "absent")
+    (images / "b.png").unlink()
+    with pytest.raises(FileNotFoundError, match="1 of the 2 images of .* are not in .*: b.png"):
+        read_coco(file, images)
+    file.write_text("{")
+    with pytest.raises(ValueError, match="data.json is no JSON"):
+        read_coco(file, images)
+
+
+def test_classes_are_those_of_the_training_set(write):
+    file, images = write()
+    data = read_coco(file, images, {2: "cow", 4: "cat", 90: "dog"})
+    assert data.dicts[0]["annotations"][0]["category_id"] == 2
+    with pytest.raises(ValueError, match="category 90 'dog' is not one of the training set's: 4 c"):
+        read_coco(file, images, {4: "cat"})
+
+
+def test_keypoints(write):
+    def change(data):
+        data["categories"][1].update(keypoints=["left_eye", "right_eye"], skeleton=[[1, 2]])
+
+    data = read_coco(*write(change, keypoints=[5, 6, 2, 7, 8, 1]))
+    assert data.keypoint_names == ["left_eye", "right_eye"]
+    assert data.skeleton == [(0, 1)]
+    assert data.dicts[0]["annotations"][0]["keypoints"] == [5.5, 6.5, 2, 7.5, 8.5, 1]

@@ -1,0 +1,312 @@
+"""Fine-tuning from the command line on data in COCO's format."""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from PIL import Image
+
+from resnest_d2 import model_zoo
+from resnest_d2.build import build_detector
+from resnest_d2.classes import num_classes
+from resnest_d2.engine.finetune import TRAIN, VAL, use_own_data
+from resnest_d2.inference import Predictor
+
+ROOT = Path(__file__).parents[1]
+YAML, LAZY = "configs/mask_resnest14_digits.yaml", "configs/lazy/mask_resnest14_digits.py"
+TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"]
+NAMES = ["round", "straight", "bent"]
+
+
+@pytest.fixture(scope="module")
+def own_data(tiny_digits, tmp_path_factory):
+    """The digits as somebody's own data: three classes whose ids have holes, no areas."""
+    folder = tmp_path_factory.mktemp("own data")
+    new_ids = {0: 90, 1: 4, 2: 25}  # contiguous: 1 straight, 2 bent, ... by id: 4, 25, 90
+    for split in ("train", "val"):
+        data = json.loads((tiny_digits / f"digits/annotations/digits_{split}.json").read_text())
+        ids = sorted(category["id"] for category in data["categories"])
+        data["categories"] = [{"id": new_ids[i], "name": name} for i, name in enumerate(NAMES)]
+        for annotation in data["annotations"]:
+            annotation["category_id"] = new_ids[ids.index(annotation["category_id"]) % 3]
+            del annotation["area"]
+        (folder / f"{split}.json").write_text(json.dumps(data))
+    return {
+        "folder": folder,
+        "train": tiny_digits / "digits/train",
+        "val": tiny_digits / "digits/val",
+    }
+
+
+def options(own_data, *splits):
+    for split in splits:
+        yield from (f"--{split}-json", str(own_data["folder"] / f"{split}.json"))
+        yield from (f"--{split}-images", str(own_data[split]))
+
+
+def train_net(*args):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, args)],
+        cwd=ROOT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A checkpoint of the ten digits to start from."""
+    path = tmp_path_factory.mktemp("weights") / "ten_digits.pth"
+    torch.save({"model": model_zoo.get("mask_resnest14_digits", device="cpu").state_dict()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(own_data, detector, tmp_path_factory):
+    output = tmp_path_factory.mktemp("fine tuned")
+    result = train_net(
+        *("--config-file", YAML, *options(own_data, "train", "val")),
+        *("OUTPUT_DIR", output, "MODEL.WEIGHTS", detector, *TINY),
+    )
+    return result, output
+
+
+def test_classes_follow_from_the_file(trained):
+    result, output = trained
+    assert result.returncode == 0, result.stderr
+    log = (output / "log.txt").read_text()
+    assert "3 classes: straight, bent, round" in log  # in the order of their ids
+    assert "masks are RLE: masks are trained as bitmasks" in log
+    assert re.search(r"2 parameters of .* start anew: .*cls_score.weight \(11, 128\) -> \(4, ", log)
+    saved = torch.load(output / "model_final.pth", weights_only=True)
+    assert saved["classes"]["thing_classes"] == ["straight", "bent", "round"]
+    assert saved["classes"]["thing_dataset_id_to_contiguous_id"] == {4: 0, 25: 1, 90: 2}
+    assert saved["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
+    completed = json.loads((output / "inference" / f"{VAL}_coco_format.json").read_text())
+    assert {c["id"]: c["name"] for c in completed["categories"]} == {
+        4: "straight",
+        25: "bent",
+        90: "round",
+    }
+    assert all(a["area"] > 0 for a in completed["annotations"])
+    assert f"Evaluation results for {VAL} in csv format" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["mask_resnest14_digits", "lazy/mask_resnest14_digits"])
+def test_predictions_are_named(trained, name):
+    """The zoo's config of ten digits and the checkpoint of three classes are enough."""
+    cfg = model_zoo.get_config(name)
+    weights = str(trained[1] / "model_final.pth")
+    if "lazy" in name:
+        cfg.train.update(device="cpu", init_checkpoint=weights)
+    else:
+        cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", weights])
+        cfg.freeze()
+    predictor = Predictor(cfg)
+    assert predictor.metadata.thing_classes == ["straight", "bent", "round"]
+    assert num_classes(predictor.model) == 3
+    output = predictor(np.zeros((64, 64, 3), np.uint8))
+    assert output["instances"].image_size == (64, 64)
+
+
+def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, tmp_path):
+    """A validation file with one of the classes; its own order would give it another number."""
+    data = json.loads((own_data["folder"] / "val.json").read_text())
+    data["categories"] = [c for c in data["categories"] if c["id"] == 90]
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 90]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    args = ["--config-file", YAML, "--eval-only", "--val-json", tmp_path / "val.json"]
+    args += ["--val-images", own_data["val"], "OUTPUT_DIR", tmp_path / "out"]
+    args += ["MODEL.WEIGHTS", trained[1] / "model_final.pth"]
+    result = train_net(*args)
+    assert result.returncode == 0, result.stderr
+    completed = json.loads((tmp_path / f"out/inference/{VAL}_coco_format.json").read_text())
+    assert [c["id"] for c in completed["categories"]] == [4, 25, 90]
+    assert {a["category_id"] for a in completed["annotations"]} == {90}
+
+
+def test_other_classes_are_not_resumed(trained, own_data, tmp_path):
+    data = json.loads((own_data["folder"] / "train.json").read_text())
+    for category in data["categories"]:
+        category["name"] += "!"
+    (tmp_path / "train.json").write_text(json.dumps(data))
+    result = train_net(
+        *("--config-file", YAML, "--resume", "--train-json", tmp_path / "train.json"),
+        *("--train-images", own_data["train"], "OUTPUT_DIR", trained[1], *TINY),
+    )
+    assert result.returncode == 2
+    assert (
+        "was trained on the classes ['straight', 'bent', 'round'], the data have" in result.stderr
+    )
+
+
+def test_lazy(own_data, tmp_path):
+    data = list(options(own_data, "train", "val"))
+    result = train_net(
+        *("--config-file", LAZY, *data, f"train.output_dir={tmp_path}/out", "train.max_iter=2"),
+        *("train.eval_period=0", "dataloader.train.total_batch_size=2"),
+    )
+    assert result.returncode == 0, result.stderr
+    saved = torch.load(tmp_path / "out/model_final.pth", weights_only=True)
+    assert saved["classes"]["thing_classes"] == ["straight", "bent", "round"]
+    assert saved["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
+    # What training saved of the config is a config too.
+    result = train_net(
+        *("--config-file", tmp_path / "out/config.yaml", "--eval-only", *options(own_data, "val")),
+        *(
+            f"train.output_dir={tmp_path}/again",
+            f"train.init_checkpoint={tmp_path}/out/model_final.pth",
+        ),
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def arguments(eval_only=False, opts=(), **files):
+    names = ("train_json", "train_images", "val_json", "val_images")
+    given = {name: str(files[name]) if name in files else None for name in names}
+    return argparse.Namespace(eval_only=eval_only, opts=list(opts), **given)
+
+
+@pytest.fixture
+def train_files(own_data):
+    return {"train_json": own_data["folder"] / "train.json", "train_images": own_data["train"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["retinanet_resnest50", "pointrend_resnest50", "cascade_resnest50", "faster_resnest50"]
+)
+def test_heads_of_every_kind_get_the_number_of_classes(train_files, name):
+    cfg = model_zoo.get_config(name)
+    use_own_data(cfg, arguments(**train_files))
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        model = build_detector(cfg)
+    assert num_classes(model) == 3
+    if name.startswith("pointrend"):
+        assert model.roi_heads.mask_head.point_head.predictor.out_channels == 3
+    assert cfg.DATASETS.TRAIN == (TRAIN,)
+    assert cfg.DATASETS.TEST == ()
+    has_masks = cfg.MODEL.MASK_ON
+    entry = next(iter(build_detection_train_loader(cfg_small(cfg))))[0]
+    assert entry["instances"].has("gt_masks") == has_masks
+
+
+def cfg_small(cfg):
+    cfg = cfg.clone()
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.SOLVER.IMS_PER_BATCH = 1
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("opts", "expected"),
+    [
+        ([], 8),
+        (["SOLVER.MAX_ITER", "100"], 0),
+        (["SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.005"], 0),
+        (["SOLVER.MAX_ITER", "100", "SOLVER.REFERENCE_WORLD_SIZE", "8"], 8),
+        (["OUTPUT_DIR", "x"], 8),
+    ],
+)
+def test_a_schedule_on_the_command_line_is_meant_as_it_stands(train_files, opts, expected):
+    cfg = model_zoo.get_config("mask_resnest50")
+    cfg.merge_from_list(opts)
+    use_own_data(cfg, arguments(opts=opts, **train_files))
+    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == expected
+
+
+def test_keypoints(tmp_path):
+    names = ["nose", "left_ear", "right_ear"]
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 30, 30]}
+    annotation |= {"keypoints": [5, 5, 2, 9, 9, 2, 20, 9, 2], "num_keypoints": 3}
+    category = {"id": 1, "name": "cat", "keypoints": names, "skeleton": [[1, 2], [1, 3]]}
+    image = {"id": 1, "file_name": "a.png", "height": 40, "width": 40}
+    data = {"images": [image], "annotations": [annotation], "categories": [category]}
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    cfg = model_zoo.get_config("keypoint_resnest50")
+    files = {f"{s}_json": tmp_path / "data.json" for s in ("train", "val")}
+    files |= {f"{s}_images": tmp_path for s in ("train", "val")}
+    use_own_data(cfg, arguments(**files))
+    assert cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == 3
+    assert cfg.TEST.KEYPOINT_OKS_SIGMAS == [0.05] * 3
+    assert MetadataCatalog.get(TRAIN).keypoint_flip_map == [("left_ear", "right_ear")]
+    assert MetadataCatalog.get(TRAIN).keypoint_connection_rules[1][:2] == ("nose", "right_ear")
+    # Flipped, the ears change their names.
+    cfg.INPUT.RANDOM_FLIP = "horizontal"
+    noses = set()
+    for batch in itertools.islice(build_detection_train_loader(cfg_small(cfg)), 20):
+        (keypoints,) = batch[0]["instances"].gt_keypoints.tensor
+        assert keypoints[1, 0] < keypoints[2, 0]
+        noses.add(bool(keypoints[0, 0] < keypoints[1, 0]))
+    assert noses == {True, False}  # both kinds were drawn
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"train_json": "x"}, "--train-json and --train-images belong together"),
+        ({"val_json": "x", "val_images": "x"}, "--val-json without --train-json"),
+        (
+            {"train_json": "x", "train_images": "x", "eval_only": True},
+            "--eval-only needs --val-json",
+        ),
+    ],
+)
+def test_wrong_options(args, message):
+    with pytest.raises(ValueError, match=message):
+        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**args))
+
+
+def test_what_a_model_cannot_learn_from_instances(train_files, tmp_path):
+    for name in ("panoptic_resnest50", "deeplabv3plus_resnest50"):
+        with pytest.raises(ValueError, match="hold instances, MODEL.META_ARCHITECTURE"):
+            use_own_data(model_zoo.get_config(name), arguments(**train_files))
+    with pytest.raises(ValueError, match="train.json has no keypoints, which this config learns"):
+        use_own_data(model_zoo.get_config("keypoint_resnest50"), arguments(**train_files))
+    data = json.loads(train_files["train_json"].read_text())
+    for annotation in data["annotations"]:
+        annotation.pop("segmentation", None)
+    boxes = {**train_files, "train_json": tmp_path / "boxes.json"}
+    boxes["train_json"].write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="boxes.json has no masks, which this config learns: take"):
+        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**boxes))
+    use_own_data(model_zoo.get_config("cascade_box_resnest50"), arguments(**boxes))
+    data["annotations"] = []
+    boxes["train_json"].write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="has no annotation that can be learned"):
+        use_own_data(model_zoo.get_config("faster_resnest50"), arguments(**boxes))
+
+
+def test_wrong_data_end_in_one_line(own_data, tmp_path):
+    data = json.loads((own_data["folder"] / "train.json").read_text())
+    data["annotations"][3]["bbox"] = "wide"
+    (tmp_path / "bad.json").write_text(json.dumps(data))
+    result = train_net(
+        *("--config-file", YAML, "--train-json", tmp_path / "bad.json"),
+        *("--train-images", own_data["train"], "OUTPUT_DIR", tmp_path / "out"),
+    )
+    assert result.returncode == 2
+    number = data["annotations"][3]["id"]
+    assert f"bad.json: annotation {number}: 'bbox' must be four numbers" in result.stderr
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    yield
+    for name in (TRAIN, VAL):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
