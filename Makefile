@@ -86,4 +86,6 @@ $(VENV)/.demo: $(VENV)/.package
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(PINNED) --no-build-isolation --editable '.[dev]'
+	# It asks for numpy<2 without need.
+	$(PINNED) --no-deps panopticapi-lite
 	touch $@

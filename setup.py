@@ -35,7 +35,7 @@ setup(
     },
     # Detectron2 is needed too, but is not on PyPI under its name; importing without it says how
     # to install it.
-    install_requires=["torch>=2.4", "torchvision", "fvcore", "pycocotools", "tqdm"],
+    install_requires=["torch>=2.4", "torchvision", "fvcore", "omegaconf", "pycocotools", "tqdm"],
     extras_require={
         "dev": [
             "opencv-python-headless",

@@ -1,6 +1,10 @@
 """Small helpers for files."""
 
 import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,3 +15,25 @@ def sha256(path: str | Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``target`` when the block ends without an error.
+
+    Whatever happens, ``target`` is the old file or the new one, never half of it.
+    """
+    handle, name = tempfile.mkstemp(dir=target.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with replacing(target) as temporary:
+        temporary.write_text(text)

@@ -1,11 +1,12 @@
 """Every kind of head in the zoo learns, detects and, where Detectron2 can, is tested augmented."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.solver import build_optimizer
 from detectron2.structures import BoxMode
@@ -199,3 +200,46 @@ def test_deeplab_crops_and_schedule():
         assert optimizer.param_groups[0]["lr"] == pytest.approx((1 - step / 100) ** 0.9)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.fixture
+def tiny_semantic(tmp_path):
+    """Four images, half black and half white, with a map of the halves."""
+    entries = []
+    for index in range(4):
+        pixels = np.zeros((80, 100), np.uint8)
+        pixels[:, : 30 + 10 * index] = 255
+        image, sem_seg = tmp_path / f"{index}.png", tmp_path / f"{index}_map.png"
+        Image.fromarray(np.stack([pixels] * 3, -1)).save(image)
+        Image.fromarray(pixels // 255).save(sem_seg)
+        entries.append(
+            {"file_name": str(image), "sem_seg_file_name": str(sem_seg), "height": 80, "width": 100}
+        )
+    name = "tiny_semantic"
+    DatasetCatalog.register(name, lambda: copy.deepcopy(entries))
+    MetadataCatalog.get(name).set(
+        stuff_classes=["black", "white"], evaluator_type="sem_seg", ignore_label=255
+    )
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_semantic_segmentation_is_trained_and_evaluated(tiny_semantic, tmp_path):
+    """Data, crops, schedule, precise statistics and mIoU of a whole, short, training."""
+    cfg = small_config(
+        "deeplab",
+        *("DATASETS.TRAIN", (tiny_semantic,), "DATASETS.TEST", (tiny_semantic,)),
+        *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)),
+        *("DATALOADER.NUM_WORKERS", 0, "SOLVER.REFERENCE_WORLD_SIZE", 0, "SOLVER.MAX_ITER", 30),
+        *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.WARMUP_ITERS", 0, "INPUT.CROP.SIZE", (64, 64)),
+        *("INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.MIN_SIZE_TEST", 80),
+        *("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 5),
+    )
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    results = trainer._last_eval_results["sem_seg"]
+    assert results["mIoU"] > 90  # black and white can be told apart
+    saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
+    assert saved["classes"] == {"stuff_classes": ["black", "white"]}

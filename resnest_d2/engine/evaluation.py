@@ -1,11 +1,13 @@
 """Evaluators by data set type, and the check that a data set is there at all."""
 
 import difflib
+import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
@@ -19,7 +21,9 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
+from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
+from PIL import Image
 
 from ..lazy import select
 
@@ -34,8 +38,23 @@ def _coco(name: str, folder: str, sigmas: Sequence[float] = ()) -> DatasetEvalua
     return COCOEvaluator(name, output_dir=folder, allow_cached_coco=False, kpt_oks_sigmas=sigmas)
 
 
+def _read_map(filename: str, dtype: type = int) -> np.ndarray:
+    """Class indices of shape (H, W); Detectron2's own reader fails with NumPy 2."""
+    with PathManager.open(filename, "rb") as stream, Image.open(stream) as image:
+        return np.array(image, dtype=dtype)
+
+
 def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder)
+    return SemSegEvaluator(name, distributed=True, output_dir=folder, sem_seg_loading_fn=_read_map)
+
+
+def _panoptic(name: str, folder: str) -> DatasetEvaluator:
+    if importlib.util.find_spec("panopticapi") is None:
+        raise ImportError(
+            "panoptic quality is computed by panopticapi, which is not installed: pip install "
+            "--no-deps panopticapi-lite"
+        )
+    return COCOPanopticEvaluator(name, folder)
 
 
 def _lvis(name: str, folder: str) -> DatasetEvaluator:
@@ -45,7 +64,7 @@ def _lvis(name: str, folder: str) -> DatasetEvaluator:
 # Detectron2's evaluator types, MetadataCatalog.get(name).evaluator_type.
 EVALUATORS: dict[str, tuple[EvaluatorFactory, ...]] = {
     "coco": (_coco,),
-    "coco_panoptic_seg": (_sem_seg, _coco, COCOPanopticEvaluator),
+    "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
     "sem_seg": (_sem_seg,),
     "lvis": (_lvis,),
     "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),

@@ -13,6 +13,7 @@ from ..classes import set_num_classes, set_num_keypoints
 from ..data.coco_json import CocoData, read_coco
 from ..lazy import select
 from ..weights import read_classes
+from .testing import get_weights
 
 logger = logging.getLogger(__name__)
 
@@ -138,8 +139,7 @@ def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
 
 def _categories_of_weights(cfg: CfgNode | DictConfig) -> dict[int, str] | None:
     """The categories that the weights were trained on, so that evaluation counts in the same."""
-    path = cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint
-    classes = read_classes(path)
+    classes = read_classes(get_weights(cfg))
     ids = classes.get("thing_dataset_id_to_contiguous_id")
     if not ids:
         return None

@@ -4,20 +4,18 @@ import argparse
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup, launch
-from detectron2.evaluation import verify_results
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ..weights import load_weights
 from . import lazy
 from .errors import one_line_errors
 from .evaluation import check_datasets
 from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
 from .setup import choose_device, load_config
+from .testing import evaluate_model, get_output_dir, load_for_evaluation
 from .trainer import Trainer
 
 
@@ -57,10 +55,11 @@ def run(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> dict[str, Any] |
             register_own_data(cfg, args)  # in a process that was started for one GPU of several
         default_setup(cfg, args)
     _log_to(cfg)
-    is_yaml = isinstance(cfg, CfgNode)
     if args.eval_only:
-        return evaluate(cfg, args.resume) if is_yaml else lazy.evaluate(cfg, args.resume)
-    if not is_yaml:
+        with one_line_errors():
+            model = load_for_evaluation(cfg, args.resume)
+        return evaluate_model(cfg, model)
+    if not isinstance(cfg, CfgNode):
         return lazy.train(cfg, args.resume)
     with one_line_errors():
         trainer = Trainer(cfg)
@@ -70,28 +69,4 @@ def run(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> dict[str, Any] |
 
 def _log_to(cfg: CfgNode | DictConfig) -> None:
     """Show this package's messages as Detectron2's are, and keep them; again does nothing."""
-    output = cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
-    setup_logger(output, distributed_rank=comm.get_rank(), name="resnest_d2")
-
-
-def evaluate(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
-    """Evaluate on ``DATASETS.TEST``, and again with TTA if it is enabled.
-
-    Args:
-        cfg: the config; ``MODEL.WEIGHTS`` is evaluated.
-        resume: evaluate the last checkpoint in ``OUTPUT_DIR`` instead, if there is one.
-
-    Returns:
-        metrics by task.
-    """
-    with one_line_errors():
-        model = Trainer.build_model(cfg)
-        checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR)
-        last = resume and checkpointer.has_checkpoint()
-        load_weights(model, checkpointer.get_checkpoint_file() if last else cfg.MODEL.WEIGHTS)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results.update(Trainer.test_with_TTA(cfg, model))
-    if comm.is_main_process():
-        verify_results(cfg, results)
-    return results
+    setup_logger(get_output_dir(cfg), distributed_rank=comm.get_rank(), name="resnest_d2")

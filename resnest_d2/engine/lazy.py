@@ -1,10 +1,9 @@
-"""Training and evaluation of LazyConfigs, with the hooks that YAML configs get."""
+"""Training of LazyConfigs, with the hooks that YAML configs get."""
 
 import logging
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, instantiate
 from detectron2.engine import (
     AMPTrainer,
@@ -14,7 +13,6 @@ from detectron2.engine import (
     default_writers,
     hooks,
 )
-from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import DictConfig, OmegaConf
@@ -22,11 +20,11 @@ from torch import nn
 
 from ..build import build_detector
 from ..lazy import select
-from ..weights import load_weights
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .checks import check_training
 from .errors import one_line_errors
 from .evaluation import dataset_names
+from .testing import evaluate_model
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +119,7 @@ def _build_hooks(
     """The hooks of ``DefaultTrainer``, in its order; evaluations are kept in ``results``."""
 
     def evaluate_and_keep() -> dict[str, Any]:
-        results.update(_evaluate_model(cfg, model))
+        results.update(evaluate_model(cfg, model))
         return results
 
     options = cfg.train
@@ -140,31 +138,3 @@ def _build_hooks(
         writers = default_writers(options.output_dir, options.max_iter)
         made.append(hooks.PeriodicWriter(writers, period=options.log_period))
     return made
-
-
-def _evaluate_model(cfg: DictConfig, model: nn.Module) -> dict[str, Any]:
-    results = inference_on_dataset(
-        model, instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
-    )
-    if comm.is_main_process():
-        print_csv_format(results)
-    return results
-
-
-def evaluate(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
-    """Evaluate the model of a LazyConfig on its test set.
-
-    Args:
-        cfg: the config; ``train.init_checkpoint`` is evaluated.
-        resume: evaluate the last checkpoint in ``train.output_dir`` instead, if there is one.
-
-    Raises:
-        UntrainedParametersError: the weights leave parameters untouched.
-    """
-    with one_line_errors():
-        model = build_detector(cfg).eval()
-        checkpointer = DetectionCheckpointer(model, cfg.train.output_dir)
-        last = resume and checkpointer.has_checkpoint()
-        path = checkpointer.get_checkpoint_file() if last else cfg.train.init_checkpoint
-        load_weights(model, path)
-    return _evaluate_model(cfg, create_ddp_model(model))

@@ -2,16 +2,14 @@
 
 import difflib
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
 
 import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
-from ..files import sha256
+from ..files import replacing, sha256
 from . import catalog
 from .convert import convert
 
@@ -107,11 +105,6 @@ def _write_converted(source: Path, target: Path) -> None:
         "matching_heuristics": True,
         "__author__": "resnest_d2",
     }
-    handle, temporary = tempfile.mkstemp(dir=target.parent)
-    os.close(handle)
-    try:
+    with replacing(target) as temporary:
         torch.save(content, temporary)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     logger.info("Converted %s to Detectron2's names in %s", source.name, target)

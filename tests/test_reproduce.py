@@ -1,0 +1,455 @@
+"""tools/reproduce.py end to end: planted checkpoints whose AP is known before they are measured."""
+
+import contextlib
+import copy
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
+from detectron2.structures import Boxes, Instances
+from panopticapi.utils import id2rgb
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import nn
+
+from resnest_d2 import model_zoo, zoo_table
+from resnest_d2.engine import reproduce as module
+from resnest_d2.engine.reproduce import choose_models, find_checkpoint
+from resnest_d2.files import write_text
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+import reproduce as tool  # noqa: E402  (the command itself)
+
+SIZE, MOST = 64, 64
+CLASSES = ["square", "bar"]
+
+
+@ROI_HEADS_REGISTRY.register()
+class ReplayHeads(nn.Module):
+    """Detects what its checkpoint holds: image (in the loader's order), class, box of objects."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__()
+        self.register_buffer("objects", torch.full((MOST, 6), -1.0))
+        self.image = -1
+
+    def forward(self, images, features, proposals, targets=None):
+        results = []
+        for size in images.image_sizes:
+            self.image += 1
+            mine = self.objects[self.objects[:, 0] == self.image]
+            instances = Instances(size)
+            instances.pred_boxes = Boxes(mine[:, 2:])
+            instances.scores = torch.ones(len(mine))
+            instances.pred_classes = mine[:, 1].long()
+            instances.pred_masks = torch.ones(len(mine), 1, 28, 28)  # pasted, they fill the boxes
+            results.append(instances)
+        return results, {}
+
+
+class Replay:
+    """A tiny COCO-format set of rectangles, and checkpoints that know it."""
+
+    def __init__(self, folder: Path) -> None:
+        generator = np.random.default_rng(0)
+        self.images = folder / "images"
+        self.images.mkdir()
+        self.json = folder / "instances.json"
+        self.objects, images, annotations = [], [], []
+        for image in range(6):
+            Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(self.images / f"{image}.png")
+            images.append(
+                {"id": image + 1, "file_name": f"{image}.png", "height": SIZE, "width": SIZE}
+            )
+            for _ in range(4):
+                x, y = generator.integers(0, 24, 2).tolist()
+                w, h = generator.integers(12, 40, 2).tolist()
+                label = len(annotations) % 2
+                polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+                annotations.append(
+                    {"id": len(annotations) + 1, "image_id": image + 1, "iscrowd": 0}
+                    | {"category_id": label + 1, "bbox": [x, y, w, h], "area": w * h}
+                    | {"segmentation": [polygon]}
+                )
+                self.objects.append([image, label, x, y, x + w, y + h])
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+        content = {"info": {}, "images": images, "annotations": annotations}
+        self.json.write_text(json.dumps(content | {"categories": categories}))
+
+    def checkpoint(self, file: Path, name: str, opts: list[str], objects: list) -> Path:
+        cfg = model_zoo.get_config(name)
+        cfg.merge_from_list(opts)
+        state = build_model(cfg).state_dict()
+        state["roi_heads.objects"][: len(objects)] = torch.tensor(objects, dtype=torch.float)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": state}, file)
+        return file
+
+    def expected(self, objects: list) -> dict[str, float]:
+        """AP by pycocotools alone, from the same detections written as COCO's results."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(self.json))
+            detections = [
+                {"image_id": image + 1, "category_id": label + 1, "score": 1.0}
+                | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+                | {"segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
+                for image, label, x1, y1, x2, y2 in objects
+            ]
+            metrics = {}
+            for task in ("bbox", "segm"):
+                evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), task)
+                evaluation.evaluate()
+                evaluation.accumulate()
+                evaluation.summarize()
+                metrics[f"{task}/AP"] = 100 * float(evaluation.stats[0])
+        return metrics
+
+
+DATA = "replay_val"
+OPTS = [
+    *("MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "14", "MODEL.ROI_HEADS.NAME", "ReplayHeads"),
+    *("DATASETS.TEST", f"('{DATA}',)", "INPUT.MIN_SIZE_TEST", str(SIZE)),
+    *("DATALOADER.NUM_WORKERS", "0", "MODEL.RPN.POST_NMS_TOPK_TEST", "5"),
+]
+
+
+@pytest.fixture
+def replay(tmp_path):
+    data = Replay(tmp_path)
+    register_coco_instances(DATA, {}, str(data.json), str(data.images))
+    yield data
+    DatasetCatalog.remove(DATA)
+    MetadataCatalog.remove(DATA)
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    def publish(name, metrics, digest=""):
+        row = zoo_table.Publication(f"the_{Path(name).name}", digest, metrics)
+        monkeypatch.setitem(zoo_table.PUBLICATIONS, name, row)
+
+    return publish
+
+
+def run(tmp_path, *models, args=()):
+    argv = ["--models", *models, "--output", str(tmp_path / "out")]
+    argv += ["--weights-dir", str(tmp_path / "weights"), *args, "--opts", *OPTS]
+    return tool.main(argv)
+
+
+def report(tmp_path):
+    models = json.loads((tmp_path / "out/results.json").read_text())["models"]
+    return {entry["model"]: entry for entry in models}
+
+
+def test_ground_truth_replayed_gives_100(replay, publish, tmp_path, capsys):
+    publish("mask_resnest50", {"bbox/AP": 100.0, "segm/AP": 99.95})
+    weights = tmp_path / "weights/mask_resnest50.pth"
+    replay.checkpoint(weights, "mask_resnest50", OPTS, replay.objects)
+    assert run(tmp_path, "mask_resnest50", args=["--any-dataset"]) == 0
+    printed = capsys.readouterr().out
+    assert "| mask_resnest50 | bbox/AP | 100.00 | 100.00 | +0.00 | yes |" in printed
+    assert "| mask_resnest50 | segm/AP | 99.95 | 100.00 | +0.05 | yes |" in printed
+    assert "no hash shows to be the published ones: mask_resnest50." in printed
+    assert (tmp_path / "out/results.md").read_text().count("| mask_resnest50 |") == 2
+    rows = report(tmp_path)["mask_resnest50"]["rows"]
+    assert [row["within"] for row in rows] == [True, True]
+    assert rows[1]["measured"] == pytest.approx(100)
+
+
+def test_half_of_it_gives_what_pycocotools_gives(replay, publish, tmp_path):
+    """Every other pair is missing; the figure is pycocotools' own, the tolerance a millionth."""
+    half = [o for index, o in enumerate(replay.objects) if index % 4 < 2]
+    expected = replay.expected(half)
+    assert 0 < expected["bbox/AP"] < 60
+    publish("mask_resnest50", expected)
+    replay.checkpoint(tmp_path / "weights/mask_resnest50.pth", "mask_resnest50", OPTS, half)
+    exact = ["--any-dataset", "--tolerance", "1e-6"]
+    assert run(tmp_path, "mask_resnest50", args=exact) == 0
+
+    # Published otherwise, the same figure is outside.
+    publish("mask_resnest50", {**expected, "segm/AP": expected["segm/AP"] + 0.2})
+    assert run(tmp_path, "mask_resnest50", args=["--any-dataset"]) == 1
+    rows = {row["metric"]: row for row in report(tmp_path)["mask_resnest50"]["rows"]}
+    assert rows["bbox/AP"]["within"]
+    assert not rows["segm/AP"]["within"]
+    assert rows["segm/AP"]["difference"] == pytest.approx(-0.2)
+
+
+def test_goes_on_where_it_stopped(replay, publish, tmp_path, monkeypatch, capsys):
+    names = ("faster_resnest50", "baselines/faster_resnet50")
+    opts = [o if o != "14" else "50" for o in OPTS]
+    monkeypatch.setattr(sys.modules[__name__], "OPTS", opts)
+    for name in names:
+        publish(name, {"bbox/AP": 100.0})
+        replay.checkpoint(tmp_path / f"weights/{name}.pth", name, opts, replay.objects)
+    measured = []
+    original = module.evaluate_model
+
+    def spy(cfg, model):
+        measured.append(type(model.backbone.bottom_up).__name__)
+        if len(measured) == 2:
+            raise KeyboardInterrupt  # in the middle of the second model
+        return original(cfg, model)
+
+    monkeypatch.setattr(module, "evaluate_model", spy)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *names, args=["--any-dataset"])
+    assert list(report(tmp_path)) == ["faster_resnest50"]
+    assert run(tmp_path, *names, args=["--any-dataset"]) == 0
+    assert measured == ["ResNeSt", "ResNet", "ResNet"]
+    assert list(report(tmp_path)) == list(names)
+    # Another checkpoint under the same name is another measurement.
+    replay.checkpoint(tmp_path / f"weights/{names[0]}.pth", names[0], opts, replay.objects[:1])
+    assert run(tmp_path, *names, args=["--any-dataset"]) == 1
+    assert len(measured) == 4
+    capsys.readouterr()
+
+
+def test_one_model_that_fails_does_not_stop_the_others(replay, publish, tmp_path, capsys):
+    publish("faster_resnest50", {"bbox/AP": 100.0})
+    publish("mask_resnest50", {"bbox/AP": 100.0})
+    replay.checkpoint(
+        tmp_path / "weights/mask_resnest50.pth", "mask_resnest50", OPTS, replay.objects
+    )
+    assert run(tmp_path, "faster_resnest50", "mask_resnest50", args=["--any-dataset"]) == 1
+    printed = capsys.readouterr().out
+    assert "| faster_resnest50 | bbox/AP | 100.00 | not measured |  | no |" in printed
+    assert "Not measured: faster_resnest50: --weights-dir: there is neither" in printed
+    assert "| mask_resnest50 | bbox/AP | 100.00 | 100.00 | +0.00 | yes |" in printed
+
+
+def test_data_that_are_not_val2017_are_refused(replay, publish, tmp_path, monkeypatch, capsys):
+    publish("mask_resnest50", {"bbox/AP": 100.0})
+    weights = tmp_path / "weights/mask_resnest50.pth"
+    replay.checkpoint(weights, "mask_resnest50", OPTS, replay.objects)
+    assert run(tmp_path, "mask_resnest50") == 1
+    assert "data set 'replay_val' has 6 images in" in capsys.readouterr().out
+    monkeypatch.setattr(module, "VAL2017_IMAGES", 6)
+    assert run(tmp_path, "mask_resnest50") == 1
+    printed = capsys.readouterr().out
+    assert f"SHA-256 of {replay.json} starts with" in printed
+    assert "that of COCO's instances_val2017.json with e8c7f790" in printed
+    digest = hashlib.sha256(replay.json.read_bytes()).hexdigest()
+    monkeypatch.setattr(module, "VAL2017_SHA256", digest)
+    assert run(tmp_path, "mask_resnest50") == 0
+
+
+def test_lazy_configs(replay, publish, tmp_path):
+    publish("faster_resnest50", {"bbox/AP": 100.0})
+    name = "lazy/faster_resnest50"
+    overrides = [
+        *("train.device=cpu", "model.backbone.bottom_up.depth=14", "dataloader.test.num_workers=0"),
+        *(
+            f"dataloader.test.dataset.names={DATA}",
+            "model.roi_heads._target_=test_reproduce.from_lazy",
+        ),
+        f"dataloader.test.mapper.augmentations.0.short_edge_length={SIZE}",
+    ]
+    yaml_checkpoint = tmp_path / "weights" / f"{name}.pth"
+    replay.checkpoint(yaml_checkpoint, "faster_resnest50", OPTS, replay.objects)
+    argv = ["--models", name, "--output", str(tmp_path / "out"), "--any-dataset"]
+    argv += ["--weights-dir", str(tmp_path / "weights"), "--opts", *overrides]
+    assert tool.main(argv) == 0
+
+
+def from_lazy(**arguments):
+    return ReplayHeads(None, None)
+
+
+@META_ARCH_REGISTRY.register()
+class ReplayPanoptic(nn.Module):
+    """Puts out the maps that its checkpoint holds."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.register_buffer("segments", torch.zeros(2, SIZE, SIZE, dtype=torch.int32))
+        self.image = -1
+
+    def forward(self, inputs):
+        self.image += 1
+        segments = self.segments[self.image]  # 0 sky (stuff), 1 and 2 things
+        infos = [{"id": 1, "isthing": False, "category_id": 1, "area": 1}]
+        instances = Instances((SIZE, SIZE))
+        masks = torch.stack([segments == i for i in (1, 2)])
+        boxes = [[m.nonzero()[:, 1].min(), m.nonzero()[:, 0].min()] for m in masks]
+        ends = [[m.nonzero()[:, 1].max() + 1, m.nonzero()[:, 0].max() + 1] for m in masks]
+        instances.pred_boxes = Boxes(
+            torch.tensor([b + e for b, e in zip(boxes, ends, strict=True)])
+        )
+        instances.scores, instances.pred_classes = torch.ones(2), torch.tensor([0, 1])
+        instances.pred_masks = masks
+        infos += [
+            {"id": i + 1, "isthing": True, "category_id": i - 1, "score": 1.0} for i in (1, 2)
+        ]
+        semantic = torch.stack([segments > 0, segments == 0]).float()
+        return [
+            {"instances": instances, "sem_seg": semantic, "panoptic_seg": (segments + 1, infos)}
+        ]
+
+
+def test_panoptic_models_too(publish, tmp_path):
+    """Three figures of one model, from the ground truth of a tiny panoptic set."""
+    folders = {name: tmp_path / name for name in ("images", "panoptic", "semantic")}
+    for folder in folders.values():
+        folder.mkdir()
+    maps = torch.zeros(2, SIZE, SIZE, dtype=torch.int32)
+    maps[0, 4:20, 4:20], maps[0, 30:60, 30:50] = 1, 2
+    maps[1, 10:50, 10:20], maps[1, 2:30, 40:64] = 1, 2
+    images, annotations, instances = [], [], []
+    for index, segments in enumerate(maps.numpy()):
+        name = f"{index}.png"
+        Image.fromarray(np.zeros((SIZE, SIZE, 3), np.uint8)).save(
+            folders["images"] / f"{index}.jpg"
+        )
+        Image.fromarray(id2rgb(segments + 1)).save(folders["panoptic"] / name)
+        Image.fromarray((segments == 0).astype(np.uint8)).save(folders["semantic"] / name)
+        image = {"id": index + 1, "file_name": f"{index}.jpg", "height": SIZE, "width": SIZE}
+        images.append(image)
+        infos = []
+        for label, category in ((0, 92), (1, 1), (2, 2)):
+            ys, xs = np.nonzero(segments == label)
+            box = [int(v) for v in (xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1)]
+            infos.append(
+                {
+                    "id": label + 1,
+                    "category_id": category,
+                    "area": len(xs),
+                    "bbox": box,
+                    "iscrowd": 0,
+                }
+            )
+            if label:
+                x, y, w, h = box
+                polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+                instances.append(
+                    {**infos[-1], "id": len(instances) + 1, "image_id": index + 1}
+                    | {"segmentation": [polygon]}
+                )
+        annotations.append({"image_id": index + 1, "file_name": name, "segments_info": infos})
+    things = [{"id": i + 1, "name": n, "isthing": 1} for i, n in enumerate(CLASSES)]
+    stuff = [{"id": 92, "name": "sky", "isthing": 0}]
+    panoptic = {"images": images, "annotations": annotations, "categories": things + stuff}
+    (tmp_path / "panoptic.json").write_text(json.dumps(panoptic))
+    detection = {"images": images, "annotations": instances, "categories": things}
+    (tmp_path / "instances.json").write_text(json.dumps(detection))
+    register_coco_panoptic_separated(
+        "replay_panoptic",
+        {
+            "thing_dataset_id_to_contiguous_id": {1: 0, 2: 1},
+            "stuff_dataset_id_to_contiguous_id": {1: 0, 92: 1},
+            "stuff_classes": ["things", "sky"],
+            "thing_classes": CLASSES,
+        },
+        str(folders["images"]),
+        str(folders["panoptic"]),
+        str(tmp_path / "panoptic.json"),
+        str(folders["semantic"]),
+        str(tmp_path / "instances.json"),
+    )
+    name = "panoptic_resnest200_3x"
+    publish(name, {"bbox/AP": 100.0, "segm/AP": 100.0, "panoptic_seg/PQ": 100.0})
+    (tmp_path / "weights").mkdir()
+    torch.save({"model": {"segments": maps}}, tmp_path / f"weights/{name}.pth")
+    argv = ["--models", name, "--output", str(tmp_path / "out"), "--any-dataset"]
+    argv += ["--weights-dir", str(tmp_path / "weights"), "--opts", "MODEL.DEVICE", "cpu"]
+    argv += ["MODEL.META_ARCHITECTURE", "ReplayPanoptic", "DATALOADER.NUM_WORKERS", "0"]
+    argv += ["DATASETS.TEST", "('replay_panoptic_separated',)"]
+    assert tool.main(argv) == 0
+    assert report(tmp_path)[name]["metrics"]["sem_seg/mIoU"] == pytest.approx(100)
+
+
+def test_models_to_choose():
+    everything = choose_models(["all"])
+    assert len(everything) == 21
+    assert "cascade_resnest101" in everything
+    assert "cascade_resnest200_dcn_3x_ms" not in everything
+    assert choose_models(["mask_resnest50.yaml", "mask_resnest50", "lazy/mask_resnest50.py"]) == [
+        "mask_resnest50",
+        "lazy/mask_resnest50",
+    ]
+    for names, message in (
+        (["all", "mask_resnest50"], "'all' stands alone"),
+        (["mask_resnest269"], "nothing is published about 'mask_resnest269'"),
+        (["mask_resnet50"], "no model 'mask_resnet50'; did you mean mask_resnest50"),
+        (["cascade_resnest200_dcn_3x_ms"], "was measured on coco_2017_test-dev, whose annotations"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            choose_models(names)
+
+
+def test_published_checkpoints_are_known_by_their_hash(tmp_path, publish):
+    content = b"a published checkpoint"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    publish("mask_resnest50", {"bbox/AP": 1.0}, digest)
+    file = tmp_path / f"the_mask_resnest50-{digest}.pth"
+    file.write_bytes(content)
+    assert find_checkpoint("mask_resnest50", tmp_path) == (str(file), True)
+    file.write_bytes(content + b"!")
+    with pytest.raises(ValueError, match=f"{file.name} is not what was published: wrong hash"):
+        find_checkpoint("mask_resnest50", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--models", "mask_resnet50"], "error: no model 'mask_resnet50'; did you mean"),
+        (
+            ["--models", "all", "--weights-dir", "absent"],
+            "error: --weights-dir: there is no folder absent",
+        ),
+        (
+            ["--models", "all", "--tolerance", "-1"],
+            "error: --tolerance must be 0 or more, got -1.0",
+        ),
+    ],
+)
+def test_wrong_arguments(args, message, tmp_path):
+    result = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "tools/reproduce.py"),
+            *args,
+            "--output",
+            str(tmp_path / "out"),
+        ],
+        cwd=tmp_path,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_the_data_nothing_is_downloaded(tmp_path, monkeypatch):
+    """Every model says what is missing, before it asks for its weights."""
+    monkeypatch.setattr(module.PathManager, "get_local_path", lambda url: 1 / 0)
+    assert tool.main(["--models", "all", "--output", str(tmp_path / "out")]) == 1
+    problems = {entry["problem"].partition(" needs ")[0] for entry in report(tmp_path).values()}
+    assert problems == {
+        "DATASETS.TEST: data set 'coco_2017_val'",
+        "DATASETS.TEST: data set 'coco_2017_val_panoptic_separated'",
+    }
+
+
+def test_a_report_that_is_none(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    write_text(tmp_path / "out/results.json", "{}")
+    with pytest.raises(SystemExit):
+        tool.main(["--models", "mask_resnest50", "--output", str(tmp_path / "out")])
+    assert "results.json is no report of an earlier run" in capsys.readouterr().err
