@@ -1,4 +1,4 @@
-"""The README's snippets as they stand; train_mine.py is run in test_train_net.py."""
+"""The README's snippets as they stand; even_and_odd.py is run in test_train_net.py."""
 
 import re
 from pathlib import Path

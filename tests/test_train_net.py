@@ -1,6 +1,5 @@
 """tools/train_net.py as a user runs it."""
 
-import json
 import os
 import re
 import subprocess
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOEvaluator,
@@ -189,33 +189,37 @@ def test_settings_that_detectron2_trips_over_late(opts, message):
         load_config(str(ROOT / DIGITS), opts)
 
 
-def test_the_script_of_the_readme(tiny_digits, tmp_path):
-    """Own COCO-format data: the README's file as it stands, on the digits under its names."""
+def test_the_fine_tuning_of_the_readme(tiny_digits, tmp_path):
+    """Its script and its commands as they stand, but for the number of steps and the weights."""
     readme = (ROOT / "README.md").read_text()
-    (script,) = re.findall(r"```python\n# train_mine.py\n(.*?)```", readme, re.DOTALL)
-    (tmp_path / "train_mine.py").write_text(script)
-    (tmp_path / "mine").mkdir()
-    for split in ("train", "val"):
-        source = tiny_digits / f"digits/annotations/digits_{split}.json"
-        (tmp_path / f"mine/{split}.json").write_text(source.read_text())
-    (tmp_path / "mine/images").symlink_to(tiny_digits / "digits/val")  # names 1 to 3 are in both
-    data = json.loads((tmp_path / "mine/train.json").read_text())
-    data["images"] = [i for i in data["images"] if i["id"] <= 3]
-    data["annotations"] = [a for a in data["annotations"] if a["image_id"] <= 3]
-    (tmp_path / "mine/train.json").write_text(json.dumps(data))
-    result = subprocess.run(
-        [
-            *(sys.executable, "train_mine.py", "--config-file", ROOT / DIGITS, *TINY),
-            *("DATASETS.TRAIN", "('mine_train',)", "DATASETS.TEST", "('mine_val',)"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+    (script,) = re.findall(r"```python\n# even_and_odd.py\n(.*?)```", readme, re.DOTALL)
+    (commands,) = re.findall(r"```sh\npython even_and_odd.py\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "even_and_odd.py").write_text(script)
+    (tmp_path / "datasets").symlink_to(tiny_digits)
+    for name in ("configs", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    commands = commands.replace(
+        "MODEL.WEIGHTS output/demo/model_final.pth", "SOLVER.IMS_PER_BATCH 2"
     )
-    assert result.returncode == 0, result.stderr
-    assert "Evaluation results for mine_val in csv format" in result.stdout
-    assert (tmp_path / "output/model_final.pth").is_file()
+    commands = commands.replace("SOLVER.MAX_ITER 150", "SOLVER.MAX_ITER 2 TEST.EVAL_PERIOD 0")
+    steps = ["python even_and_odd.py", *commands.replace("\\\n", " ").strip().splitlines()]
+    assert len(steps) == 3
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("DETECTRON2_DATASETS", None)
+    for step in steps:
+        result = subprocess.run(
+            step.replace("tools/", f"{sys.executable} tools/"),
+            shell=True,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    assert "3 of 3 inputs drawn to output/parity/drawn" in result.stdout
+    saved = torch.load(tmp_path / "output/parity/model_final.pth", weights_only=True)
+    assert saved["classes"]["thing_classes"] == ["even", "odd"]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def _with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
 def _check_world_size(cfg: CfgNode) -> None:
     """Detectron2's own check of this is an assertion that names half of it."""
     reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-    if reference and images % reference:
+    if reference not in (0, comm.get_world_size()) and images % reference:
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH {images} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
             f"{reference}, the number of processes that it is meant for; with "
