@@ -93,7 +93,8 @@ def use_own_data(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     logger.info("%d classes: %s", len(names), ", ".join(names))
     set_num_classes(cfg, len(names), args.opts)
     if isinstance(cfg, CfgNode):
-        cfg.DATASETS.TRAIN = (TRAIN,) if train else ()
+        # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
+        cfg.DATASETS.TRAIN = (TRAIN,) if train else (VAL,)
         cfg.DATASETS.TEST = (VAL,) if val else ()
     else:
         cfg.dataloader.train.dataset.names = [TRAIN] if train else []

@@ -1,0 +1,334 @@
+"""MODEL_ZOO.md: up to date, nothing borrowed, and its costs counted anew in other ways."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+from resnest_d2 import model_zoo
+from resnest_d2.build import build_detector
+from resnest_d2.cost import backbone_cost, detector_cost
+from resnest_d2.zoo_imagenet import IMAGENET
+from resnest_d2.zoo_markdown import section_of
+from resnest_d2.zoo_table import PUBLICATIONS
+
+ROOT = Path(__file__).parents[1]
+MODEL_ZOO = ROOT / "MODEL_ZOO.md"
+CLASSIFIER = 2048 * 1000
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location(
+        "model_zoo_table", ROOT / "tools/model_zoo_table.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tables():
+    """Rows of MODEL_ZOO.md by their first cell's text, with the section's title."""
+    rows = {}
+    title = header = None
+    for line in MODEL_ZOO.read_text().splitlines():
+        if line.startswith("## "):
+            title, header = line[3:], None
+        elif line.startswith("|"):
+            cells = [cell.strip() for cell in line[1:-1].split("|")]
+            if header is None:
+                header = cells
+            elif not set(line) <= set("|-: "):
+                name = re.match(r"\[?`?([^`\]]+)", cells[0]).group(1)
+                assert name not in rows, f"{name} is there twice"
+                rows[name] = {"section": title, **dict(zip(header, cells, strict=True))}
+    return rows
+
+
+ROWS = tables()
+
+
+# Published counts of whole ImageNet networks at 224, with the classifier: the first four from
+# MMClassification's model zoo, the fast variants from the authors' ablation.md. Counters differ in
+# what they take for batch norms and poolings, which is less than 1% of the whole.
+@pytest.mark.parametrize(
+    ("network", "published"),
+    [
+        ("ResNeSt-50", 5.41),
+        ("ResNeSt-101", 10.27),
+        ("ResNeSt-200", 17.53),
+        ("ResNeSt-269", 22.58),
+        ("ResNeSt-50 fast 1s1x64d", 4.34),
+        ("ResNeSt-50 fast 2s1x64d", 4.34),
+        ("ResNeSt-50 fast 4s1x64d", 4.35),
+        ("ResNeSt-50 fast 1s2x40d", 4.38),
+        ("ResNeSt-50 fast 2s2x40d", 4.38),
+        ("ResNeSt-50 fast 4s2x40d", 4.41),
+        ("ResNeSt-50 fast 1s4x24d", 4.42),
+    ],
+)
+def test_backbones_in_the_table_cost_what_was_published(network, published):
+    macs = float(ROWS[network]["GFLOPs at 224x224"]) + CLASSIFIER / 1e9
+    assert macs == pytest.approx(published, rel=0.01)
+
+
+def test_a_backbone_costs_what_was_published_for_a_larger_image():
+    """77.7 GMACs at 416, from timm's model card of resnest269e."""
+    cost = backbone_cost(model_zoo.get_config("mask_resnest269"), 416)
+    assert cost.image_size == (416, 416)
+    assert (cost.macs + CLASSIFIER) / 1e9 == pytest.approx(77.7, abs=0.05)
+
+
+class Features(nn.Module):
+    """For tracing, which has no dictionaries."""
+
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x):
+        return tuple(self.backbone(x).values())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["mask_resnest14_digits", "mask_resnest50", "baselines/mask_resnet50"]
+)
+def test_fvcore_counts_the_same(name):
+    cfg = model_zoo.get_config(name)
+    cfg.MODEL.DEVICE = "cpu"
+    backbone = build_detector(cfg).eval().backbone
+    with torch.no_grad():
+        analysis = FlopCountAnalysis(Features(backbone), torch.zeros(1, 3, 64, 96))
+        operators = analysis.unsupported_ops_warnings(False).by_operator()
+    # It also takes one for each value of the resizing in the pyramid.
+    assert set(operators) == {"conv", "batch_norm", "upsample_nearest2d"}
+    expected = operators["conv"] + operators["batch_norm"]
+    assert detector_cost(cfg, (64, 96)).parts["backbone"] == expected
+
+
+def closed_form(module, inputs, output):
+    """What a layer costs, from its weight and the sizes of the maps; 0 for any other module."""
+    if isinstance(module, nn.ConvTranspose2d):
+        return module.weight.numel() * inputs[0].shape[0] * inputs[0][0, 0].numel()
+    if isinstance(module, nn.Conv1d | nn.Conv2d):  # DeformConv2d is one
+        return module.weight.numel() * output.shape[0] * output[0, 0].numel()
+    if isinstance(module, nn.Linear):
+        return module.weight.numel() * inputs[0].shape[0]
+    if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+        return 2 * output.numel()
+    return 0
+
+
+PROPOSALS, DETECTIONS = 20, 5
+# One zoo model for each kind of head or backbone; the ResNeSts are made 14 layers deep.
+KINDS = [
+    "faster_resnest50_dcn",
+    "faster_resnest50_dc5",
+    "mask_resnest50_fast_2s2x40d",
+    "cascade_resnest200_3x",
+    "retinanet_resnest50",
+    "keypoint_resnest50",
+    "panoptic_resnest50",
+    "pointrend_resnest50",
+    "deeplabv3plus_resnest50",
+    "baselines/mask_resnet50",
+    "mask_resnest14_digits",
+]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_whole_detector_costs_what_its_layers_cost_on_an_image(name):
+    """The real model runs on a real image; nothing of it knows how it will be counted."""
+    cfg = model_zoo.get_config(name)
+    cfg.MODEL.DEVICE = "cpu"
+    if "resnest" in name:
+        cfg.MODEL.RESNETS.DEPTH = 14
+        if "RES5_MULTI_GRID" in cfg.MODEL.RESNETS:
+            cfg.MODEL.RESNETS.RES5_MULTI_GRID = [2]
+    # Nothing is sorted out, so there are as many boxes as there may be.
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = PROPOSALS
+    cfg.MODEL.RPN.NMS_THRESH = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST = 1.0
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
+    cfg.TEST.DETECTIONS_PER_IMAGE = DETECTIONS
+    model = build_detector(cfg).eval()
+    for parameter in model.backbone.parameters():  # untrained and without statistics, a ResNet
+        parameter.data *= 0.5  # would double its activations until they overflow
+    layers = []
+    for module in model.modules():
+        module.register_forward_hook(lambda *call: layers.append(closed_form(*call)))
+    with torch.no_grad():
+        (output,) = model([{"image": 255 * torch.rand(3, 75, 110)}])
+    if "instances" in output:
+        assert len(output["instances"]) == DETECTIONS
+
+    cost = detector_cost(cfg, (75, 110))
+    assert cost.macs == sum(layers) > 0
+    state = model.state_dict()
+    assert cost.parameters == sum(
+        value.numel() for key, value in state.items() if key.endswith(("weight", "bias"))
+    )
+    assert cost.image_size == (75, 110)
+    assert cost.proposals == (0 if name.startswith(("retina", "deeplab")) else PROPOSALS)
+    masks = cfg.MODEL.MASK_ON or cfg.MODEL.KEYPOINT_ON
+    assert cost.detections == (DETECTIONS if masks else 0)
+
+
+LEVELS = {4: 200 * 336, 8: 100 * 168, 16: 50 * 84, 32: 25 * 42, 64: 13 * 21}  # of 800x1344
+
+
+def conv(kernel, inputs, outputs, places):
+    return kernel**2 * inputs * outputs * places
+
+
+def test_heads_at_full_size():
+    """The sizes and numbers of boxes that MODEL_ZOO.md speaks of."""
+    mask = detector_cost(model_zoo.get_config("mask_resnest50"))
+    cascade = detector_cost(model_zoo.get_config("cascade_resnest50"))
+    point_rend = detector_cost(model_zoo.get_config("pointrend_resnest50"))
+    assert mask.image_size == (800, 1333)
+    assert (mask.proposals, mask.detections) == (1000, 100)
+    rpn = conv(3, 256, 256, 1) + conv(1, 256, 3 + 12, 1)
+    assert mask.parts["proposals"] == rpn * sum(LEVELS.values())
+    box = 4 * (conv(3, 256, 256, 49) + 2 * 256 * 49) + 256 * 49 * 1024
+    assert mask.parts["boxes"] == 1000 * (box + 1024 * (81 + 4 * 80))
+    assert cascade.parts["boxes"] == 3 * 1000 * (box + 1024 * (81 + 4))
+    masks = 4 * (conv(3, 256, 256, 14**2) + 2 * 256 * 14**2)
+    masks += conv(2, 256, 256, 14**2) + conv(1, 256, 80, 28**2)
+    assert mask.parts["masks"] == cascade.parts["masks"] == 100 * masks
+    # Coarse: 14x14 halved, then 7x7 logits. Fine: 28x28 points, then 28x28 more in each of the
+    # grids of 56, 112 and 224.
+    coarse = conv(2, 256, 256, 49) + 256 * 49 * 1024 + 1024 * 1024 + 1024 * 80 * 49
+    point = 2 * (256 + 80) * 256 + (256 + 80) * 256 + (256 + 80) * 80
+    assert point_rend.parts["masks"] == 100 * (coarse + 4 * 28**2 * point)
+
+
+def test_a_deformable_model_costs_its_offsets_more():
+    macs = parameters = 0
+    for count, width, stride in [(4, 128, 8), (6, 256, 16), (3, 512, 32)]:
+        # In two groups, to two offsets and a mask for each of nine taps of two groups; a stage's
+        # first block pools behind its 3x3 convolution.
+        outputs = 3 * 9 * 2
+        places = LEVELS[stride // 2] + (count - 1) * LEVELS[stride]
+        macs += conv(3, width // 2, outputs, places)
+        parameters += count * (conv(3, width // 2, outputs, 1) + outputs)
+    more, less = (detector_cost(model_zoo.get_config(f"faster_resnest50{x}")) for x in ("_dcn", ""))
+    assert more.macs - less.macs == macs
+    assert more.parameters - less.parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["INPUT.MIN_SIZE_TEST", 600], "MIN_SIZE_TEST 600 has no image size .* 800, 512, 128"),
+        (
+            ["MODEL.META_ARCHITECTURE", "ProposalNetwork"],
+            "META_ARCHITECTURE 'ProposalNetwork' cannot be counted; known are GeneralizedRCNN,",
+        ),
+        (
+            ["MODEL.ROI_HEADS.NAME", "Res5ROIHeads"],
+            "MODEL.ROI_HEADS.NAME 'Res5ROIHeads' cannot be counted; known are StandardROIHeads",
+        ),
+    ],
+)
+def test_what_cannot_be_counted_says_so(options, message):
+    cfg = model_zoo.get_config("faster_resnest50_dc5")
+    cfg.merge_from_list(options)
+    with pytest.raises(ValueError, match=message):
+        detector_cost(cfg)
+
+
+def test_a_model_of_no_section_says_so():
+    cfg = model_zoo.get_config("mask_resnest50")
+    cfg.MODEL.KEYPOINT_ON = True
+    with pytest.raises(ValueError, match="no section of MODEL_ZOO.md .* KEYPOINT_ON True"):
+        section_of(cfg)
+
+
+SECTIONS = {
+    r"faster_resnest": "Faster R-CNN",
+    r"cascade_box_resnest": "Cascade R-CNN (boxes)",
+    r"mask_resnest\d+(_dcn)?$": "Mask R-CNN",
+    r"cascade_resnest": "Cascade R-CNN (boxes and masks)",
+    r"mask_resnest50_fast": "Mask R-CNN on the fast variants",
+    r"retinanet_": "RetinaNet",
+    r"keypoint_": "Keypoint R-CNN",
+    r"pointrend_": "PointRend",
+    r"panoptic_": "Panoptic FPN",
+    r"deeplab": "Semantic segmentation",
+    r"baselines/": "ResNet baselines",
+    r"mask_resnest14_digits": "Digits demo",
+}
+
+
+def test_every_model_is_in_its_section():
+    models = {name for name, row in ROWS.items() if row["section"] != "Backbones"}
+    assert models == set(model_zoo.names())
+    for name in models:
+        (section,) = (title for pattern, title in SECTIONS.items() if re.match(pattern, name))
+        assert ROWS[name]["section"] == section
+
+
+@pytest.mark.parametrize("name", model_zoo.names())
+def test_published_figures_are_in_their_row_and_no_others(name):
+    row = ROWS[name]
+    cells = {column: row.get(column, "") for column in ("box AP", "mask AP", "PQ", "mIoU")}
+    if name not in PUBLICATIONS:
+        assert sorted(filter(None, cells.values())) == ["none published"]
+        assert not row.get("measured on")
+        assert not row.get("published as")
+        assert not row.get("checkpoint")
+        return
+    publication = PUBLICATIONS[name]
+    columns = {"bbox/AP": "box AP", "segm/AP": "mask AP", "panoptic_seg/PQ": "PQ"}
+    figures = {columns[key]: f"{value:.2f}" for key, value in publication.metrics.items()}
+    assert {column: cell for column, cell in cells.items() if cell} == figures
+    assert f"`{publication.reference}`" in row["published as"]
+    assert f"`{publication.checkpoint}`" in row["checkpoint"]
+    assert f"({model_zoo.get_checkpoint_url(name)})" in row["checkpoint"]
+    multi_scale = name == "cascade_resnest200_dcn_3x_ms"
+    data = "COCO test-dev2019, multi-scale" if multi_scale else "COCO val2017"
+    assert row["measured on"] == data
+
+
+def test_every_imagenet_figure_is_in_its_row():
+    rows = [row for row in ROWS.values() if row["section"] == "Backbones"]
+    figures = {
+        row["weights"].strip("`").rsplit("/", 1)[-1]: (row["top-1 (%)"], row["crop"])
+        for row in rows
+    }
+    assert len(rows) == len(figures)
+    expected = {name: (f"{a.top1:.2f}", str(a.crop)) for name, a in IMAGENET.items()}
+    assert figures == expected | dict.fromkeys(("resnest14", "resnest26"), ("none published", ""))
+
+
+def test_links_to_files_lead_somewhere():
+    text = MODEL_ZOO.read_text()
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    lazy = [link for link in links if link.startswith("configs/lazy/")]
+    assert len(links) - len(lazy) == len(model_zoo.names())
+    assert len(lazy) == len(model_zoo.names(lazy=True))
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_file_is_up_to_date(tmp_path, capsys):
+    """The first call counts all models; later ones know the counts."""
+    main = load_tool().main
+    assert main(["--check"]) == 0, "run tools/model_zoo_table.py"
+
+    copy = tmp_path / "copy.md"
+    check = ["--check", "--output", str(copy)]
+    assert main(check) == 1
+    assert not copy.exists()
+    copy.write_text(MODEL_ZOO.read_text().replace("42.81", "42.91"))
+    assert main(check) == 1
+    assert capsys.readouterr().err.splitlines() == 2 * [
+        f"{copy} is missing or stale; tools/model_zoo_table.py writes it anew"
+    ]
+    assert main(["--output", str(copy)]) == 0
+    assert copy.read_bytes() == MODEL_ZOO.read_bytes()
+    assert main(check) == 0
