@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
+from detectron2.data import detection_utils
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
@@ -132,6 +133,23 @@ def test_sizes_are_read_from_images_that_lack_them(write):
 
     record = read_coco(*write(change)).dicts[0]
     assert (record["height"], record["width"]) == (HEIGHT, WIDTH)
+
+
+def test_images_that_are_not_what_the_file_says(write):
+    file, images = write(lambda data: data["images"][1].update(height=WIDTH, width=HEIGHT))
+    with pytest.raises(ValueError, match="image 3 is said to be 30 x 40, but .*b.png is 40 x 30"):
+        read_coco(file, images)
+    # Detectron2 turns an image as its EXIF tag asks before it looks at its size.
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(images / "b.png", exif=exif)
+    record = read_coco(file, images).dicts[1]
+    assert (record["width"], record["height"]) == (HEIGHT, WIDTH)
+    pixels = detection_utils.read_image(record["file_name"], "RGB")
+    detection_utils.check_image_size(record, pixels)
+    (images / "b.png").write_text("<html>404</html>")
+    with pytest.raises(ValueError, match="image 3, .*b.png, cannot be read"):
+        read_coco(file, images)
 
 
 @pytest.mark.parametrize("key", ["area", "iscrowd"])

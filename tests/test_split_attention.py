@@ -106,17 +106,19 @@ def test_integer_offsets_shift_the_taps():
     assert relative_difference(module.conv(x, offset)[inner], expected[inner]) <= 1e-5
 
 
-def test_deformable_convolution_computes_in_fp32_under_autocast():
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_deformable_convolution_computes_in_fp32_under_autocast(modulated, dtype):
     module = SplitAttentionConv2d(
-        16, 16, 3, padding=1, deformable=True, deform_modulated=True
+        16, 16, 3, padding=1, deformable=True, deform_modulated=modulated
     ).eval()
-    x = torch.randn(1, 16, 8, 8).bfloat16()
-    offset = torch.randn(1, 27, 8, 8)
+    x = torch.randn(1, 16, 8, 8).to(dtype)
+    offset = torch.randn(1, 27 if modulated else 18, 8, 8)
     expected = module.conv(x.float(), offset)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         actual = module.conv(x, offset)
-    assert actual.dtype == torch.bfloat16
-    assert torch.equal(actual, expected.bfloat16())  # rounded once, at the end
+    assert actual.dtype == dtype
+    assert torch.equal(actual, expected.to(dtype))  # rounded once, at the end
 
 
 def test_deformable_convolution_in_double_precision_has_exact_gradients():

@@ -15,11 +15,13 @@ from typing import Any
 
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
-from PIL import Image
+from PIL import ExifTags, Image
+from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
 LISTED = 5  # so many examples are named in a message
+SHOW_PROGRESS = 2000  # from so many images on
 
 
 @dataclass
@@ -61,8 +63,8 @@ def read_coco(
 
     Raises:
         FileNotFoundError: the file, the folder or an image is not there.
-        ValueError: the file is no JSON of COCO's format, or an annotation contradicts itself or
-            the rest of the file; the message names it.
+        ValueError: the file is no JSON of COCO's format, an image is broken or of another size, or
+            an annotation contradicts itself or the rest of the file; the message names it.
     """
     file, image_root = Path(file), Path(image_root)
     content = _load(file)
@@ -167,31 +169,46 @@ def _read_images(
         raise FileNotFoundError(f"there is no folder of images {image_root}")
     images: dict[Any, dict[str, Any]] = {}
     missing = []
-    for entry in entries:
+    for entry in tqdm(entries, f"images of {file.name}", disable=len(entries) < SHOW_PROGRESS):
         if "id" not in entry or not isinstance(entry.get("file_name"), str):
             raise ValueError(f"{file}: an image needs an 'id' and a 'file_name', got {entry}")
         if entry["id"] in images:
             raise ValueError(f"{file}: image id {entry['id']} is there twice")
         path = image_root / entry["file_name"]
-        images[entry["id"]] = record = {
-            "file_name": str(path),
-            "image_id": entry["id"],
-            "annotations": [],
-        }
-        if not path.is_file():
-            missing.append(entry["file_name"])
-            continue
-        if "width" in entry and "height" in entry:
-            record.update(width=int(entry["width"]), height=int(entry["height"]))
+        images[entry["id"]] = record = {"file_name": str(path), "image_id": entry["id"]}
+        if path.is_file():
+            width, height = _image_size(file, entry, path)
+            record |= {"height": height, "width": width, "annotations": []}
         else:
-            with Image.open(path) as image:
-                record.update(width=image.width, height=image.height)
+            missing.append(entry["file_name"])
     if missing:
         raise FileNotFoundError(
             f"{len(missing)} of the {len(entries)} images of {file} are not in {image_root}: "
             f"{_some(missing)}"
         )
     return images
+
+
+def _image_size(file: Path, entry: dict[str, Any], path: Path) -> tuple[int, int]:
+    """Width and height of an image; only the beginning of its file is read.
+
+    Raises:
+        ValueError: it is no image, or of another size than the annotations say.
+    """
+    try:
+        with Image.open(path) as image:
+            size = image.size
+            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # Detectron2 turns it
+                size = size[::-1]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}: image {entry['id']}, {path}, cannot be read: {error}") from None
+    named = (entry.get("width", size[0]), entry.get("height", size[1]))
+    if named != size:
+        raise ValueError(
+            f"{file}: image {entry['id']} is said to be {named[0]} x {named[1]}, but {path} is "
+            f"{size[0]} x {size[1]}"
+        )
+    return size
 
 
 def _name(file: Path, annotation: dict[str, Any], seen: set[Any]) -> str:
