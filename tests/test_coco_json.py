@@ -233,7 +233,12 @@ def test_keypoints(write):
     def change(data):
         data["categories"][1].update(keypoints=["left_eye", "right_eye"], skeleton=[[1, 2]])
 
-    data = read_coco(*write(change, keypoints=[5, 6, 2, 7, 8, 1]))
+    data = read_coco(*write(change, keypoints=[5, 6, 2, 7, 8, 1], num_keypoints=2))
     assert data.keypoint_names == ["left_eye", "right_eye"]
     assert data.skeleton == [(0, 1)]
     assert data.dicts[0]["annotations"][0]["keypoints"] == [5.5, 6.5, 2, 7.5, 8.5, 1]
+    assert (data.num_keypoints, data.evaluable) == (1, True)
+    # One that was not labelled has them all the same, invisible, so that instances can be stacked.
+    data = read_coco(*write(change))
+    assert data.dicts[0]["annotations"][0]["keypoints"] == [0.5, 0.5, 0, 0.5, 0.5, 0]
+    assert (data.num_keypoints, data.evaluable) == (0, False)

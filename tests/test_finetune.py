@@ -282,6 +282,9 @@ def test_what_a_model_cannot_learn_from_instances(train_files, tmp_path):
     boxes["train_json"].write_text(json.dumps(data))
     with pytest.raises(ValueError, match="boxes.json has no masks, which this config learns: take"):
         use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**boxes))
+    val = {"val_json": boxes["train_json"], "val_images": boxes["train_images"]}
+    with pytest.raises(ValueError, match="boxes.json has no masks, which this config is evaluated"):
+        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**train_files, **val))
     use_own_data(model_zoo.get_config("cascade_box_resnest50"), arguments(**boxes))
     data["annotations"] = []
     boxes["train_json"].write_text(json.dumps(data))

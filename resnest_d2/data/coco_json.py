@@ -107,8 +107,10 @@ def read_coco(
             problem = problem or mask_problem
         if mask_problem and mask_problem != NO_MASK:
             data.evaluable = False
-        if annotation.get("keypoints"):
+        if keypoints or annotation.get("keypoints"):
             instance["keypoints"] = _read_keypoints(name, annotation, len(keypoints))
+            if "keypoints" not in annotation or "num_keypoints" not in annotation:
+                data.evaluable = False
         if problem:
             left_out[problem].append(annotation["id"])
             continue
@@ -117,7 +119,7 @@ def read_coco(
             data.evaluable = False
         data.num_masks += segmentation is not None
         data.num_rle += isinstance(segmentation, dict)
-        data.num_keypoints += "keypoints" in instance
+        data.num_keypoints += bool(annotation.get("keypoints"))
         image["annotations"].append(instance)
     if shortened:
         data.evaluable = False
@@ -288,7 +290,8 @@ def _read_rle(
 
 
 def _read_keypoints(name: str, annotation: dict[str, Any], number: int) -> list[float]:
-    values = annotation["keypoints"]
+    # All instances must have as many; without a label they count for nothing.
+    values = annotation.get("keypoints") or [0] * 3 * number
     if not _are_numbers(values) or len(values) != 3 * number:
         raise ValueError(
             f"{name}: 'keypoints' must be {number} times x, y and visibility, as many as its "

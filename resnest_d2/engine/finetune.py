@@ -69,7 +69,9 @@ def register_own_data(
         _register(TRAIN, train)
     if args.val_json:
         categories = train.categories if train else _categories_of_weights(cfg)
-        val = read_coco(args.val_json, args.val_images, categories)
+        val = read_coco(args.val_json, args.val_images, categories, masks=masks)
+        if masks and not val.num_masks:
+            raise ValueError(f"{val.file} has no masks, which this config is evaluated on")
         _register(VAL, val)
     return train, val
 
