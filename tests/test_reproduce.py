@@ -215,7 +215,17 @@ def test_goes_on_where_it_stopped(replay, publish, tmp_path, monkeypatch, capsys
     replay.checkpoint(tmp_path / f"weights/{names[0]}.pth", names[0], opts, replay.objects[:1])
     assert run(tmp_path, *names, args=["--any-dataset"]) == 1
     assert len(measured) == 4
+    # A checkpoint that is gone, or a defect, does not take what was measured with it.
+    before = report(tmp_path)
+    (tmp_path / f"weights/{names[0]}.pth").unlink()
+    replay.checkpoint(tmp_path / f"weights/{names[1]}.pth", names[1], opts, replay.objects[:1])
+    monkeypatch.setattr(module, "evaluate_model", lambda cfg, model: {}["no such key"])
     capsys.readouterr()
+    assert run(tmp_path, *names, args=["--any-dataset"]) == 1
+    assert report(tmp_path) == before
+    printed = capsys.readouterr().out
+    assert f"Not measured: {names[0]}: --weights-dir: there is neither" in printed
+    assert f"Not measured: {names[1]}: KeyError: 'no such key'" in printed
 
 
 def test_one_model_that_fails_does_not_stop_the_others(replay, publish, tmp_path, capsys):

@@ -203,8 +203,12 @@ def reproduce(names: Sequence[str], options: Options) -> list[Measurement]:
         except (ValueError, OSError, ImportError) as error:
             logger.error("%s: %s", name, error)
             measurement.problem = str(error)
+        except Exception as error:  # out of memory, say; what was measured before stays
+            logger.exception("%s could not be measured", name)
+            measurement.problem = f"{type(error).__name__}: {error}"
         measurements.append(measurement)
-        done[name] = measurement
+        if not measurement.problem or name not in done:
+            done[name] = measurement
         _write(list(done.values()), options)
     return measurements
 
