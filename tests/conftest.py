@@ -1,9 +1,11 @@
 """Shared fixtures. The reference is imported first: it registers the names that ours register."""
 
 import os
+import random
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite means the same on every machine
 
+import numpy as np
 import pytest
 import resnest.d2  # noqa: F401
 import torch
@@ -18,6 +20,8 @@ from resnest_d2.data import DigitsSpec, build_digits  # noqa: E402
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")

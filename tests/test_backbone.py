@@ -325,7 +325,12 @@ def test_checkpointing_skips_frozen_blocks_and_evaluation(monkeypatch):
         (lambda: make_resnest(14, out_features=["linear"]), "unknown output features .*linear"),
         (lambda: make_resnest(14, out_features=[]), "no output features"),
         (lambda: make_resnest(14, freeze_at=6), "freeze_at must be 0 to 5, got 6"),
-        (lambda: make_resnest(14, res5_dilation=4), "res5_dilation must be 1 or 2, got 4"),
+        (lambda: make_resnest(14, res5_dilation=4), "must be 1 and 1, 1 and 2 or .*got 1 and 4"),
+        (lambda: make_resnest(14, res4_dilation=2), "must be 1 and 1, 1 and 2 or .*got 2 and 1"),
+        (
+            lambda: make_resnest(14, res5_dilation=2, res5_multi_grid=[1, 2]),
+            r"res5_multi_grid must have a factor .* for each of res5's 1 blocks, got \[1, 2\]",
+        ),
         (lambda: make_resnest(14, deform_on_per_stage=[True]), "needs 4 entries, got 1"),
         (lambda: make_resnest(14, norm="GN", width_per_group=24), "norm 'GN' does not fit"),
         (

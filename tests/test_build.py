@@ -8,6 +8,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone import FPN
+from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
 
@@ -107,6 +108,28 @@ def test_wrong_settings_name_the_key(key, value, message):
     cfg = make_cfg(key, value)
     with pytest.raises(ValueError, match=message):
         resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"RES4_DILATION": 3}, "MODEL.RESNETS.RES4_DILATION must be one of 1, 2, got 3"),
+        ({"RES4_DILATION": 2}, "RES5_DILATION with MODEL.RESNETS.RES4_DILATION 2 must be one of 4"),
+        ({"RES5_DILATION": 2, "RES5_MULTI_GRID": [1, 2]}, "RES5_MULTI_GRID must have 3 factors"),
+        ({"RES5_DILATION": 2, "RES5_MULTI_GRID": [1, 0, 1]}, "of at least 1, .*got .1, 0, 1"),
+    ],
+)
+def test_dilations_of_detectron2s_deeplab(keys, message):
+    cfg = make_cfg()
+    add_deeplab_config(cfg)
+    backbone = resnest_d2.build_resnest_backbone(cfg, image_shape())
+    assert backbone.output_shape()["res5"].stride == 32  # its default multi-grid changes nothing
+    cfg.MODEL.RESNETS.update(keys)
+    with pytest.raises(ValueError, match=message):
+        resnest_d2.build_resnest_backbone(cfg, image_shape())
+    cfg.MODEL.RESNETS.update(RES4_DILATION=2, RES5_DILATION=4, RES5_MULTI_GRID=[1, 2, 4])
+    backbone = resnest_d2.build_resnest_backbone(cfg, image_shape())
+    assert backbone.output_shape()["res5"].stride == 8
 
 
 def test_deformable_groups_must_divide():
