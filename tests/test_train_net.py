@@ -126,6 +126,10 @@ def test_eval_only(trained, tiny_digits, tmp_path):
             "error: options must be pairs of KEY and VALUE, got 'MODEL.RESNETS.RADIX'",
         ),
         (
+            ["--config-file", DIGITS, "SOLVER.MAX_ITER", "2", "--num-gpus", "2"],
+            "error: --num-gpus must stand before the config's own options: SOLVER.MAX_ITER 2 --num",
+        ),
+        (
             ["--config-file", "configs/cascade_resnet101.yaml"],
             "error: --config-file: there is no file 'configs/cascade_resnet101.yaml'; did you mean "
             "configs/cascade_resnest101.yaml",

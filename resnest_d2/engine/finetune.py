@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "your own data", "in COCO's format; the classes are read from the training file"
     )
-    for split in ("train", "val"):
-        group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {split} on")
+    for split, verb in (("train", "train"), ("val", "evaluate")):
+        group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {verb} on")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
 
 

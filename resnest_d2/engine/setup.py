@@ -40,6 +40,9 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode | Di
         hint = f"; did you mean configs/{' or '.join(c + '.yaml' for c in close)}?" if close else ""
         raise FileNotFoundError(f"--config-file: there is no file {config_file!r}{hint}")
     opts = opts or []
+    late = next((option for option in opts if option.startswith("--")), None)
+    if late:
+        raise ValueError(f"{late} must stand before the config's own options: {' '.join(opts)}")
     if is_lazy(config_file):
         with _errors_of(config_file):
             return read_lazy_config(config_file, opts)
