@@ -156,6 +156,8 @@ def test_images_that_are_not_what_the_file_says(write):
 def test_what_pycocotools_lacks_makes_a_file_unfit_for_it(write, key):
     assert not read_coco(*write(lambda data: data["annotations"][0].pop(key))).evaluable
     assert not read_coco(*write(id=0)).evaluable
+    (instance,) = read_coco(*write(**{key: None})).dicts[0]["annotations"]
+    assert instance["iscrowd"] == 0
 
 
 def entry(key, **values):
@@ -196,6 +198,22 @@ def entry(key, **values):
             entry("annotations", segmentation={"size": [30, 40]}),
             "annotation 1: 'counts' of its RLE must be a list of numbers or a string",
         ),
+        (
+            entry("annotations", segmentation={"size": [30, 40], "counts": "zz##"}),
+            "annotation 1: its RLE cannot be decoded",
+        ),
+        (entry("annotations", image_id=[7]), r"annotation 1: there is no image \[7\]"),
+        (entry("annotations", category_id={}), "annotation 1: there is no category {}"),
+        (entry("annotations", id=[1]), "an annotation has no 'id'"),
+        (entry("annotations", iscrowd="no"), "annotation 1: 'iscrowd' must be 0 or 1, got 'no'"),
+        (entry("images", id=[3]), "an image needs an 'id' and a 'file_name'"),
+        (entry("images", width="40"), "image 7 is said to be '40' x 30, but .*a.png is 40 x 30"),
+        (entry("categories", keypoints="nose"), "'keypoints' must be a list of names"),
+        (
+            entry("categories", keypoints=["a"], skeleton=[1, 2]),
+            "'skeleton' pairs of",
+        ),
+        (entry("categories", keypoints=["a"], skeleton=[[1, 2]]), "'skeleton' pairs of"),
         (
             entry("annotations", keypoints=[1, 2, 2]),
             "annotation 1: 'keypoints' must be 0 times x, y and visibility",

@@ -85,16 +85,19 @@ def read_coco(
     seen: set[Any] = set()
     for annotation in content["annotations"]:
         name = _name(file, annotation, seen)
-        image = images.get(annotation.get("image_id"))
-        if image is None:
-            raise ValueError(f"{name}: there is no image {annotation.get('image_id')!r}")
-        if annotation.get("category_id") not in contiguous:
-            raise ValueError(f"{name}: there is no category {annotation.get('category_id')!r}")
+        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
+        if not _is_id(image_id) or image_id not in images:
+            raise ValueError(f"{name}: there is no image {image_id!r}")
+        if not _is_id(category_id) or category_id not in contiguous:
+            raise ValueError(f"{name}: there is no category {category_id!r}")
+        if annotation.get("iscrowd") not in (0, 1, None):
+            raise ValueError(f"{name}: 'iscrowd' must be 0 or 1, got {annotation['iscrowd']!r}")
+        image = images[image_id]
         instance = {
             "bbox": _read_box(name, annotation),
             "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[annotation["category_id"]],
-            "iscrowd": int(annotation.get("iscrowd", 0)),
+            "category_id": contiguous[category_id],
+            "iscrowd": int(annotation.get("iscrowd") or 0),
         }
         problem = _box_problem(instance["bbox"], image)
         segmentation, mask_problem = _read_mask(name, annotation, image)
@@ -115,7 +118,7 @@ def read_coco(
             left_out[problem].append(annotation["id"])
             continue
         # pycocotools needs both, and takes 0 for "not matched".
-        if "area" not in annotation or "iscrowd" not in annotation or annotation["id"] == 0:
+        if None in (annotation.get("area"), annotation.get("iscrowd")) or not annotation["id"]:
             data.evaluable = False
         data.num_masks += segmentation is not None
         data.num_rle += isinstance(segmentation, dict)
@@ -161,6 +164,15 @@ def _read_categories(
         names[entry["id"]] = entry["name"]
     keypoints = next((entry["keypoints"] for entry in entries if entry.get("keypoints")), [])
     skeleton = next((entry["skeleton"] for entry in entries if entry.get("skeleton")), [])
+    joined = isinstance(skeleton, list) and all(
+        _are_numbers(pair) and len(pair) == 2 for pair in skeleton
+    )
+    in_range = joined and all(1 <= number <= len(keypoints) for pair in skeleton for number in pair)
+    if not isinstance(keypoints, list) or not in_range:
+        raise ValueError(
+            f"{file}: a category's 'keypoints' must be a list of names, and its 'skeleton' pairs "
+            "of their numbers, from 1 on"
+        )
     return dict(sorted(names.items())), keypoints, [(a - 1, b - 1) for a, b in skeleton]
 
 
@@ -172,7 +184,7 @@ def _read_images(
     images: dict[Any, dict[str, Any]] = {}
     missing = []
     for entry in tqdm(entries, f"images of {file.name}", disable=len(entries) < SHOW_PROGRESS):
-        if "id" not in entry or not isinstance(entry.get("file_name"), str):
+        if not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
             raise ValueError(f"{file}: an image needs an 'id' and a 'file_name', got {entry}")
         if entry["id"] in images:
             raise ValueError(f"{file}: image id {entry['id']} is there twice")
@@ -207,7 +219,7 @@ def _image_size(file: Path, entry: dict[str, Any], path: Path) -> tuple[int, int
     named = (entry.get("width", size[0]), entry.get("height", size[1]))
     if named != size:
         raise ValueError(
-            f"{file}: image {entry['id']} is said to be {named[0]} x {named[1]}, but {path} is "
+            f"{file}: image {entry['id']} is said to be {named[0]!r} x {named[1]!r}, but {path} is "
             f"{size[0]} x {size[1]}"
         )
     return size
@@ -216,12 +228,16 @@ def _image_size(file: Path, entry: dict[str, Any], path: Path) -> tuple[int, int
 def _name(file: Path, annotation: dict[str, Any], seen: set[Any]) -> str:
     """What to call an annotation in a message."""
     number = annotation.get("id")
-    if number is None:
+    if not _is_id(number):
         raise ValueError(f"{file}: an annotation has no 'id': {annotation}"[:200])
     if number in seen:
         raise ValueError(f"{file}: annotation id {number} is there twice")
     seen.add(number)
     return f"{file}: annotation {number}"
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (int, float, str))
 
 
 def _are_numbers(values: Any) -> bool:
@@ -284,7 +300,11 @@ def _read_rle(
         mask = mask_util.frPyObjects(mask, *size)
     elif not isinstance(counts, str):
         raise ValueError(f"{name}: 'counts' of its RLE must be a list of numbers or a string")
-    if mask_util.area(mask) == 0:
+    try:
+        is_empty = not mask_util.decode(mask).any()
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(f"{name}: its RLE cannot be decoded: {error}") from None
+    if is_empty:
         return None, "have an empty RLE"
     return mask, None
 
