@@ -185,6 +185,10 @@ def test_wrong_settings_are_one_line(tiny_digits, tmp_path, opts, message):
         (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE 'cdua' is no device of PyTorch"),
         (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT must be one of BGR, RGB.*got 'BRG'"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, got 0"),
+        (
+            ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"],
+            r"INPUT.MIN_SIZE_TRAIN \(128,\) must be the least and the greatest size with INPUT",
+        ),
         (["MODEL.PIXEL_MEAN", "[1.0]"], "MODEL.PIXEL_MEAN .* must have a value for each channel"),
     ],
 )

@@ -69,6 +69,12 @@ def _check(cfg: CfgNode) -> None:
             f"MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD} "
             "must have a value for each channel"
         )
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TRAIN {sizes} must be the least and the greatest size with "
+            "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
+        )
     for key, value in (
         ("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER),
         ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH),
