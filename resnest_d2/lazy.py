@@ -18,8 +18,18 @@ from torch import nn
 from .norm import convert_sync_batchnorm
 from .projects import flat_keys
 
-# What the commands need of a recipe.
-PARTS = ("dataloader", "lr_multiplier", "model", "optimizer", "train")
+# What the commands read of a recipe, as in Detectron2's own; all else has a default.
+EVALUATION_KEYS = (
+    "dataloader.test",
+    "dataloader.evaluator",
+    "train.init_checkpoint",
+    "train.output_dir",
+)
+TRAINING_KEYS = (
+    *("dataloader.train", "lr_multiplier", "optimizer.params", "train.init_checkpoint"),
+    *("train.output_dir", "train.max_iter", "train.ddp", "train.checkpointer.period"),
+    *("train.eval_period", "train.log_period"),
+)
 
 
 def read_lazy_config(file: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -115,3 +125,14 @@ def is_lazy(file: str | os.PathLike) -> bool:
 def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
     """A value by its dotted name, or the default where there is none."""
     return OmegaConf.select(cfg, key, default=default)
+
+
+def require_keys(cfg: DictConfig, keys: Sequence[str]) -> None:
+    """See that a LazyConfig has what a command needs.
+
+    Raises:
+        ValueError: it lacks a key; the message names it.
+    """
+    missing = [key for key in keys if select(cfg, key) is None]
+    if missing:
+        raise ValueError(f"the .py config lacks {', '.join(missing)}")

@@ -298,6 +298,32 @@ def test_wrong_files(tmp_path):
         detectron2_config("absent.py")
 
 
+@pytest.mark.parametrize(
+    ("tool", "args", "missing"),
+    [
+        ("train_net.py", [], "dataloader.train, lr_multiplier, optimizer.params, train.init_check"),
+        (
+            "train_net.py",
+            ["--eval-only"],
+            "dataloader.test, dataloader.evaluator, train.init_checkp",
+        ),
+        (
+            "predict.py",
+            ["--input", __file__, "--output", "{}"],
+            "train.init_checkpoint, model.input",
+        ),
+    ],
+)
+def test_what_a_config_lacks_is_named(tool, args, missing, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text("model = dict()\ntrain = dict()\n")
+    args = [arg.format(tmp_path / "out") for arg in args]
+    result = run(tool, "--config-file", file, *args, datasets=tmp_path)
+    assert result.returncode == 2
+    assert f"error: the .py config lacks {missing}" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_configs_can_go_to_other_processes():
     cfg = read_lazy_config(model_zoo.get_config_file("lazy/cascade_resnest50"))
     again = pickle.loads(pickle.dumps(cfg))

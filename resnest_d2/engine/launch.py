@@ -10,6 +10,7 @@ from detectron2.engine import default_setup, launch
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
+from ..lazy import EVALUATION_KEYS, TRAINING_KEYS, require_keys
 from . import lazy
 from .errors import one_line_errors
 from .evaluation import check_datasets
@@ -27,6 +28,8 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
     """
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
+        if not isinstance(cfg, CfgNode):
+            require_keys(cfg, EVALUATION_KEYS if args.eval_only else TRAINING_KEYS)
         num_processes = choose_device(cfg, args.num_gpus, args.num_machines)
         if wants_own_data(args):
             _log_to(cfg)

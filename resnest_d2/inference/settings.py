@@ -8,7 +8,7 @@ from detectron2.modeling import PanopticFPN
 from omegaconf import DictConfig
 from torch import nn
 
-from ..lazy import select
+from ..lazy import require_keys, select
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class InferenceSettings:
                 next(iter(cfg.DATASETS.TEST or cfg.DATASETS.TRAIN), None),
             )
         mapper = "dataloader.test.mapper"
-        for key in ("train.init_checkpoint", "model.input_format", f"{mapper}.augmentations"):
-            if select(cfg, key) is None:
-                raise ValueError(f"the .py config lacks {key}")
+        keys = ("train.init_checkpoint", "model.input_format", f"{mapper}.augmentations")
+        require_keys(cfg, keys)
         names = select(cfg, "dataloader.test.dataset.names", [])
         augmentations = [instantiate(a) for a in select(cfg, f"{mapper}.augmentations")]
         return cls(
