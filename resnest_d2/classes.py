@@ -29,12 +29,14 @@ def set_num_classes(
     Args:
         cfg: a config of either kind, changed in place.
         number: the number.
-        opts: of the command line; a key that they set is left alone.
+        opts: of the command line; if they set the number of the model's own head, that counts.
     """
     given = set(opts or [])
     if isinstance(cfg, CfgNode):
         if num_classes_key(cfg) in given:
-            return
+            number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+            if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+                number = cfg.MODEL.RETINANET.NUM_CLASSES
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = number
         if "POINT_HEAD" in cfg.MODEL:
             cfg.MODEL.POINT_HEAD.NUM_CLASSES = number

@@ -3,7 +3,7 @@
 import argparse
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -99,7 +99,8 @@ def use_own_data(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
         cfg.DATASETS.TRAIN = (TRAIN,) if train else (VAL,)
         cfg.DATASETS.TEST = (VAL,) if val else ()
     else:
-        cfg.dataloader.train.dataset.names = [TRAIN] if train else []
+        if train:
+            cfg.dataloader.train.dataset.names = [TRAIN]
         cfg.dataloader.test.dataset.names = VAL if val else []
     if train and train.num_rle:
         logger.info("%d masks are RLE: masks are trained as bitmasks", train.num_rle)
@@ -109,7 +110,7 @@ def use_own_data(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
             cfg.dataloader.train.mapper.instance_mask_format = "bitmask"
     if _needs(cfg)[1]:
         _set_keypoints(cfg, train or val)
-    if isinstance(cfg, CfgNode) and train:
+    if train:
         _take_schedule_literally(cfg, args.opts)
 
 
@@ -129,6 +130,9 @@ def _needs(cfg: CfgNode | DictConfig) -> tuple[bool, bool]:
 
 
 def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
+    learned = [a for record in data.dicts for a in record["annotations"] if not a["iscrowd"]]
+    if not learned:
+        raise ValueError(f"{data.file} has no annotation that can be learned, crowds set aside")
     if masks and not data.num_masks:
         raise ValueError(
             f"{data.file} has no masks, which this config learns: take a faster_ or cascade_box_ "
@@ -136,8 +140,6 @@ def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
         )
     if keypoints and not data.num_keypoints:
         raise ValueError(f"{data.file} has no keypoints, which this config learns")
-    if not any(record["annotations"] for record in data.dicts):
-        raise ValueError(f"{data.file} has no annotation that can be learned")
 
 
 def _categories_of_weights(cfg: CfgNode | DictConfig) -> dict[int, str] | None:
@@ -191,8 +193,13 @@ def _set_keypoints(cfg: CfgNode | DictConfig, data: CocoData) -> None:
         cfg.TEST.KEYPOINT_OKS_SIGMAS = [DEFAULT_SIGMA] * number
 
 
-def _take_schedule_literally(cfg: CfgNode, opts: Sequence[str]) -> None:
-    keys = ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER", "REFERENCE_WORLD_SIZE")
-    given: Mapping[str, bool] = {key: f"SOLVER.{key}" in opts for key in keys}
-    if any(given.values()) and not given["REFERENCE_WORLD_SIZE"]:
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+def _take_schedule_literally(cfg: CfgNode | DictConfig, opts: Sequence[str]) -> None:
+    if isinstance(cfg, CfgNode):
+        keys = {f"SOLVER.{k}" for k in ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER")}
+        if keys & set(opts) and "SOLVER.REFERENCE_WORLD_SIZE" not in opts:
+            cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+        return
+    keys = {"dataloader.train.total_batch_size", "optimizer.lr", "train.max_iter"}
+    given = {option.partition("=")[0] for option in opts}
+    if keys & given and "train.reference_world_size" not in given:
+        cfg.train.reference_world_size = 0

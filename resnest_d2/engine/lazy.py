@@ -76,7 +76,12 @@ def build_trainer(cfg: DictConfig, model: nn.Module) -> TrainerBase:
     loader = instantiate(cfg.dataloader.train)
     names = dataset_names(cfg, "train")[1]
     images = cfg.dataloader.train.total_batch_size // comm.get_world_size()
-    check_training(model, images, names, "the number of classes of cfg.model")
+    check_training(
+        model,
+        images,
+        names,
+        "model.roi_heads.num_classes" if "roi_heads" in cfg.model else "model.num_classes",
+    )
     parallel = create_ddp_model(model, **cfg.train.ddp)
     make = AMPTrainer if select(cfg, "train.amp.enabled", False) else SimpleTrainer
     return make(parallel, loader, optimizer)

@@ -197,7 +197,7 @@ def reproduce(names: Sequence[str], options: Options) -> list[Measurement]:
             earlier = done.get(name)
             if earlier is not None and earlier.key == measurement.key and not earlier.problem:
                 logger.info("%s was measured before", name)
-                measurement = earlier
+                measurement.metrics = earlier.metrics
             else:
                 measurement.metrics = _measure(name, cfg, options)
         except (ValueError, OSError, ImportError) as error:
