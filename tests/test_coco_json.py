@@ -10,7 +10,7 @@ from detectron2.data import detection_utils
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
-from resnest_d2.data.coco_json import read_coco
+from resnest_d2.data.coco_json import _run_lengths, read_coco
 
 HEIGHT, WIDTH = 30, 40
 SQUARE = [[5, 5, 15, 5, 15, 15, 5, 15]]
@@ -126,6 +126,21 @@ def test_rle(write, compressed):
     assert (data.num_rle, instance["iscrowd"]) == (1, 1)
 
 
+def test_compressed_run_lengths_are_pycocotools():
+    """Read by our own few lines, which see what is broken, from masks of many shapes."""
+    generator = np.random.default_rng(0)
+    for density in (0.0, 0.01, 0.3, 0.9, 1.0):
+        for shape in ((1, 1), (7, 5), (90, 200)):
+            mask = np.asfortranarray(generator.random(shape) < density).astype(np.uint8)
+            counts = mask_util.encode(np.asfortranarray(mask))["counts"].decode()
+            flat = mask.ravel(order="F")
+            edges = np.flatnonzero(np.diff(flat)) + 1
+            expected = np.diff([0, *edges, flat.size]).tolist()
+            if flat[0]:
+                expected.insert(0, 0)
+            assert _run_lengths("x", counts) == expected
+
+
 def test_sizes_are_read_from_images_that_lack_them(write):
     def change(data):
         for image in data["images"]:
@@ -156,6 +171,7 @@ def test_images_that_are_not_what_the_file_says(write):
 def test_what_pycocotools_lacks_makes_a_file_unfit_for_it(write, key):
     assert not read_coco(*write(lambda data: data["annotations"][0].pop(key))).evaluable
     assert not read_coco(*write(id=0)).evaluable
+    assert not read_coco(*write(id="a1")).evaluable
     (instance,) = read_coco(*write(**{key: None})).dicts[0]["annotations"]
     assert instance["iscrowd"] == 0
 
@@ -202,6 +218,19 @@ def entry(key, **values):
             entry("annotations", segmentation={"size": [30, 40], "counts": "zz##"}),
             "annotation 1: its RLE cannot be decoded",
         ),
+        (
+            entry("annotations", segmentation={"size": [30, 40], "counts": "oooo"}),
+            "annotation 1: its RLE cannot be decoded: it is cut short",
+        ),
+        (
+            entry("annotations", segmentation={"size": [30, 40], "counts": "0"}),
+            "annotation 1: the counts of its RLE do not add up to 30 x 40",
+        ),
+        (
+            entry("annotations", segmentation={"size": [30, 40], "counts": [-5, 1205]}),
+            "annotation 1: the counts of its RLE do not add up",
+        ),
+        (entry("annotations", area="big"), "annotation 1: 'area' must be a number, got 'big'"),
         (entry("annotations", image_id=[7]), r"annotation 1: there is no image \[7\]"),
         (entry("annotations", category_id={}), "annotation 1: there is no category {}"),
         (entry("annotations", id=[1]), "an annotation has no 'id'"),
@@ -243,6 +272,7 @@ def test_classes_are_those_of_the_training_set(write):
     file, images = write()
     data = read_coco(file, images, {2: "cow", 4: "cat", 90: "dog"})
     assert data.dicts[0]["annotations"][0]["category_id"] == 2
+    assert not data.evaluable  # pycocotools would count two classes of three
     with pytest.raises(ValueError, match="category 90 'dog' is not one of the training set's: 4 c"):
         read_coco(file, images, {4: "cat"})
 

@@ -18,6 +18,7 @@ from PIL import Image
 from resnest_d2 import model_zoo
 from resnest_d2.build import build_detector
 from resnest_d2.classes import num_classes
+from resnest_d2.engine import load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, use_own_data
 from resnest_d2.inference import Predictor
 
@@ -224,6 +225,13 @@ def test_a_schedule_on_the_command_line_is_meant_as_it_stands(train_files, opts,
     cfg.merge_from_list(opts)
     use_own_data(cfg, arguments(opts=opts, **train_files))
     assert cfg.SOLVER.REFERENCE_WORLD_SIZE == expected
+
+
+def test_a_lazy_schedule_too(train_files):
+    for opts, expected in (([], 8), (["train.max_iter=9"], 0)):
+        cfg = load_config(model_zoo.get_config_file("lazy/mask_resnest50"), opts)
+        use_own_data(cfg, arguments(opts=opts, **train_files))
+        assert cfg.train.reference_world_size == expected
 
 
 def test_keypoints(tmp_path):

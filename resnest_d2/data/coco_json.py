@@ -37,6 +37,8 @@ class CocoData:
     keypoint_names: list[str] = field(default_factory=list)
     skeleton: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of keypoints that are joined, counted from 0."""
+    num_annotations: int = 0
+    """In the file, with those that were left out."""
     num_masks: int = 0
     num_rle: int = 0
     num_keypoints: int = 0
@@ -83,6 +85,7 @@ def read_coco(
     data = CocoData(file, image_root, dict(categories), list(images.values()), keypoints, skeleton)
     # pycocotools counts the classes of the file, Detectron2 those of the model.
     data.evaluable = same_classes
+    data.num_annotations = len(content["annotations"])
     left_out: dict[str, list[Any]] = defaultdict(list)
     shortened: list[Any] = []  # lost some of their polygons
     seen: set[Any] = set()

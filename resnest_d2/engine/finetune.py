@@ -70,7 +70,7 @@ def register_own_data(
     if args.val_json:
         categories = train.categories if train else _categories_of_weights(cfg)
         val = read_coco(args.val_json, args.val_images, categories, masks=masks)
-        if masks and not val.num_masks:
+        if masks and val.num_annotations and not val.num_masks:
             raise ValueError(f"{val.file} has no masks, which this config is evaluated on")
         _register(VAL, val)
     return train, val
@@ -130,14 +130,13 @@ def _needs(cfg: CfgNode | DictConfig) -> tuple[bool, bool]:
 
 
 def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
-    learned = [a for record in data.dicts for a in record["annotations"] if not a["iscrowd"]]
-    if not learned:
-        raise ValueError(f"{data.file} has no annotation that can be learned, crowds set aside")
-    if masks and not data.num_masks:
+    if masks and data.num_annotations and not data.num_masks:
         raise ValueError(
             f"{data.file} has no masks, which this config learns: take a faster_ or cascade_box_ "
             "config, or MODEL.MASK_ON False"
         )
+    if all(a["iscrowd"] for record in data.dicts for a in record["annotations"]):
+        raise ValueError(f"{data.file} has no annotation that can be learned, crowds set aside")
     if keypoints and not data.num_keypoints:
         raise ValueError(f"{data.file} has no keypoints, which this config learns")
 
