@@ -1,7 +1,7 @@
 """How many classes of things a model tells apart, in configs and models of every kind."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -9,10 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 
-def num_classes_key(cfg: CfgNode) -> str:
+def num_classes_key(cfg: CfgNode | DictConfig) -> str:
     """The key that sets how many classes of things a config's model has."""
-    is_retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
-    return f"MODEL.{'RETINANET' if is_retinanet else 'ROI_HEADS'}.NUM_CLASSES"
+    if isinstance(cfg, CfgNode):
+        is_retinanet = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+        return f"MODEL.{'RETINANET' if is_retinanet else 'ROI_HEADS'}.NUM_CLASSES"
+    return "model.roi_heads.num_classes" if "roi_heads" in cfg.model else "model.num_classes"
 
 
 def num_classes(model: nn.Module) -> int | None:
@@ -21,29 +23,14 @@ def num_classes(model: nn.Module) -> int | None:
     return getattr(head, "num_classes", None)
 
 
-def set_num_classes(
-    cfg: CfgNode | DictConfig, number: int, opts: Sequence[str] | None = None
-) -> None:
-    """Set a config's number of classes of things, in every head that has one.
-
-    Args:
-        cfg: a config of either kind, changed in place.
-        number: the number.
-        opts: of the command line; if they set the number of the model's own head, that counts.
-    """
-    given = set(opts or [])
+def set_num_classes(cfg: CfgNode | DictConfig, number: int) -> None:
+    """Set a config's number of classes of things, in every head that has one, in place."""
     if isinstance(cfg, CfgNode):
-        if num_classes_key(cfg) in given:
-            number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-            if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
-                number = cfg.MODEL.RETINANET.NUM_CLASSES
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = number
         if "POINT_HEAD" in cfg.MODEL:
             cfg.MODEL.POINT_HEAD.NUM_CLASSES = number
-        return
-    key = "model.roi_heads.num_classes" if "roi_heads" in cfg.model else "model.num_classes"
-    if not any(option.startswith(f"{key}=") for option in given):
-        OmegaConf.update(cfg, key, number)
+    else:
+        OmegaConf.update(cfg, num_classes_key(cfg), number)
 
 
 def fit_to_classes(cfg: CfgNode | DictConfig, classes: Mapping[str, Any]) -> CfgNode | DictConfig:

@@ -46,10 +46,16 @@ def names(lazy: bool = False) -> list[str]:
 
 def _known(name: str) -> str:
     """The name without its ending, if there is such a model."""
+    if not isinstance(name, str):
+        raise ValueError(f"a model's name is a string, got {name!r}")
     stem = name.removesuffix(".yaml").removesuffix(".py")
     known = names() + names(lazy=True)
     if stem not in known or name == f"{stem}.{'yaml' if stem.startswith(LAZY) else 'py'}":
-        close = difflib.get_close_matches(stem, known, n=3, cutoff=0.3)
+        # By the last part too, so that a folder may be forgotten.
+        parts = {n.rpartition("/")[2]: n for n in reversed(known)}
+        same = [n for n in known if n.rpartition("/")[2] == stem.lower().rpartition("/")[2]]
+        near = difflib.get_close_matches(stem.lower(), parts, n=3, cutoff=0.3)
+        close = list(dict.fromkeys([*same, *(parts[n] for n in near)]))[:3]
         raise ValueError(f"no model {name!r}; did you mean {' or '.join(close or known)}?")
     return stem
 

@@ -137,6 +137,19 @@ def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, t
     assert {a["category_id"] for a in completed["annotations"]} == {90}
 
 
+def test_resumed_evaluation_counts_in_the_last_checkpoints_classes(trained, own_data, tmp_path):
+    data = json.loads((own_data["folder"] / "val.json").read_text())
+    data["categories"] = [c for c in data["categories"] if c["id"] != 4]
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 4]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    result = train_net(
+        *("--config-file", YAML, "--eval-only", "--resume", "--val-json", tmp_path / "val.json"),
+        *("--val-images", own_data["val"], "OUTPUT_DIR", trained[1]),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "copypaste: Task: segm" in result.stdout
+
+
 def test_other_classes_are_not_resumed(trained, own_data, tmp_path):
     data = json.loads((own_data["folder"] / "train.json").read_text())
     for category in data["categories"]:
@@ -173,10 +186,10 @@ def test_lazy(own_data, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def arguments(eval_only=False, opts=(), **files):
+def arguments(eval_only=False, resume=False, opts=(), **files):
     names = ("train_json", "train_images", "val_json", "val_images")
     given = {name: str(files[name]) if name in files else None for name in names}
-    return argparse.Namespace(eval_only=eval_only, opts=list(opts), **given)
+    return argparse.Namespace(eval_only=eval_only, resume=resume, opts=list(opts), **given)
 
 
 @pytest.fixture
@@ -251,6 +264,13 @@ def test_keypoints(tmp_path):
     assert cfg.TEST.KEYPOINT_OKS_SIGMAS == [0.05] * 3
     assert MetadataCatalog.get(TRAIN).keypoint_flip_map == [("left_ear", "right_ear")]
     assert MetadataCatalog.get(TRAIN).keypoint_connection_rules[1][:2] == ("nose", "right_ear")
+    data["categories"][0]["keypoints"] = names[::-1]
+    (tmp_path / "other.json").write_text(json.dumps(data))
+    with pytest.raises(
+        ValueError, match="other.json: its keypoints .* are not those that the model"
+    ):
+        use_own_data(cfg.clone(), arguments(**files | {"val_json": tmp_path / "other.json"}))
+    use_own_data(cfg, arguments(**files))
     # Flipped, the ears change their names.
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     noses = set()
@@ -275,6 +295,21 @@ def test_keypoints(tmp_path):
 def test_wrong_options(args, message):
     with pytest.raises(ValueError, match=message):
         use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**args))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("mask_resnest50", ["MODEL.ROI_HEADS.NUM_CLASSES", "5"]),
+        ("retinanet_resnest50", ["MODEL.RETINANET.NUM_CLASSES", "2"]),
+        ("lazy/mask_resnest50", ["model.roi_heads.num_classes=5"]),
+    ],
+)
+def test_a_number_of_classes_that_the_data_do_not_have(train_files, name, option):
+    cfg = load_config(model_zoo.get_config_file(name), option)
+    key = option[0].partition("=")[0]
+    with pytest.raises(ValueError, match=f"{key} is . on the command line, but the data have 3"):
+        use_own_data(cfg, arguments(opts=option, **train_files))
 
 
 def test_what_a_model_cannot_learn_from_instances(train_files, tmp_path):

@@ -17,7 +17,8 @@ from torchvision.ops import deform_conv2d
 from resnest_d2 import model_zoo
 from resnest_d2.build import build_detector
 from resnest_d2.deeplab import semantic_augmentations
-from resnest_d2.engine.trainer import Trainer, _with_augmentation
+from resnest_d2.engine.testing import load_for_evaluation
+from resnest_d2.engine.trainer import Trainer, with_augmentation
 
 SIZE = 128
 # One zoo model for each kind of head or backbone.
@@ -163,7 +164,7 @@ def test_augmented_inference(kind, tmp_path):
     model = build_detector(cfg).eval()
     Image.fromarray(np.full((SIZE, SIZE, 3), 90, np.uint8)).save(tmp_path / "x.png")
     entry = {"file_name": str(tmp_path / "x.png"), "height": SIZE, "width": SIZE}
-    augmented = _with_augmentation(cfg, model)
+    augmented = with_augmentation(cfg, model)
     with torch.no_grad():
         (output,) = augmented([entry])
     assert len(output["instances"]) > 0
@@ -175,7 +176,11 @@ def test_augmented_inference(kind, tmp_path):
 def test_heads_without_augmentation_say_so(kind):
     cfg = small_config(kind)
     with pytest.raises(ValueError, match="TEST.AUG.ENABLED: Detectron2 has no augmentation"):
-        _with_augmentation(cfg, build_detector(cfg))
+        with_augmentation(cfg, build_detector(cfg))
+    cfg.TEST.AUG.ENABLED = True  # found out before anything is loaded or evaluated
+    cfg.MODEL.WEIGHTS = "absent.pth"
+    with pytest.raises(ValueError, match="TEST.AUG.ENABLED: Detectron2 has no augmentation"):
+        load_for_evaluation(cfg)
 
 
 def test_augmentation_of_a_panoptic_data_set_evaluates_instances(tmp_path, monkeypatch):

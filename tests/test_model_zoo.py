@@ -270,6 +270,21 @@ def test_an_unknown_name_lists_the_closest(verb):
         verb("cascade_resnet101")
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("mask_resnet50", "baselines/mask_resnet50"),
+        ("MASK_RESNEST50", "mask_resnest50"),
+        ("mask_resnest50.py", "mask_resnest50 or lazy/mask_resnest50"),
+    ],
+)
+def test_hints_know_folders_and_cases(name, hint):
+    with pytest.raises(ValueError, match=f"no model '{name}'; did you mean {hint}"):
+        model_zoo.get_config(name)
+    with pytest.raises(ValueError, match="a model's name is a string, got 5"):
+        model_zoo.get_config(5)
+
+
 def test_configs_travel_in_the_wheel(tmp_path):
     """Install the wheel elsewhere and ask for a config from another folder."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

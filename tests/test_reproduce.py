@@ -247,11 +247,13 @@ def test_data_that_are_not_val2017_are_refused(replay, publish, tmp_path, monkey
     replay.checkpoint(weights, "mask_resnest50", OPTS, replay.objects)
     assert run(tmp_path, "mask_resnest50") == 1
     assert "data set 'replay_val' has 6 images in" in capsys.readouterr().out
+    assert "has 6 images" in report(tmp_path)["mask_resnest50"]["problem"]
     monkeypatch.setattr(module, "VAL2017_IMAGES", 6)
     assert run(tmp_path, "mask_resnest50") == 1
     printed = capsys.readouterr().out
     assert f"SHA-256 of {replay.json} starts with" in printed
     assert "that of COCO's instances_val2017.json with e8c7f790" in printed
+    assert "SHA-256" in report(tmp_path)["mask_resnest50"]["problem"]  # the later reason
     digest = hashlib.sha256(replay.json.read_bytes()).hexdigest()
     monkeypatch.setattr(module, "VAL2017_SHA256", digest)
     assert run(tmp_path, "mask_resnest50") == 0
@@ -393,7 +395,7 @@ def test_models_to_choose():
     for names, message in (
         (["all", "mask_resnest50"], "'all' stands alone"),
         (["mask_resnest269"], "nothing is published about 'mask_resnest269'"),
-        (["mask_resnet50"], "no model 'mask_resnet50'; did you mean mask_resnest50"),
+        (["mask_resnet50"], "no model 'mask_resnet50'; did you mean baselines/mask_resnet50"),
         (["cascade_resnest200_dcn_3x_ms"], "was measured on coco_2017_test-dev, whose annotations"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -344,6 +344,17 @@ def test_evaluators_by_type(tmp_path, tiny_digits, dataset, expected):
     assert [type(part) for part in parts] == expected
 
 
+@pytest.mark.parametrize("dataset", [{"evaluator_type": "coco_panoptic_seg"}], indirect=True)
+def test_panopticapi_is_looked_for_before_training(dataset, monkeypatch):
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.DATASETS.TEST = (dataset,)
+    check_datasets(cfg, train=False)
+    monkeypatch.setitem(sys.modules, "panopticapi", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install --no-deps panopticapi-lite"):
+        check_datasets(cfg, train=False)
+
+
 def test_check_datasets_accepts_what_is_there(tiny_digits):
     cfg = model_zoo.get_config("mask_resnest14_digits")
     check_datasets(cfg)

@@ -51,6 +51,7 @@ def read_coco(
     image_root: str | Path,
     categories: Mapping[int, str] | None = None,
     masks: bool = False,
+    keypoint_names: Sequence[str] | None = None,
 ) -> CocoData:
     """Read and check a COCO-format file.
 
@@ -62,6 +63,7 @@ def read_coco(
         image_root: folder that its file names are relative to.
         categories: names by id that give the classes and their order; None takes the file's own.
         masks: whether each instance needs a mask.
+        keypoint_names: the keypoints that a model finds, in its order; None takes the file's own.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is not there.
@@ -79,6 +81,11 @@ def read_coco(
             raise ValueError(
                 f"{file}: category {number} {name!r} is not one of the training set's: {known}"
             )
+    if keypoint_names is not None and list(keypoint_names) != keypoints:
+        raise ValueError(
+            f"{file}: its keypoints {keypoints} are not those that the model is trained on, "
+            f"{list(keypoint_names)}"
+        )
     same_classes = own == dict(categories)
     contiguous = {number: index for index, number in enumerate(categories)}
     images = _read_images(file, image_root, content["images"])

@@ -48,12 +48,16 @@ def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
     return SemSegEvaluator(name, distributed=True, output_dir=folder, sem_seg_loading_fn=_read_map)
 
 
-def _panoptic(name: str, folder: str) -> DatasetEvaluator:
+def _require_panopticapi() -> None:
     if importlib.util.find_spec("panopticapi") is None:
         raise ImportError(
             "panoptic quality is computed by panopticapi, which is not installed: pip install "
             "--no-deps panopticapi-lite"
         )
+
+
+def _panoptic(name: str, folder: str) -> DatasetEvaluator:
+    _require_panopticapi()
     return COCOPanopticEvaluator(name, folder)
 
 
@@ -138,6 +142,7 @@ def check_datasets(cfg: CfgNode | DictConfig, train: bool = True) -> None:
         ValueError: a name is not registered, none is given where one is needed, an annotation file
             is truncated, or there is no evaluator for a test set.
         FileNotFoundError: a file or folder of a data set is missing; the message tells the layout.
+        ImportError: panoptic quality is to be computed, and panopticapi is not installed.
     """
     for split in ("train", "test") if train else ("test",):
         key, names = dataset_names(cfg, split)
@@ -145,8 +150,8 @@ def check_datasets(cfg: CfgNode | DictConfig, train: bool = True) -> None:
             raise ValueError(f"{key} is empty; it must name at least one data set")
         for name in names:
             _check_dataset(key, name)
-            if split == "test":
-                _evaluator_type(name)
+            if split == "test" and _panoptic in EVALUATORS[_evaluator_type(name)]:
+                _require_panopticapi()
 
 
 def _check_dataset(key: str, name: str) -> None:

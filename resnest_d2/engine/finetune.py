@@ -4,16 +4,18 @@ import argparse
 import copy
 import logging
 from collections.abc import Sequence
+from functools import reduce
+from operator import getitem
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig
 
-from ..classes import set_num_classes, set_num_keypoints
+from ..classes import num_classes_key, set_num_classes, set_num_keypoints
 from ..data.coco_json import CocoData, read_coco
 from ..lazy import select
 from ..weights import read_classes
-from .testing import get_weights
+from .testing import weights_to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +70,12 @@ def register_own_data(
             _check_trainable(train, masks, keypoints)
         _register(TRAIN, train)
     if args.val_json:
-        categories = train.categories if train else _categories_of_weights(cfg)
-        val = read_coco(args.val_json, args.val_images, categories, masks=masks)
+        if train:
+            categories, names = train.categories, train.keypoint_names
+        else:
+            categories, names = _classes_of_weights(cfg, args.resume)
+        names = names if keypoints else None
+        val = read_coco(args.val_json, args.val_images, categories, masks, names)
         if masks and val.num_annotations and not val.num_masks:
             raise ValueError(f"{val.file} has no masks, which this config is evaluated on")
         _register(VAL, val)
@@ -92,8 +98,9 @@ def use_own_data(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
     """
     train, val = register_own_data(cfg, args)
     names = list((train or val).categories.values())
+    _check_num_classes(cfg, len(names), args.opts)
     logger.info("%d classes: %s", len(names), ", ".join(names))
-    set_num_classes(cfg, len(names), args.opts)
+    set_num_classes(cfg, len(names))
     if isinstance(cfg, CfgNode):
         # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
         cfg.DATASETS.TRAIN = (TRAIN,) if train else (VAL,)
@@ -112,6 +119,18 @@ def use_own_data(cfg: CfgNode | DictConfig, args: argparse.Namespace) -> None:
         _set_keypoints(cfg, train or val)
     if train:
         _take_schedule_literally(cfg, args.opts)
+
+
+def _check_num_classes(cfg: CfgNode | DictConfig, number: int, opts: Sequence[str]) -> None:
+    """What the command line says of it must be what the files say."""
+    key, given = num_classes_key(cfg), {option.partition("=")[0] for option in opts}
+    value = (
+        select(cfg, key) if isinstance(cfg, DictConfig) else reduce(getitem, key.split("."), cfg)
+    )
+    if key in given and value != number:
+        raise ValueError(
+            f"{key} is {value} on the command line, but the data have {number} classes"
+        )
 
 
 def _needs(cfg: CfgNode | DictConfig) -> tuple[bool, bool]:
@@ -141,13 +160,16 @@ def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
         raise ValueError(f"{data.file} has no keypoints, which this config learns")
 
 
-def _categories_of_weights(cfg: CfgNode | DictConfig) -> dict[int, str] | None:
-    """The categories that the weights were trained on, so that evaluation counts in the same."""
-    classes = read_classes(get_weights(cfg))
+def _classes_of_weights(
+    cfg: CfgNode | DictConfig, resume: bool
+) -> tuple[dict[int, str] | None, list[str] | None]:
+    """Categories and keypoints that the weights were trained on, so that both count in the same."""
+    classes = read_classes(weights_to_evaluate(cfg, resume))
     ids = classes.get("thing_dataset_id_to_contiguous_id")
     if not ids:
-        return None
-    return {number: classes["thing_classes"][index] for number, index in ids.items()}
+        return None, None
+    names = {number: classes["thing_classes"][index] for number, index in ids.items()}
+    return names, classes.get("keypoint_names")
 
 
 def _register(name: str, data: CocoData) -> None:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from ..build import build_detector
+from ..classes import num_classes_key
 from ..lazy import select
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .checks import check_training
@@ -80,7 +81,7 @@ def build_trainer(cfg: DictConfig, model: nn.Module) -> TrainerBase:
         model,
         images,
         names,
-        "model.roi_heads.num_classes" if "roi_heads" in cfg.model else "model.num_classes",
+        num_classes_key(cfg),
     )
     parallel = create_ddp_model(model, **cfg.train.ddp)
     make = AMPTrainer if select(cfg, "train.amp.enabled", False) else SimpleTrainer

@@ -207,7 +207,7 @@ def reproduce(names: Sequence[str], options: Options) -> list[Measurement]:
             logger.exception("%s could not be measured", name)
             measurement.problem = f"{type(error).__name__}: {error}"
         measurements.append(measurement)
-        if not measurement.problem or name not in done:
+        if not measurement.problem or name not in done or done[name].problem:
             done[name] = measurement
         _write(list(done.values()), options)
     return measurements

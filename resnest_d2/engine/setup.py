@@ -45,7 +45,9 @@ def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode | Di
         raise ValueError(f"{late} must stand before the config's own options: {' '.join(opts)}")
     if is_lazy(config_file):
         with _errors_of(config_file):
-            return read_lazy_config(config_file, opts)
+            cfg = read_lazy_config(config_file, opts)
+        _check_lazy(cfg)
+        return cfg
     if len(opts) % 2:
         raise ValueError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
     with _errors_of(config_file):
@@ -81,10 +83,23 @@ def _check(cfg: CfgNode) -> None:
     ):
         if value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}")
+    _check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
+
+
+def _check_lazy(cfg: DictConfig) -> None:
+    """The same for a LazyConfig; keys that it does not have are nobody's fault here."""
+    for key in ("max_iter", "log_period", "checkpointer.period"):
+        value = select(cfg, f"train.{key}", 1)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"train.{key} must be at least 1, got {value!r}")
+    _check_device("train.device", select(cfg, "train.device", "cuda"))
+
+
+def _check_device(key: str, name: str) -> None:
     try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        raise ValueError(f"MODEL.DEVICE {cfg.MODEL.DEVICE!r} is no device of PyTorch") from None
+        torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{key} {name!r} is no device of PyTorch") from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..build import build_detector
 from ..weights import load_weights
-from .trainer import Trainer
+from .trainer import Trainer, with_augmentation
 
 
 def get_output_dir(cfg: CfgNode | DictConfig) -> str:
@@ -24,6 +24,14 @@ def get_weights(cfg: CfgNode | DictConfig) -> str:
     return cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint
 
 
+def weights_to_evaluate(cfg: CfgNode | DictConfig, resume: bool = False) -> str:
+    """The weights that a config names or, with ``resume``, the last ones in its output folder."""
+    checkpointer = DetectionCheckpointer(nn.Module(), get_output_dir(cfg))
+    if resume and checkpointer.has_checkpoint():
+        return checkpointer.get_checkpoint_file()
+    return get_weights(cfg)
+
+
 def load_for_evaluation(cfg: CfgNode | DictConfig, resume: bool = False) -> nn.Module:
     """Build a config's model and load its weights.
 
@@ -34,12 +42,13 @@ def load_for_evaluation(cfg: CfgNode | DictConfig, resume: bool = False) -> nn.M
     Raises:
         FileNotFoundError: there are no such weights.
         UntrainedParametersError: the weights leave parameters untouched.
-        ValueError: the weights are damaged, or a setting of the model is not possible.
+        ValueError: the weights are damaged, a setting of the model is not possible, or
+            ``TEST.AUG`` is for a model that Detectron2 cannot augment.
     """
     model = build_detector(cfg).eval()
-    checkpointer = DetectionCheckpointer(model, get_output_dir(cfg))
-    last = resume and checkpointer.has_checkpoint()
-    load_weights(model, checkpointer.get_checkpoint_file() if last else get_weights(cfg))
+    if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
+        with_augmentation(cfg, model)  # before the evaluation that comes first
+    load_weights(model, weights_to_evaluate(cfg, resume))
     return model
 
 

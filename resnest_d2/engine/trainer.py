@@ -28,8 +28,12 @@ from .evaluation import build_evaluator
 logger = logging.getLogger(__name__)
 
 
-def _with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The detector with test-time augmentation; of a panoptic model, the part that detects."""
+def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The detector with test-time augmentation; of a panoptic model, the part that detects.
+
+    Raises:
+        ValueError: Detectron2 has no test-time augmentation for this model.
+    """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     if isinstance(model, PanopticFPN):
@@ -74,7 +78,7 @@ class Trainer(DefaultTrainer):
         _check_world_size(cfg)
         super().__init__(cfg)
         if self.cfg.TEST.AUG.ENABLED:
-            _with_augmentation(self.cfg, self.model)
+            with_augmentation(self.cfg, self.model)
         check_training(
             self.model,
             self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
@@ -127,7 +131,7 @@ class Trainer(DefaultTrainer):
             ValueError: Detectron2 has no test-time augmentation for this meta-architecture.
         """
         logger.info("Running inference with test-time augmentation ...")
-        model = _with_augmentation(cfg, model)
+        model = with_augmentation(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [
             build_evaluator(name, folder, instances_only=True) for name in cfg.DATASETS.TEST
