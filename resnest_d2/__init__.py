@@ -24,12 +24,14 @@ from .build import (
 )
 from .config import add_resnest_config
 from .resnest import ResNeSt
+from .roi_heads import AveragingCascadeROIHeads
 from .split_attention import SplitAttentionConv2d
 from .weights import register_handlers
 
 register_handlers()
 
 __all__ = [
+    "AveragingCascadeROIHeads",
     "ResNeSt",
     "SplitAttentionConv2d",
     "add_resnest_config",

@@ -221,7 +221,7 @@ def _count_roi_heads(cfg: CfgNode, model: GeneralizedRCNN, proposals: int) -> di
         parts["keypoints"], _ = _count(heads.keypoint_head.layers, inputs)
     if heads.mask_on and heads.mask_pooler is not None:
         inputs = pooled(detections, heads.mask_in_features, heads.mask_pooler.output_size)
-        parts["masks"], _ = _count(heads.mask_head.layers, inputs)
+        parts["masks"] = sum(_count(head.layers, inputs)[0] for head in _stages(heads.mask_head))
     elif heads.mask_on:
         channels = {name: shape.channels for name, shape in shapes.items()}
         parts["masks"] = _count_point_rend(heads.mask_head, channels, detections)

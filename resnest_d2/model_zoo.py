@@ -17,7 +17,7 @@ from .build import build_detector
 from .config import read_config
 from .lazy import is_lazy, read_lazy_config
 from .weights import load_weights
-from .zoo_table import CHECKPOINT_ROOT, PUBLICATIONS, Publication
+from .zoo_table import PUBLICATIONS, Publication
 
 LAZY = "lazy/"
 
@@ -121,7 +121,7 @@ def get_checkpoint_url(name: str) -> str:
     publication = _publication(name)
     if publication is None:
         raise ValueError(f"no checkpoint of {_known(name)!r} was published")
-    return CHECKPOINT_ROOT + publication.checkpoint
+    return publication.url
 
 
 def published(name: str) -> dict[str, float]:

@@ -1,29 +1,62 @@
 """What was published about the zoo's models: the only place for figures and checkpoint names."""
 
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
-# The authors' bucket; names with a hash end in the first eight digits of the file's SHA-256.
-CHECKPOINT_ROOT = "https://s3.us-west-1.wasabisys.com/resnest/detectron/"
-PUBLISHER = "https://github.com/zhanghang1989/ResNeSt/tree/master/d2"
+
+@dataclass(frozen=True)
+class Publisher:
+    """Who trained models, measured them and put the checkpoints somewhere."""
+
+    page: str
+    """Address of the tables."""
+    root: str
+    """Address of the folder of checkpoints."""
+    decimals: int
+    """Of the published percentages."""
+
+
+AUTHORS = Publisher(
+    page="https://github.com/zhanghang1989/ResNeSt/tree/master/d2",
+    root="https://s3.us-west-1.wasabisys.com/resnest/detectron/",
+    decimals=2,
+)
+MMDETECTION = Publisher(
+    page="https://github.com/open-mmlab/mmdetection/tree/main/configs/resnest",
+    root="https://download.openmmlab.com/mmdetection/v2.0/resnest/",
+    decimals=1,
+)
 
 
 @dataclass(frozen=True)
 class Publication:
-    """One row of the reference's tables."""
+    """One row of a publisher's tables."""
 
     reference: str
-    """The reference's name of the configuration."""
-    digest: str
-    """Start of the checkpoint's SHA-256, in its name; "" where the name has none."""
+    """The publisher's name of the configuration."""
+    file: str
+    """The checkpoint's path under the publisher's root; eight hex digits at its end are the start
+    of the file's SHA-256, where there are any."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Percentages under Detectron2's names, ``bbox/AP`` and so on."""
     dataset: str = "coco_2017_val"
     """What they were measured on."""
+    publisher: Publisher = AUTHORS
 
     @property
     def checkpoint(self) -> str:
         """File name of the trained model."""
-        return f"{self.reference}{'-' if self.digest else ''}{self.digest}.pth"
+        return self.file.rpartition("/")[2]
+
+    @property
+    def url(self) -> str:
+        """Where the publisher put the trained model."""
+        return self.publisher.root + quote(self.file)
+
+
+def _metrics(box: float, mask: float | None = None, pq: float | None = None) -> dict[str, float]:
+    values = {"bbox/AP": box, "segm/AP": mask, "panoptic_seg/PQ": pq}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _row(
@@ -32,11 +65,18 @@ def _row(
     box: float,
     mask: float | None = None,
     pq: float | None = None,
-    **other: str,
+    dataset: str = "coco_2017_val",
 ) -> Publication:
-    values = {"bbox/AP": box, "segm/AP": mask, "panoptic_seg/PQ": pq}
-    metrics = {name: value for name, value in values.items() if value is not None}
-    return Publication(reference, digest, metrics, **other)
+    file = f"{reference}{'-' if digest else ''}{digest}.pth"
+    return Publication(reference, file, _metrics(box, mask, pq), dataset)
+
+
+def _mmdet_row(
+    head: str, recipe: str, stamp: str, box: float, mask: float | None = None
+) -> Publication:
+    reference = f"{head}_fpn_syncbn-backbone+head_{recipe}_1x_coco"
+    file = f"{reference}/{reference}_{stamp}.pth"
+    return Publication(reference, file, _metrics(box, mask), publisher=MMDETECTION)
 
 
 _FASTER = "faster_rcnn_{}_FPN_syncbn_range-scale_1x"
@@ -79,4 +119,29 @@ PUBLICATIONS: dict[str, Publication] = {
     "baselines/mask_resnet101": _row(_MASK.format("R_101"), "55493cc2", 41.78, 37.51),
     "baselines/cascade_resnet50": _row(_CASCADE.format("R_50"), "03310c9b", 43.06, 37.19),
     "baselines/cascade_resnet101": _row(_CASCADE.format("R_101"), "8cec1631", 44.79, 38.52),
+    # From the metafile in MMDetection's configs/resnest.
+    "mmdet/faster_resnest50": _mmdet_row(
+        "faster_rcnn_s50", "mstrain-range", "20200926_125502-20289c16", 42.0
+    ),
+    "mmdet/faster_resnest101": _mmdet_row(
+        "faster_rcnn_s101", "mstrain-range", "20201006_021058-421517f1", 44.5
+    ),
+    "mmdet/mask_resnest50": _mmdet_row(
+        "mask_rcnn_s50", "mstrain", "20200926_125503-8a2c3d47", 42.6, 38.1
+    ),
+    "mmdet/mask_resnest101": _mmdet_row(
+        "mask_rcnn_s101", "mstrain", "20201005_215831-af60cdf9", 45.2, 40.2
+    ),
+    "mmdet/cascade_box_resnest50": _mmdet_row(
+        "cascade_rcnn_s50", "mstrain-range", "20201122_213640-763cc7b5", 44.5
+    ),
+    "mmdet/cascade_box_resnest101": _mmdet_row(
+        "cascade_rcnn_s101", "mstrain-range", "20201005_113242-b9459f8f", 46.8
+    ),
+    "mmdet/cascade_resnest50": _mmdet_row(
+        "cascade_mask_rcnn_s50", "mstrain", "20201122_104428-99eca4c7", 45.4, 39.5
+    ),
+    "mmdet/cascade_resnest101": _mmdet_row(
+        "cascade_mask_rcnn_s101", "mstrain", "20201005_113243-42607475", 47.7, 41.4
+    ),
 }

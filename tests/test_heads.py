@@ -38,8 +38,10 @@ MODELS = {
     "pointrend": "pointrend_resnest50",
     "deeplab": "deeplabv3plus_resnest50",
     "baseline": "baselines/mask_resnet50",
+    "averaging cascade box": "mmdet/cascade_box_resnest50",
+    "averaging cascade": "mmdet/cascade_resnest50",
 }
-AUGMENTED = {"faster", "mask", "cascade", "panoptic", "pointrend", "dc5"}
+AUGMENTED = {"faster", "mask", "cascade", "averaging cascade", "panoptic", "pointrend", "dc5"}
 
 
 def small_config(kind, *opts):
@@ -90,6 +92,7 @@ EXPECTED_LOSSES = {
     "panoptic cascade": {"loss_sem_seg", "loss_mask", "loss_cls_stage2"},
     "pointrend": {"loss_mask", "loss_mask_point"},
     "cascade": {"loss_mask", "loss_cls_stage0", "loss_box_reg_stage2"},
+    "averaging cascade": {"loss_mask_stage0", "loss_mask_stage2", "loss_cls_stage1"},
     "deeplab": {"loss_sem_seg"},
 }
 EXPECTED_OUTPUT = {

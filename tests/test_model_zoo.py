@@ -61,10 +61,17 @@ NEW = {
 }
 
 
+MMDET = {
+    f"mmdet/{head}_resnest{depth}"
+    for head in ("faster", "mask", "cascade_box", "cascade")
+    for depth in (50, 101)
+}
+
+
 def test_the_zoo_is_complete():
     assert len(REFERENCE) == 21
     multi_scale = {"cascade_resnest200_dcn_3x_ms"}
-    assert set(model_zoo.names()) == set(REFERENCE) | NEW | multi_scale
+    assert set(model_zoo.names()) == set(REFERENCE) | NEW | MMDET | multi_scale
     heads = {f"lazy/{head}_resnest{d}" for head in ("faster", "mask", "cascade") for d in (50, 101)}
     assert set(model_zoo.names(lazy=True)) == heads | {"lazy/mask_resnest14_digits"}
 
@@ -213,6 +220,19 @@ FACTS = {
     "baselines/cascade_resnet50": (43.06, 37.19, "-03310c9b.pth"),
     "baselines/cascade_resnet101": (44.79, 38.52, "-8cec1631.pth"),
     "cascade_resnest200_dcn_3x_ms": (53.30, 47.10, "-e1901134.pth"),
+    "mmdet/faster_resnest50": (42.0, None, "-range_1x_coco_20200926_125502-20289c16.pth"),
+    "mmdet/faster_resnest101": (44.5, None, "-range_1x_coco_20201006_021058-421517f1.pth"),
+    "mmdet/mask_resnest50": (42.6, 38.1, "mstrain_1x_coco_20200926_125503-8a2c3d47.pth"),
+    "mmdet/mask_resnest101": (45.2, 40.2, "mstrain_1x_coco_20201005_215831-af60cdf9.pth"),
+    "mmdet/cascade_box_resnest50": (44.5, None, "-range_1x_coco_20201122_213640-763cc7b5.pth"),
+    "mmdet/cascade_box_resnest101": (46.8, None, "-range_1x_coco_20201005_113242-b9459f8f.pth"),
+    "mmdet/cascade_resnest50": (45.4, 39.5, "mstrain_1x_coco_20201122_104428-99eca4c7.pth"),
+    "mmdet/cascade_resnest101": (
+        47.7,
+        41.4,
+        "/cascade_mask_rcnn_s101_fpn_syncbn-backbone%2Bhead_mstrain_1x_coco/cascade_mask_rcnn_s101_"
+        "fpn_syncbn-backbone%2Bhead_mstrain_1x_coco_20201005_113243-42607475.pth",
+    ),
 }
 PQ = {"panoptic_resnest200_3x": {"panoptic_seg/PQ": 47.90}}
 
@@ -275,7 +295,7 @@ def test_an_unknown_name_lists_the_closest(verb):
     [
         ("mask_resnet50", "baselines/mask_resnet50"),
         ("MASK_RESNEST50", "mask_resnest50"),
-        ("mask_resnest50.py", "mask_resnest50 or lazy/mask_resnest50"),
+        ("mask_resnest50.py", "mask_resnest50 or mmdet/mask_resnest50 or lazy/mask_resnest50"),
     ],
 )
 def test_hints_know_folders_and_cases(name, hint):

@@ -261,6 +261,7 @@ SECTIONS = {
     r"panoptic_": "Panoptic FPN",
     r"deeplab": "Semantic segmentation",
     r"baselines/": "ResNet baselines",
+    r"mmdet/": "MMDetection's models",
     r"mask_resnest14_digits": "Digits demo",
 }
 
@@ -285,7 +286,8 @@ def test_published_figures_are_in_their_row_and_no_others(name):
         return
     publication = PUBLICATIONS[name]
     columns = {"bbox/AP": "box AP", "segm/AP": "mask AP", "panoptic_seg/PQ": "PQ"}
-    figures = {columns[key]: f"{value:.2f}" for key, value in publication.metrics.items()}
+    decimals = 1 if name.startswith("mmdet/") else 2
+    figures = {columns[key]: f"{value:.{decimals}f}" for key, value in publication.metrics.items()}
     assert {column: cell for column, cell in cells.items() if cell} == figures
     assert f"`{publication.reference}`" in row["published as"]
     assert f"`{publication.checkpoint}`" in row["checkpoint"]

@@ -1,81 +1,178 @@
-"""State-dict names of published ResNeSt files, mapped to Detectron2's."""
+"""From whatever a ResNeSt checkpoint calls its weights to Detectron2's names."""
 
+import logging
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-# ImageNet and timm naming, matched against whole keys: a substring would also hit conv2.bn1.
-_BLOCK = r"layer(?P<layer>[1-4])\.(?P<block>\d+)\."
-_RULES: tuple[tuple[re.Pattern, str], ...] = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"conv1\.0\.weight", "stem.conv1_1.weight"),
-        (r"conv1\.3\.weight", "stem.conv1_2.weight"),
-        (r"conv1\.6\.weight", "stem.conv1_3.weight"),
-        (r"conv1\.1\.(?P<rest>\w+)", "stem.conv1_1.norm.{rest}"),
-        (r"conv1\.4\.(?P<rest>\w+)", "stem.conv1_2.norm.{rest}"),
-        (r"bn1\.(?P<rest>\w+)", "stem.conv1_3.norm.{rest}"),
-        (_BLOCK + r"conv(?P<i>[13])\.weight", "{res}.conv{i}.weight"),
-        (_BLOCK + r"bn(?P<i>[13])\.(?P<rest>\w+)", "{res}.conv{i}.norm.{rest}"),
-        (_BLOCK + r"conv2\.conv\.weight", "{res}.conv2.conv.weight"),
-        (_BLOCK + r"conv2\.bn\.(?P<rest>\w+)", "{res}.conv2.bn0.{rest}"),
-        (_BLOCK + r"conv2\.(?P<i>bn[01]|fc[12])\.(?P<rest>\w+)", "{res}.conv2.{i}.{rest}"),
-        (_BLOCK + r"downsample\.1\.weight", "{res}.shortcut.weight"),
-        (_BLOCK + r"downsample\.2\.(?P<rest>\w+)", "{res}.shortcut.norm.{rest}"),
-        (r"fc\.(?P<rest>weight|bias)", "linear.{rest}"),
-    )
-)
-_DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123]|shortcut))\..+")
+from .naming import DETECTRON2, DETECTRON2_KEY, FOREIGN, MMDETECTION, Naming
+
+logger = logging.getLogger(__name__)
+
 _ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
+_OLD_NORM = re.compile(r"(.*res[2-5]\.\d+\.conv2)\.bn\.(\w+)")
+# Put before every key by DistributedDataParallel, Lightning and the like.
+_WRAPPERS = ("module.", "model.", "_orig_mod.")
+# Where the backbone is in somebody's model.
+_PLACES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "encoder.")
+# What averaging leaves beside the weights: PyTorch's and MMEngine's counts, MMDetection 2's copies.
+_AVERAGING = re.compile(r"n_averaged|steps|ema_[a-z_0-9]+")
+# Under these a checkpoint holds its weights, averaged ones first as in timm. MMEngine's
+# ema_state_dict comes last: beside a state_dict that holds the average it has the unaveraged ones.
+_CONTAINERS = ("state_dict_ema", "model_ema", "ema_model", "ema_state", "ema", "model_state_dict")
+_CONTAINERS += ("state_dict", "model_state", "model", "ema_state_dict", "net", "params")
 
 
-def convert(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Rename a ResNeSt's weights to Detectron2's names.
+class Conversion(NamedTuple):
+    """What became of a checkpoint."""
 
-    Known are the naming of the ImageNet files, which timm shares, and Detectron2's own. Old files
-    hold the attention's ``fc1`` and ``fc2`` as matrices; they become 1x1 convolutions.
+    weights: dict[str, torch.Tensor]
+    """Tensors under Detectron2's names."""
+    naming: str
+    """Whose names they had."""
+    container: str
+    """Key of the checkpoint that held them; "" if they were the checkpoint."""
+    dropped: tuple[str, ...]
+    """Keys that are no weights of the model."""
+
+    @property
+    def is_backbone(self) -> bool:
+        """Whether these are the weights of a backbone alone, without a place in a detector."""
+        return all(key.startswith(("stem.", "res", "linear.")) for key in self.weights)
+
+
+def convert(checkpoint: Mapping[str, Any], drop_unknown: bool = False) -> dict[str, torch.Tensor]:
+    """Rename a ResNeSt's or a ResNeSt detector's weights to Detectron2's names.
+
+    Known are, recognised by their keys: the ImageNet files and timm, OpenMMLab's backbones,
+    MMDetection's Faster, Mask and Cascade R-CNN on ResNeSt (versions 2 and 3), and Detectron2's
+    own names; with prefixes of wrappers (``module.``, ``model.``), inside ``{"state_dict": ...}``
+    and the like, averaged weights (EMA) before the others. Old files hold the attention's ``fc1``
+    and ``fc2`` as matrices, which become 1x1 convolutions, and call ``bn0`` ``bn``.
 
     Args:
-        state_dict: names to tensors.
+        checkpoint: names to tensors, or a checkpoint that holds such a mapping.
+        drop_unknown: leave out keys of no known name, with a warning, instead of refusing them.
 
     Returns:
-        a new dict; a backbone's names have no prefix (``stem.``, ``res2.`` to ``res5.``,
-        ``linear.``), Detectron2 names keep theirs.
+        a new dict. A backbone that had foreign names has no prefix (``stem.``, ``res2.`` to
+        ``res5.``; ``linear.`` is its classifier); Detectron2 names keep theirs.
 
     Raises:
-        ValueError: no naming fits all keys; the message lists some of those that do not fit.
+        ValueError: keys that fit no known naming, or are of two; the message lists them.
     """
-    if any(_DETECTRON2_KEY.fullmatch(key) for key in state_dict):
-        renamed = dict(state_dict)
-    else:
-        renamed = {}
-        unknown = []
-        for key, value in state_dict.items():
-            new = _rename(key)
-            if new is None:
-                unknown.append(key)
-            else:
-                renamed[new] = value
-        if unknown or not renamed:
-            examples = ", ".join(unknown[:5]) or "the file is empty"
-            raise ValueError(
-                f"not the weights of a known ResNeSt: {len(unknown)} of {len(state_dict)} keys fit "
-                f"no known naming ({examples})"
-            )
-    return {
+    return describe_conversion(checkpoint, drop_unknown).weights
+
+
+def describe_conversion(checkpoint: Mapping[str, Any], drop_unknown: bool = False) -> Conversion:
+    """As :func:`convert`, and tell what was recognised."""
+    container, found = unwrap(checkpoint)
+    tensors = _without_prefix({k: v for k, v in found.items() if not _AVERAGING.fullmatch(k)})
+    if not tensors:
+        raise ValueError("not the weights of a known ResNeSt: the file is empty")
+    naming = recognize(tensors)
+    if naming is None:
+        listed = _listed(list(tensors))
+        raise ValueError(
+            f"not the weights of a known ResNeSt: {len(tensors)} of {len(tensors)} keys fit no "
+            f"known naming ({listed})"
+        )
+    renamed, unknown = _rename(tensors, naming)
+    if unknown and not drop_unknown:
+        title = DETECTRON2 if naming == DETECTRON2 else naming.title
+        raise ValueError(
+            f"not the weights of a known ResNeSt: {len(unknown)} of {len(tensors)} keys do not fit "
+            f"the naming of {title}, as the others do ({_listed(unknown)})"
+        )
+    if unknown:
+        logger.warning("%d keys are of no known name: %s", len(unknown), _listed(unknown))
+    weights = {
         key: value[:, :, None, None]
         if value.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(key)
         else value
         for key, value in renamed.items()
     }
+    title = naming if isinstance(naming, str) else naming.title
+    return Conversion(weights, title, container, tuple(unknown))
 
 
-def _rename(key: str) -> str | None:
-    for pattern, replacement in _RULES:
-        match = pattern.fullmatch(key)
-        if match:
-            parts = match.groupdict()
-            if "layer" in parts:
-                parts["res"] = f"res{int(parts['layer']) + 1}.{parts['block']}"
-            return replacement.format(**parts)
-    return None
+def unwrap(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+    """The weights inside a checkpoint, and the key that holds them ("" if none does).
+
+    Raises:
+        ValueError: there are no tensors in it.
+    """
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"a checkpoint is a dict of tensors, got {type(checkpoint).__name__}")
+    for container in _CONTAINERS:
+        inner = checkpoint.get(container)
+        if isinstance(inner, Mapping) and inner:
+            deeper, tensors = unwrap(inner)
+            return ".".join(filter(None, (container, deeper))), tensors
+    tensors = {
+        key: torch.as_tensor(value)
+        for key, value in checkpoint.items()
+        if isinstance(value, (torch.Tensor, np.ndarray))
+    }
+    if checkpoint and not tensors:
+        raise ValueError(
+            f"not the weights of a known ResNeSt: no tensors under {_listed(list(checkpoint))}"
+        )
+    return "", tensors
+
+
+def recognize(keys: Mapping[str, Any]) -> Naming | str | None:
+    """Whose names most of the keys are; None if nobody's."""
+    if any(DETECTRON2_KEY.fullmatch(key) for key in keys):
+        return DETECTRON2
+    keys = _without_place(keys)
+    counts = {naming: naming.count(keys) for naming in FOREIGN}
+    best = max(FOREIGN, key=counts.__getitem__)
+    return best if counts[best] else None
+
+
+def _rename(
+    tensors: dict[str, torch.Tensor], naming: Naming | str
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """Tensors under their new names, and keys of no known name."""
+    if naming == DETECTRON2:
+        # What else a detector has is its own affair, but not parts with foreign names.
+        unknown = [key for key in tensors if any(other.rename(key) for other in FOREIGN)]
+        known = {key: value for key, value in tensors.items() if key not in unknown}
+        return {_OLD_NORM.sub(r"\1.bn0.\2", key): value for key, value in known.items()}, unknown
+    renamed: dict[str, torch.Tensor] = {}
+    unknown = []
+    for key, value in _without_place(tensors).items():
+        new = naming.rename(key)
+        if new is None or new in renamed:
+            unknown.append(key)
+        else:
+            renamed[new] = value
+    return renamed, unknown
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what wrappers put before every key."""
+    while True:
+        prefix = next((p for p in _WRAPPERS if all(k.startswith(p) for k in tensors)), None)
+        if prefix is None or not tensors:
+            return tensors
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+
+
+def _without_place(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Foreign names without the place of the backbone, unless it is part of a detector's naming."""
+    if not any(MMDETECTION.rename(k) and not k.startswith("backbone.") for k in tensors):
+        for place in _PLACES:
+            bare = {key.removeprefix(place): value for key, value in tensors.items()}
+            if any(key.startswith(place) for key in tensors) and len(bare) == len(tensors):
+                return bare
+    return dict(tensors)
+
+
+def _listed(keys: Sequence[str], most: int = 20) -> str:
+    more = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(keys[:most]) + more

@@ -1,0 +1,95 @@
+"""The averaging cascade in training, against Detectron2's cascade; test_mmdet.py has inference."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.utils.events import EventStorage
+from test_heads import SIZE, batch, small_config
+
+from resnest_d2 import AveragingCascadeROIHeads
+from resnest_d2.build import build_detector
+
+
+def losses_of(model, inputs, seed=0):
+    torch.manual_seed(seed)  # proposals are sampled
+    with EventStorage():
+        return model(copy.deepcopy(inputs))
+
+
+@pytest.fixture(scope="module")
+def cfg() -> CfgNode:
+    return small_config("averaging cascade", "MODEL.RESNETS.NORM", "FrozenBN")
+
+
+def test_it_is_registered():
+    assert ROI_HEADS_REGISTRY.get("AveragingCascadeROIHeads") is AveragingCascadeROIHeads
+
+
+def test_losses_are_detectron2s_under_the_stages_weights(cfg):
+    """The box losses of CascadeROIHeads with the same weights, times 1, 0.5 and 0.25."""
+    ours = build_detector(cfg).train()
+    plain_cfg = cfg.clone()
+    plain_cfg.MODEL.ROI_HEADS.NAME = "CascadeROIHeads"
+    plain = build_detector(plain_cfg).train()
+    renamed = {
+        key.replace("roi_heads.mask_head.0.", "roi_heads.mask_head."): value
+        for key, value in ours.state_dict().items()
+        if not key.startswith(("roi_heads.mask_head.1.", "roi_heads.mask_head.2."))
+    }
+    plain.load_state_dict(renamed)
+    actual, expected = (losses_of(model, batch(cfg)) for model in (ours, plain))
+    for stage, weight in enumerate((1, 0.5, 0.25)):
+        for name in (f"loss_cls_stage{stage}", f"loss_box_reg_stage{stage}"):
+            assert torch.allclose(actual[name], expected[name] * weight, rtol=1e-5), name
+    # The first stage's masks are those of the only mask head that Detectron2's cascade has.
+    assert torch.allclose(actual["loss_mask_stage0"], expected["loss_mask"], rtol=1e-5)
+
+
+def test_every_stage_learns_its_masks(cfg):
+    model = build_detector(cfg).train()
+    sum(losses_of(model, batch(cfg)).values()).backward()
+    for head in model.roi_heads.mask_head:
+        assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
+
+
+def test_images_without_objects(cfg):
+    model = build_detector(cfg).train()
+    one_empty = batch(cfg)
+    one_empty[1]["instances"] = one_empty[1]["instances"][:0]
+    none = batch(cfg)
+    for item in none:
+        item["instances"] = item["instances"][:0]
+    for inputs in (one_empty, none):
+        losses = losses_of(model, inputs)
+        assert {f"loss_mask_stage{k}" for k in range(3)} <= set(losses)
+        total = sum(losses.values())
+        assert torch.isfinite(total)
+        total.backward()
+
+
+def test_no_detections(cfg):
+    strict = cfg.clone()
+    strict.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0
+    with torch.no_grad():
+        (output,) = build_detector(strict).eval()([{"image": torch.zeros(3, SIZE, SIZE)}])
+    assert output["instances"].pred_masks.shape == (0, SIZE, SIZE)
+
+
+def test_more_stages_than_weights(cfg):
+    longer = cfg.clone()
+    head = longer.MODEL.ROI_BOX_CASCADE_HEAD
+    head.IOUS = (*head.IOUS, 0.8)
+    head.BBOX_REG_WEIGHTS = (*head.BBOX_REG_WEIGHTS, head.BBOX_REG_WEIGHTS[-1])
+    with pytest.raises(ValueError, match="ROI_BOX_CASCADE_HEAD.IOUS has 4 stages"):
+        build_detector(longer)
+
+
+def test_a_cascade_of_two(cfg):
+    shorter = cfg.clone()
+    head = shorter.MODEL.ROI_BOX_CASCADE_HEAD
+    head.IOUS, head.BBOX_REG_WEIGHTS = head.IOUS[:2], head.BBOX_REG_WEIGHTS[:2]
+    model = build_detector(shorter).train()
+    assert "loss_mask_stage1" in losses_of(model, batch(shorter))
