@@ -22,6 +22,8 @@ from .resnest import (
     group_width,
     make_resnest,
 )
+from .weights.catalog import input_format_of
+from .weights.input_format import InputFormat, warn_if_it_differs
 
 
 def _register(builder: Callable) -> Callable:
@@ -55,6 +57,7 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     resnets = cfg.MODEL.RESNETS
     own = {key: resnets.get(key, default) for key, default in RESNEST_DEFAULTS.items()}
     _check(resnets, own, cfg.MODEL.BACKBONE.FREEZE_AT)
+    _check_input_format(cfg)
     try:
         return make_resnest(
             resnets.DEPTH,
@@ -205,6 +208,16 @@ def _check(resnets: CfgNode, own: dict[str, Any], freeze_at: int) -> None:
                 f"{prefix}DEFORM_NUM_GROUPS {resnets.DEFORM_NUM_GROUPS} must divide {name}'s "
                 f"group width {width}"
             )
+
+
+def _check_input_format(cfg: CfgNode) -> None:
+    """Warn here, for any project that builds the backbone, of colours that its weights are not for.
+
+    ``INPUT.FORMAT`` and the normalisation are far from ``MODEL.WEIGHTS`` in a config.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    ours = InputFormat(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    warn_if_it_differs(f"MODEL.WEIGHTS {weights}", input_format_of(weights), ours)
 
 
 def _multi_grid(resnets: CfgNode) -> list[int] | None:

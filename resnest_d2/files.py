@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +23,8 @@ def replacing(target: Path) -> Iterator[Path]:
 
     Whatever happens, ``target`` is the old file or the new one, never half of it.
     """
-    handle, name = tempfile.mkstemp(dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    # Not tempfile's, which only this user may read: caches are shared.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
         os.replace(temporary, target)

@@ -1,24 +1,45 @@
-"""Published names: conversion, the resnest:// handler against local files, and honest loading."""
+"""Loading weights: what fits is loaded, what does not is told."""
 
-import hashlib
-import re
+import gzip
+import json
+import logging
+import pickle
+from collections import deque
 from pathlib import Path
 
+import mmdet_golden
+import numpy as np
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import _LOG_COUNTER
 from helpers import image_shape, make_cfg, randomize
 from resnest.torch.models.resnet import Bottleneck
 from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.models import resnet50
 
 import resnest_d2
 from resnest_d2 import model_zoo
-from resnest_d2.weights import UntrainedParametersError, catalog, convert, load_weights
+from resnest_d2.build import build_detector
+from resnest_d2.engine.checkpoint import TrainingCheckpointer
+from resnest_d2.resnest import make_resnest
+from resnest_d2.weights import (
+    RecordingCheckpointer,
+    UntrainedParametersError,
+    convert,
+    load_weights,
+    read_classes,
+)
+from resnest_d2.weights.catalog import input_format_of
+from resnest_d2.weights.convert import describe_conversion
+from resnest_d2.weights.handler import detectron2_checkpoint
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
+NAMES = Path(__file__).parent / "data/mmdet_names.json.gz"
 
 
 @pytest.fixture(scope="module")
@@ -29,111 +50,76 @@ def imagenet():
     return model.state_dict()
 
 
+@pytest.fixture(scope="module")
+def imagenet_file(imagenet, tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "imagenet.pth"
+    torch.save(imagenet, file)
+    return str(file)
+
+
 def small_backbone():
     return resnest_d2.build_resnest_backbone(make_cfg(*OPTS), image_shape())
 
 
-def test_convert_maps_whole_keys(imagenet):
-    ours = small_backbone().state_dict()
-    converted = convert(imagenet)
-    assert set(converted) == set(ours) | {"linear.weight", "linear.bias"}
-    # The pair that renaming by substring confuses.
-    assert torch.equal(converted["res2.0.conv2.bn1.weight"], imagenet["layer1.0.conv2.bn1.weight"])
-    assert torch.equal(converted["res2.0.conv1.norm.weight"], imagenet["layer1.0.bn1.weight"])
-    assert torch.equal(converted["stem.conv1_3.norm.bias"], imagenet["bn1.bias"])
+def small_detector(*opts):
+    cfg = model_zoo.get_config("mask_resnest14")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
+    return build_detector(cfg)
 
 
-def test_convert_old_shapes_and_names(imagenet):
-    old = {k.replace("conv2.bn0.", "conv2.bn."): v for k, v in imagenet.items()}
-    old = {k: v.flatten(1) if ".conv2.fc" in k and v.ndim == 4 else v for k, v in old.items()}
-    expected = convert(imagenet)
-    actual = convert(old)
-    assert {k: v.shape for k, v in actual.items()} == {k: v.shape for k, v in expected.items()}
-    assert all(torch.equal(actual[k], expected[k]) for k in expected)
-
-
-def test_convert_leaves_detectron2_names_alone():
-    state_dict = {f"backbone.bottom_up.{k}": v for k, v in small_backbone().state_dict().items()}
-    assert convert(state_dict) == state_dict
-
-
-@pytest.mark.parametrize("extra", ["layer5.0.conv1.weight", "layer1.0.conv1.weight2", "module.x"])
-def test_convert_refuses_what_it_does_not_know(imagenet, extra):
-    with pytest.raises(ValueError, match=f"1 of {len(imagenet) + 1} keys .*{extra}"):
-        convert({**imagenet, extra: torch.zeros(1)})
-    with pytest.raises(ValueError, match="file is empty"):
-        convert({})
-
-
-@pytest.fixture
-def source(tmp_path, monkeypatch, imagenet):
-    """A folder in place of the servers, with ResNeSt-14 as ``tiny``, and an empty cache."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    torch.save(imagenet, folder / "file")
-    digest = hashlib.sha256((folder / "file").read_bytes()).hexdigest()
-    name = f"tiny-{digest[:8]}.pth"
-    (folder / "file").rename(folder / name)
-    monkeypatch.setitem(catalog.IMAGENET, "tiny", name)
-    monkeypatch.setattr(catalog, "IMAGENET_SOURCES", (f"{tmp_path}/dead/", f"{folder}/"))
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    return folder / name
-
-
-def test_a_name_resolves_to_converted_weights(source, imagenet, monkeypatch):
-    path = PathManager.get_local_path("resnest://ImageNet/tiny")
-    backbone = small_backbone()
-    load_weights(backbone, "resnest://ImageNet/tiny")
-    expected = convert(imagenet)
-    assert all(torch.equal(v, expected[k]) for k, v in backbone.state_dict().items())
-    monkeypatch.setattr(catalog, "IMAGENET_SOURCES", ())  # from now on the cache must do
-    assert PathManager.get_local_path("resnest://ImageNet/tiny") == path
-
-
-def test_a_detector_gets_its_backbone(source, imagenet):
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    full_width = ["MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256]
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *full_width])
-    model = build_model(cfg)
-    DetectionCheckpointer(model).load("resnest://ImageNet/tiny")
+def test_a_detector_gets_its_backbone(imagenet_file, imagenet):
+    """From a file in MODEL.WEIGHTS as it was published."""
+    model = small_detector()
+    with pytest.raises(UntrainedParametersError) as error:
+        load_weights(model, imagenet_file)
     weight = model.backbone.bottom_up.res5[0].conv2.fc2.weight
     assert torch.equal(weight, imagenet["layer4.0.conv2.fc2.weight"])
-    with pytest.raises(UntrainedParametersError) as error:
-        load_weights(model, "resnest://ImageNet/tiny")
     for part in ("backbone.fpn_output2", "proposal_generator.rpn_head", "roi_heads.mask_head"):
         assert part in str(error.value)
     assert "bottom_up" not in str(error.value)
 
 
-def test_a_file_with_a_wrong_hash_is_refused(source):
-    source.write_bytes(source.read_bytes() + b"x")
-    with pytest.raises(OSError, match=r"tiny-.*wrong hash: SHA-256 starts with"):
-        PathManager.get_local_path("resnest://ImageNet/tiny")
+def test_a_trainer_of_another_project_gets_it_too(imagenet, tmp_path):
+    """Detectron2's own checkpointer loads what the names resolve to."""
+    file = tmp_path / "converted.pth"
+    torch.save(detectron2_checkpoint(describe_conversion(imagenet)), file)
+    model = small_detector()
+    DetectionCheckpointer(model).load(str(file))
+    weight = model.backbone.bottom_up.res5[0].conv2.fc2.weight
+    assert torch.equal(weight, imagenet["layer4.0.conv2.fc2.weight"])
 
 
-def test_a_dead_link_names_every_source(tmp_path, monkeypatch):
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    dead = ("http://127.0.0.1:9/a/", "http://127.0.0.1:9/b/")
-    monkeypatch.setattr(catalog, "IMAGENET_SOURCES", dead)
-    with pytest.raises(OSError, match="cannot download resnest50-528c19ca.pth") as error:
-        PathManager.get_local_path("resnest://ImageNet/resnest50")
-    assert all(url in str(error.value) for url in dead)
-    assert f"save it as {tmp_path}/resnest_d2/resnest50-528c19ca.pth" in str(error.value)
+def test_a_classifier_is_kept_for_models_that_classify(imagenet_file, imagenet, tmp_path):
+    model = make_resnest(14, num_classes=1000)
+    assert load_weights(model, imagenet_file) == []
+    assert torch.equal(model.linear.weight, imagenet["fc.weight"])
+    other = make_resnest(14, num_classes=10)
+    with pytest.raises(UntrainedParametersError, match=r"linear.bias has shape \(1000,\)"):
+        load_weights(other, imagenet_file)
 
 
-def test_a_file_that_was_fetched_by_hand_is_taken(source, monkeypatch):
-    monkeypatch.setattr(catalog, "IMAGENET_SOURCES", ("http://127.0.0.1:9/",))
-    with pytest.raises(OSError, match="save it as") as error:
-        PathManager.get_local_path("resnest://ImageNet/tiny")
-    place = Path(re.search(r"save it as (\S+\.pth)", str(error.value)).group(1))
-    place.write_bytes(source.read_bytes())
-    assert load_weights(small_backbone(), "resnest://ImageNet/tiny") == []
+def test_safetensors(imagenet, tmp_path):
+    file = tmp_path / "model.safetensors"
+    classes = {"thing_classes": ["a", "b"]}
+    tensors = {k: v.contiguous() for k, v in imagenet.items()}
+    save_file(tensors, file, {"format": "pt", "classes": json.dumps(classes)})
+    model = small_backbone()
+    assert load_weights(model, str(file)) == []
+    assert torch.equal(model.stem.conv1_1.weight, imagenet["conv1.0.weight"])
+    assert read_classes(str(file)) == classes
 
 
-@pytest.mark.parametrize("name", ["resnest://ImageNet/resnet50", "resnest://coco/resnest50"])
-def test_an_unknown_name_lists_the_closest(name):
-    with pytest.raises(ValueError, match="unknown weights .*resnest://ImageNet/resnest50"):
-        PathManager.get_local_path(name)
+def test_mmdetections_file_in_its_zoo_entry(tmp_path):
+    shapes = json.loads(gzip.decompress(NAMES.read_bytes()))["faster_resnest50"]
+    weights = mmdet_golden.draw_weights(shapes)
+    file = tmp_path / "epoch_12.pth"
+    torch.save({"meta": {"mmdet_version": "2.7.0"}, "state_dict": weights}, file)
+    cfg = model_zoo.get_config("mmdet/faster_resnest50")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_detector(cfg)
+    assert load_weights(model, str(file)) == []
+    weight = model.roi_heads.box_predictor.bbox_pred.weight
+    assert torch.equal(weight, weights["roi_head.bbox_head.fc_reg.weight"])
 
 
 def test_every_zoo_config_names_weights_that_are_known():
@@ -143,6 +129,7 @@ def test_every_zoo_config_names_weights_that_are_known():
             assert weights.startswith("detectron2://ImageNetPretrained/MSRA/R-"), name
         else:
             assert weights == "" or PathManager.exists(weights), name
+        assert PathManager.exists(f"resnest://COCO/{name}") == bool(model_zoo.published(name))
 
 
 def test_loading_reports_what_it_left(tmp_path, caplog):
@@ -168,46 +155,229 @@ def test_loading_reports_what_it_left(tmp_path, caplog):
         load_weights(backbone, str(tmp_path / "absent.pth"))
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>403</html>", b"words\n", "truncated"])
-def test_a_broken_checkpoint_is_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "is empty"),
+        (b"\n <!DOCTYPE html><html>403</html>", "is an HTML page: a server's answer saved"),
+        (b"<?xml version='1.0'?><Error>", "is an XML page: a server's answer"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b"words\n", "is a text, not weights"),
+        (bytes(range(256)) * 9, "is no checkpoint, or a damaged one"),
+        ("truncated", "is damaged or cut off; fetch it again"),
+        ("truncated legacy", "is damaged or cut off; fetch it again"),
+        ("truncated safetensors", "is damaged or cut off; fetch it again"),
+        ("list", "is of type list, not a dict of tensors"),
+        ("module", r"holds Python objects besides tensors \(torch.nn.modules.linear.Linear\)"),
+        ("pickle", r"holds Python objects besides tensors \(collections.deque\)"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".pth", ".pkl"])
+def test_a_broken_file_is_named(tmp_path, content, reason, ending):
     backbone = small_backbone()
-    file = tmp_path / "broken.pth"
-    torch.save(backbone.state_dict(), file)
-    file.write_bytes(file.read_bytes()[:-1000] if content == "truncated" else content)
-    with pytest.raises(ValueError, match=f"MODEL.WEIGHTS {file} is no readable checkpoint"):
+    file = tmp_path / f"broken{ending}"
+    if content == "truncated safetensors":
+        save_file(backbone.state_dict(), file)
+    elif content == "list":
+        torch.save([1], file) if ending == ".pth" else file.write_bytes(pickle.dumps([1]))
+    elif content == "module":
+        torch.save(torch.nn.Linear(1, 1), file)
+    elif content == "pickle":
+        file.write_bytes(pickle.dumps({"a": deque()}))
+    elif isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(backbone.state_dict(), file, _use_new_zipfile_serialization="l" not in content)
+    if isinstance(content, str) and "truncated" in content:
+        file.write_bytes(file.read_bytes()[:-1000])
+    if ending == ".pkl" and content in ("truncated", "truncated legacy", "module"):
+        reason = "is"  # torch.save's files are no such pickles
+    with pytest.raises(ValueError, match=f"MODEL.WEIGHTS: {file} {reason}") as error:
         load_weights(backbone, str(file))
+    assert "\n" not in str(error.value)
+    assert "weights_only" not in str(error.value)
 
 
-# Read off the names of the authors' release.
-HASHES = {
-    "resnest50": "528c19ca",
-    "resnest101": "22405ba7",
-    "resnest200": "75117900",
-    "resnest269": "0cc87c48",
-    "resnest50_fast_1s1x64d": "d8fbf808",
-    "resnest50_fast_2s1x64d": "44938639",
-    "resnest50_fast_4s1x64d": "f74f3fc3",
-    "resnest50_fast_1s2x40d": "32830b84",
-    "resnest50_fast_2s2x40d": "9d126481",
-    "resnest50_fast_4s2x40d": "41d14ed0",
-    "resnest50_fast_1s4x24d": "d4a4f76f",
-}
+def test_detectron2s_pickles_are_read_as_arrays_only(tmp_path):
+    """The ResNets of the baselines come as such files."""
+    model = model_zoo.get_config("baselines/mask_resnet50")
+    model.MODEL.DEVICE = "cpu"
+    model = build_detector(model)
+    arrays = {k: v.numpy() for k, v in model.backbone.bottom_up.state_dict().items()}
+    arrays["res2.0.conv1.weight"] = arrays["res2.0.conv1.weight"] + 1
+    file = tmp_path / "R-50.pkl"
+    content = {"model": arrays, "__author__": "somebody", "matching_heuristics": True}
+    file.write_bytes(pickle.dumps(content))
+    with pytest.raises(UntrainedParametersError) as error:
+        load_weights(model, str(file))
+    assert "bottom_up" not in str(error.value)
+    weight = model.backbone.bottom_up.res2[0].conv1.weight
+    assert np.array_equal(weight.detach(), arrays["res2.0.conv1.weight"])
 
 
-# GluonCV's, as timm converted them.
-GLUON = {"resnest14": "gluon_resnest14-9c8fe254.pth", "resnest26": "gluon_resnest26-50eb607c.pth"}
+def state_dict_of(depth, **kwargs):
+    with torch.device("meta"):
+        names = make_resnest(depth, **kwargs).state_dict()
+    return {key: torch.zeros(1) for key in names}
 
 
-def test_catalog_is_that_of_the_releases():
-    released = {name: f"{name}-{digest}.pth" for name, digest in HASHES.items()}
-    assert released | GLUON == catalog.IMAGENET
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (lambda: resnet50().state_dict(), "it is of a ResNet-50, the model has a ResNeSt-14"),
+        (lambda: state_dict_of(101), "it is of a ResNeSt-101, the model has a ResNeSt-14"),
+        (lambda: state_dict_of(26), "it is of a ResNeSt-26, the model has a ResNeSt-14"),
+        (lambda: state_dict_of(14, radix=0), "it is of a ResNet with .*, the model has a ResNeSt"),
+    ],
+)
+@pytest.mark.parametrize("loader", [load_weights, lambda model, path: train_from(model, path, "")])
+def test_another_network_is_refused(tmp_path, weights, message, loader):
+    """Also a deeper one, in which Detectron2 finds every parameter that the model has."""
+    file = tmp_path / "other.pth"
+    torch.save(weights(), file)
+    model = small_backbone()
+    with pytest.raises(ValueError, match=f"MODEL.WEIGHTS {file}: {message}"):
+        loader(model, str(file))
 
 
-def test_names_that_exist_are_those_that_resolve():
-    assert PathManager.exists("resnest://ImageNet/resnest50")
-    for wrong in (
-        "resnest://resnest50",
-        "resnest://ImageNet/resnest51",
-        "resnest://COCO/resnest50",
-    ):
-        assert not PathManager.exists(wrong)
+def test_a_model_may_end_earlier_than_its_file(imagenet_file):
+    backbone = resnest_d2.build_resnest_backbone(
+        make_cfg(*OPTS, "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]), image_shape()
+    )
+    assert load_weights(backbone, imagenet_file) == []
+
+
+def train_from(model, path, folder, **kwargs):
+    return TrainingCheckpointer(model, str(folder), {}, **kwargs).resume_or_load(
+        str(path), resume=False
+    )
+
+
+def test_training_needs_the_whole_backbone(imagenet, imagenet_file, tmp_path, caplog):
+    model = small_detector()
+    with caplog.at_level(logging.INFO):
+        train_from(model, imagenet_file, tmp_path)
+    lines = [r.getMessage() for r in caplog.records if "does not hold" in r.getMessage()]
+    (line,) = lines  # one short line names what starts anew
+    assert "backbone.fpn_lateral2" in line
+    assert "roi_heads.mask_head" in line
+    assert len(line) < 600
+
+    partial = {k: v for k, v in imagenet.items() if not k.startswith("layer3.0.conv2.")}
+    torch.save(partial, tmp_path / "partial.pth")
+    with pytest.raises(ValueError, match=r"leaves 13 parameters of the backbone at random values"):
+        train_from(model, tmp_path / "partial.pth", tmp_path)
+    torch.save({"something": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"of the backbone .* MODEL.WEIGHTS '' to train"):
+        train_from(model, tmp_path / "other.pth", tmp_path)
+    narrow = small_detector("MODEL.RESNETS.WIDTH_PER_GROUP", 32)
+    with pytest.raises(ValueError, match="leaves .* parameters of the backbone at random values"):
+        train_from(narrow, imagenet_file, tmp_path)
+    # Offsets of deformable convolutions are new to every file for ImageNet.
+    deformable = small_detector("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True])
+    train_from(deformable, imagenet_file, tmp_path)
+
+
+def test_a_failed_load_leaves_the_checkpointer_usable(imagenet_file, tmp_path):
+    (tmp_path / "bad.pth").write_text("<html>")
+    checkpointer = RecordingCheckpointer(small_backbone())
+    with pytest.raises(ValueError, match="HTML page"):
+        checkpointer.load(str(tmp_path / "bad.pth"))
+    checkpointer.load(imagenet_file)
+    assert checkpointer.untouched() == []
+
+
+@pytest.fixture
+def warnings_anew():
+    """Each is logged once in a process."""
+    _LOG_COUNTER.clear()
+
+
+RGB = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", [123.68, 116.779, 103.939]]
+RGB += ["MODEL.PIXEL_STD", [58.393, 57.12, 57.375]]
+IMAGENET = [
+    "MODEL.PIXEL_MEAN",
+    [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD",
+    [58.395, 57.12, 57.375],
+]
+
+
+@pytest.mark.usefixtures("warnings_anew")
+@pytest.mark.parametrize(
+    ("weights", "opts", "warned"),
+    [
+        ("resnest://ImageNet/resnest50", RGB, ""),
+        ("resnest://ImageNet/resnest50", [*RGB, *IMAGENET], ""),
+        ("resnest://COCO/cascade_resnest101", [*RGB, *IMAGENET], ""),
+        ("timm://resnest50d.in1k", RGB, ""),
+        ("", [], ""),
+        ("output/model_final.pth", [], ""),
+        ("resnest://ImageNet/resnest50", [], "BGR with mean 103.53 116.28 123.675 and std 1 1 1"),
+        ("resnest://ImageNet/resnest50", [*RGB, "INPUT.FORMAT", "BGR"], "BGR with mean 123.68"),
+        ("/data/resnest50-528c19ca.pth", [*RGB, "MODEL.PIXEL_STD", [1.0] * 3], "std 1 1 1"),
+        ("timm://resnest50d.in1k", [*RGB, "MODEL.PIXEL_MEAN", [0.0] * 3], "RGB with mean 0 0 0"),
+        ("detectron2://ImageNetPretrained/MSRA/R-50.pkl", RGB, "RGB with mean 123.68"),
+        ("resnest://COCO/baselines/mask_resnet50", RGB, "RGB with mean 123.68"),
+    ],
+)
+def test_colours_that_the_weights_are_not_for(weights, opts, warned, caplog):
+    """Said by the builder, which every project calls."""
+    cfg = make_cfg(*OPTS, "MODEL.WEIGHTS", weights, *opts)
+    for _ in range(2):
+        resnest_d2.build_resnest_backbone(cfg, image_shape())
+    lines = [r.getMessage() for r in caplog.records if "made for" in r.getMessage()]
+    if not warned:
+        assert lines == []
+        return
+    (line,) = lines
+    assert line.startswith(f"MODEL.WEIGHTS {weights} was made for ")
+    assert warned in line
+    assert (
+        "BGR" if weights.startswith(("det", "resnest://COCO")) else "RGB with mean 123.675"
+    ) in line
+
+
+@pytest.mark.usefixtures("warnings_anew")
+def test_a_trained_model_remembers_its_colours(tmp_path, caplog):
+    rgb = small_detector(*RGB)
+    TrainingCheckpointer(rgb, str(tmp_path), {}).save("model_final")
+    file = str(tmp_path / "model_final.pth")
+    load_weights(small_detector(*RGB), file)
+    assert "made for" not in caplog.text
+    load_weights(small_detector(*RGB, "INPUT.FORMAT", "BGR"), file)
+    assert f"MODEL.WEIGHTS {file} was made for RGB with mean 123.68" in caplog.text
+    assert "are those of BGR with mean 123.68" in caplog.text
+
+
+def test_what_is_known_of_colours_is_what_the_files_were_trained_with():
+    """Torchvision's constants, and those in the published configs."""
+    mean, std = (
+        [255 * v for v in values] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
+    for name in ("resnest://ImageNet/resnest50", "timm://resnest14d.gluon_in1k"):
+        assert input_format_of(name).mean == pytest.approx(mean)
+        assert input_format_of(name).std == pytest.approx(std)
+    for name in model_zoo.names():
+        if model_zoo.published(name):
+            cfg = model_zoo.get_config(name)
+            known = input_format_of(f"resnest://COCO/{name}")
+            assert known.channels == cfg.INPUT.FORMAT
+            assert list(known.mean) == cfg.MODEL.PIXEL_MEAN
+            assert list(known.std) == cfg.MODEL.PIXEL_STD
+
+
+def test_old_detectron2_checkpoints(imagenet, tmp_path):
+    """Of the reference's wrapper: its names, the attention as matrices, and a whole training."""
+    model = small_detector()
+    old = {
+        key: value.flatten(1) if ".conv2.fc" in key and value.ndim == 4 else value
+        for key, value in model.state_dict().items()
+    }
+    file = tmp_path / "old.pth"
+    torch.save({"model": old, "optimizer": {"state": {}}, "iteration": 90000}, file)
+    other = small_detector()
+    assert load_weights(other, str(file)) == []
+    content = RecordingCheckpointer(other).load(str(file))
+    assert content["iteration"] == 90000
+    assert convert(old).keys() == model.state_dict().keys()

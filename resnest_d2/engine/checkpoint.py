@@ -7,7 +7,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..weights import CLASSES_KEY, RecordingCheckpointer, checkpoint_errors, parts
+from ..weights import CLASSES_KEY, RecordingCheckpointer, checkpoint_errors, of_model, parts
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +53,20 @@ class _Classes:
             )
 
 
+class _Input:
+    """The images that a model is trained on, for those who load its weights later."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def state_dict(self) -> dict[str, Any]:
+        found = of_model(getattr(self.model, "module", self.model))
+        return {} if found is None else found.to_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do: loading has compared it with the model."""
+
+
 class TrainingCheckpointer(RecordingCheckpointer):
     """Detectron2's checkpointer for training.
 
@@ -67,21 +81,32 @@ class TrainingCheckpointer(RecordingCheckpointer):
         self, model: nn.Module, save_dir: str, classes: dict[str, Any], **checkpointables: Any
     ) -> None:
         # Before the others: if the classes do not fit, nothing is resumed.
-        classes = {CLASSES_KEY: _Classes(classes, save_dir)}
-        super().__init__(model, save_dir, **classes, **checkpointables)
+        kept = {CLASSES_KEY: _Classes(classes, save_dir), "input": _Input(model)}
+        super().__init__(model, save_dir, **kept, **checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load as ``DetectionCheckpointer`` does, and tell in short what starts anew.
 
         Raises:
-            ValueError: the checkpoint is damaged, or was trained on other classes and is resumed.
+            ValueError: the checkpoint is damaged, is of another network or lacks parts of the
+                backbone, or was trained on other classes and is resumed.
         """
         last = resume and self.has_checkpoint()
         with checkpoint_errors(self.get_checkpoint_file() if last else path):
             content = super().resume_or_load(path, resume=resume)
         if path and not last:
+            self._require_backbone(path)
             self._log_new_parts(path)
         return content
+
+    def _require_backbone(self, path: str) -> None:
+        absent = self.untouched_backbone()
+        if absent:
+            raise ValueError(
+                f"MODEL.WEIGHTS {path} leaves {len(absent)} parameters of the backbone at random "
+                f"values, in {parts(absent)}: give weights of this backbone, or MODEL.WEIGHTS '' "
+                "to train from scratch"
+            )
 
     def _log_new_parts(self, path: str) -> None:
         resized = self.incompatible.incorrect_shapes

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from .. import model_zoo
 from ..files import sha256, write_text
-from ..weights.handler import hash_problem
+from ..weights import hash_problem, promised_hash, read_note
 from ..zoo_table import PUBLICATIONS, Publication
 from .evaluation import check_datasets, dataset_names
 from .setup import choose_device, load_config
@@ -121,27 +121,20 @@ def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[str, bool]:
 
     Raises:
         FileNotFoundError: the folder has neither.
-        OSError: it cannot be downloaded.
+        FetchError: it cannot be downloaded.
         ValueError: the file of the published name has another hash.
     """
     publication: Publication = PUBLICATIONS[name.removeprefix(model_zoo.LAZY)]
     if weights_dir is None:
-        url = model_zoo.get_checkpoint_url(name)
-        try:
-            file = Path(PathManager.get_local_path(url))
-        except OSError as error:
-            raise OSError(
-                f"cannot download {url} ({error}); fetch it by other means and give its folder as "
-                "--weights-dir"
-            ) from error
-    else:
-        file = weights_dir / publication.checkpoint
-        own = weights_dir / f"{name}.pth"
-        if not file.is_file() and own.is_file():
-            return str(own), False
-        if not file.is_file():
-            raise FileNotFoundError(f"--weights-dir: there is neither {file} nor {own}")
-    if not publication.digest:
+        weights = f"resnest://COCO/{name}"
+        return PathManager.get_local_path(weights), read_note(weights)["verified"]
+    file = weights_dir / publication.checkpoint
+    own = weights_dir / f"{name}.pth"
+    if not file.is_file() and own.is_file():
+        return str(own), False
+    if not file.is_file():
+        raise FileNotFoundError(f"--weights-dir: there is neither {file} nor {own}")
+    if not promised_hash(publication.checkpoint):
         return str(file), False
     problem = hash_problem(file, publication.checkpoint)
     if problem:

@@ -1,7 +1,9 @@
 """Published weights: what exists and where, fetching it, and converting its names."""
 
 from .convert import convert
-from .handler import register_handlers
+from .download import MIRROR_VARIABLE, FetchError, hash_problem, promised_hash
+from .handler import read_note, register_handlers
+from .input_format import of_model, warn_if_it_differs
 from .loading import (
     CLASSES_KEY,
     RecordingCheckpointer,
@@ -15,13 +17,20 @@ from .loading import (
 
 __all__ = [
     "CLASSES_KEY",
+    "MIRROR_VARIABLE",
+    "FetchError",
     "RecordingCheckpointer",
     "UntrainedParametersError",
     "checkpoint_errors",
     "convert",
+    "hash_problem",
     "load_detector",
     "load_weights",
+    "of_model",
     "parts",
+    "promised_hash",
     "read_classes",
+    "read_note",
     "register_handlers",
+    "warn_if_it_differs",
 ]

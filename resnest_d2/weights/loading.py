@@ -10,6 +10,14 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from ..resnest import ResNeSt
+from .catalog import input_format_of
+from .convert import describe_conversion, recognize, unwrap
+from .handler import detectron2_checkpoint
+from .input_format import from_dict, of_model, warn_if_it_differs
+from .network import network_of
+from .reading import UnreadableError, read_beside_weights, read_checkpoint
+
 logger = logging.getLogger(__name__)
 
 # Where training puts the names of its classes in a checkpoint.
@@ -21,11 +29,58 @@ class UntrainedParametersError(ValueError):
 
 
 class RecordingCheckpointer(DetectionCheckpointer):
-    """Keeps the report on what fitted, which the base class only logs."""
+    """``DetectionCheckpointer`` that reads every known file, and keeps the report on what fitted.
+
+    Files are read without executing anything in them, and foreign names are converted. A file of
+    another network than the model's is refused; one for other images is warned of.
+    """
 
     incompatible = None
+    _weights = ""
 
-    def _load_model(self, checkpoint: Any) -> Any:
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As the base class; a failure leaves the checkpointer as it was.
+
+        Raises:
+            ValueError: the file is no checkpoint, or one of another network.
+        """
+        self._weights = path
+        try:
+            return super().load(path, *args, **kwargs)
+        finally:
+            self._parsed_url_during_load = None
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith((".pkl", ".pyth")):  # the base class would execute what is in there
+            read_checkpoint(filename)
+        return super()._load_file(filename)
+
+    def _torch_load(self, f: str) -> dict[str, Any]:
+        content = read_checkpoint(f)
+        try:
+            _, tensors = unwrap(content)
+            self._check_network(tensors)
+            if recognize(tensors) is None:
+                return content
+            conversion = describe_conversion(content)
+        except ValueError as error:
+            raise ValueError(f"MODEL.WEIGHTS {self._weights}: {error}") from error
+        # What training resumes from lies beside a "model"; in a bare dict all are weights.
+        beside = content if conversion.container == "model" else {}
+        return {**beside, **detectron2_checkpoint(conversion)}
+
+    def _check_network(self, tensors: dict[str, torch.Tensor]) -> None:
+        ours, theirs = network_of(self.model.state_dict()), network_of(tensors)
+        if ours is not None and theirs is not None and not theirs.fits(ours):
+            raise ValueError(f"it is of a {theirs}, the model has a {ours}")
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        states = self.model.state_dict()
+        for key, value in checkpoint.get("classifier", {}).items():
+            if key in states:
+                checkpoint["model"][key] = value
+        theirs = from_dict(checkpoint.get("input")) or input_format_of(self._weights)
+        warn_if_it_differs(f"MODEL.WEIGHTS {self._weights}", theirs, of_model(self.model))
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
 
@@ -36,6 +91,13 @@ class RecordingCheckpointer(DetectionCheckpointer):
             return states
         shapes = {key for key, *_ in self.incompatible.incorrect_shapes}
         return [s for s in states if s in {*self.incompatible.missing_keys, *shapes}]
+
+    def untouched_backbone(self) -> list[str]:
+        """Those of them that a ResNeSt should have had, which its DCN's offsets are not."""
+        backbones = [n for n, m in self.model.named_modules() if isinstance(m, ResNeSt)]
+        starts = tuple(f"{name}." if name else "" for name in backbones)
+        found = [name for name in self.untouched() if name.startswith(starts)]
+        return [name for name in found if "conv2_offset" not in name]
 
 
 def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> list[str]:
@@ -71,19 +133,18 @@ def read_classes(path: str) -> dict[str, Any]:
     """The classes that a checkpoint was trained on, without loading it into a model.
 
     Args:
-        path: as in ``MODEL.WEIGHTS``; only files of this package's trainers, which are local and
-            end in ``.pth``, are looked at.
+        path: as in ``MODEL.WEIGHTS``; only local files are looked at, for those of this package's
+            trainers are.
 
     Returns:
         as :func:`load_detector`; empty for files that are not there or not readable.
     """
-    if not path.endswith(".pth") or not os.path.isfile(path):
+    if not os.path.isfile(path):
         return {}
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return read_beside_weights(path).get(CLASSES_KEY, {})
     except Exception:  # loading it into the model will tell why
         return {}
-    return content.get(CLASSES_KEY, {}) if isinstance(content, dict) else {}
 
 
 def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
@@ -104,11 +165,17 @@ def checkpoint_errors(path: str) -> Iterator[None]:
     """Turn the many ways in which reading a damaged file fails into a ValueError that names it."""
     try:
         yield
+    except UnreadableError as error:
+        named = "" if str(path) in str(error) else f" {path}"
+        raise ValueError(f"MODEL.WEIGHTS{named}: {error}") from error
     except (OSError, ValueError):  # these name what is wrong
         raise
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        raise ValueError(f"MODEL.WEIGHTS {path} is no readable checkpoint: {reason}") from error
+        kind = type(error).__name__
+        raise ValueError(
+            f"MODEL.WEIGHTS {path} is no readable checkpoint: {kind}: {reason}"
+        ) from error
 
 
 def parts(names: Sequence[str]) -> str:

@@ -1,0 +1,417 @@
+"""Weights by name, from servers that work and servers that do not."""
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.utils.file_io import PathManager
+from helpers import image_shape, make_cfg, randomize
+from huggingface_hub import constants
+from resnest.torch.models.resnet import Bottleneck
+from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
+from safetensors.torch import save
+from server import Server, content, cut_off, silent, slow, status
+
+import resnest_d2
+from resnest_d2 import model_zoo, zoo_table
+from resnest_d2.weights import FetchError, catalog, convert, download, handler, load_weights
+from resnest_d2.weights.reading import read_checkpoint
+
+NAME = "resnest://ImageNet/tiny"
+BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
+SMALL = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.NORM", "BN"]
+
+
+def backbone():
+    return resnest_d2.build_resnest_backbone(
+        make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN"), image_shape()
+    )
+
+
+@pytest.fixture(scope="module")
+def state_dict():
+    """Of a ResNeSt-14 in the names of the ImageNet files."""
+    model = ImageNetResNeSt(Bottleneck, [1, 1, 1, 1], **BLOCK)
+    randomize(model)
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def data(state_dict, tmp_path_factory) -> bytes:
+    file = tmp_path_factory.mktemp("data") / "file"
+    torch.save(state_dict, file)
+    return file.read_bytes()
+
+
+@pytest.fixture
+def server():
+    with Server().running() as running:
+        yield running
+
+
+@pytest.fixture
+def tiny(server, data, tmp_path, monkeypatch):
+    """``resnest://ImageNet/tiny`` at three places of the server, and an empty cache."""
+    file = f"tiny-{hashlib.sha256(data).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(catalog.IMAGENET, "tiny", file)
+    for name, folder in (("RELEASE", "a/"), ("TIMM_RELEASE", "b/"), ("BUCKET", "c/")):
+        monkeypatch.setattr(catalog, name, server.url + folder)
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RESNEST_D2_MIRROR", raising=False)
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
+    return file
+
+
+def cached(tmp_path) -> list[str]:
+    """Files in the cache, but for locks."""
+    root = tmp_path / "cache"
+    files = (p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+    return sorted(file for file in files if not file.endswith(".lock"))
+
+
+CONVERTED = ["resnest_d2/resnest/ImageNet/tiny.json", "resnest_d2/resnest/ImageNet/tiny.pth"]
+
+
+def assert_complete(path, state_dict):
+    expected = {k: v for k, v in convert(state_dict).items() if not k.startswith("linear.")}
+    model = torch.load(path, weights_only=True)["model"]
+    assert model.keys() == expected.keys()
+    assert all(torch.equal(model[key], expected[key]) for key in expected)
+
+
+def test_the_first_source(server, tiny, data, state_dict, tmp_path, capfd):
+    server.answers[f"a/{tiny}"] = content(data)
+    path = PathManager.get_local_path(NAME)
+    assert_complete(path, state_dict)
+    assert cached(tmp_path) == CONVERTED
+    note = json.loads(Path(path).with_suffix(".json").read_text())
+    assert note["sha256"] == hashlib.sha256(data).hexdigest()
+    assert note["source"] == f"{server.url}a/{tiny}"
+    assert note["verified"] is True
+    assert "100%" in capfd.readouterr().err
+    # The second time the cache does, also without any server; `force` fetches anew.
+    server.answers.clear()
+    assert PathManager.get_local_path(NAME) == path
+    assert server.requests == [f"/a/{tiny}"]
+    with pytest.raises(FetchError):
+        PathManager.get_local_path(NAME, force=True)
+    assert_complete(path, state_dict)
+
+
+BAD = {
+    "cut off": (lambda data: cut_off(data), r"cut off after \d+ of \d+ bytes"),
+    "silent": (lambda data: silent(data, 2), "silent for 1 seconds"),
+    "forbidden": (lambda data: status(403), "HTTP 403 Forbidden"),
+    "absent": (lambda data: status(404), "HTTP 404 Not Found"),
+    "another file": (lambda data: content(data + b"x"), "wrong hash: SHA-256 starts with"),
+    "a page": (lambda data: content(b"<html>sorry</html>"), "it is an HTML page: a server"),
+    "empty": (lambda data: content(b""), "it is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_source_leads_to_the_next_one(kind, server, tiny, data, state_dict, tmp_path, caplog):
+    make, _ = BAD[kind]
+    server.answers = {f"a/{tiny}": make(data), f"b/{tiny}": content(data)}
+    with caplog.at_level("INFO"):
+        assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert server.requests == [f"/a/{tiny}", f"/b/{tiny}"]
+    assert cached(tmp_path) == CONVERTED
+    assert f"{server.url}b/{tiny} was taken, after {server.url}a/{tiny} (" in caplog.text
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_without_a_good_source(kind, server, tiny, data, tmp_path, monkeypatch):
+    make, reason = BAD[kind]
+    server.answers[f"b/{tiny}"] = make(data)
+    monkeypatch.setattr(catalog, "BUCKET", "http://127.0.0.1:9/")
+    with pytest.raises(FetchError, match=reason) as error:
+        PathManager.get_local_path(NAME)
+    for part in (
+        f"cannot get {tiny}: {server.url}a/{tiny} (HTTP 404 Not Found)",
+        f"; {server.url}b/{tiny} (",
+        f"; http://127.0.0.1:9/torch/{tiny} (Connection refused)",
+        f"save it as {tmp_path}/cache/resnest_d2/{tiny}, or put it into a folder that "
+        "$RESNEST_D2_MIRROR names",
+    ):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert cached(tmp_path) == []
+
+
+def test_redirected_and_slow(server, tiny, data, state_dict):
+    server.answers = {
+        f"a/{tiny}": status(302, headers={"Location": "/elsewhere"}),
+        "elsewhere": slow(data, 1.5),  # in all longer than the timeout
+    }
+    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert server.requests == [f"/a/{tiny}", "/elsewhere"]
+
+
+def test_a_file_that_was_fetched_by_hand(tiny, data, state_dict, tmp_path):
+    place = tmp_path / "cache/resnest_d2" / tiny
+    place.parent.mkdir(parents=True)
+    place.write_bytes(data)
+    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert place.read_bytes() == data  # it is somebody's: it stays
+
+
+def test_a_mirror_comes_first(server, tiny, data, state_dict, tmp_path, monkeypatch):
+    server.answers = {f"mirror/{tiny}": content(data), f"a/{tiny}": content(data)}
+    monkeypatch.setenv("RESNEST_D2_MIRROR", server.url + "mirror")
+    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    monkeypatch.setenv("RESNEST_D2_MIRROR", str(folder))
+    # Not there, then there and wrong: both times the next source has it.
+    assert_complete(PathManager.get_local_path(NAME, force=True), state_dict)
+    (folder / tiny).write_bytes(data[:-1])
+    assert_complete(PathManager.get_local_path(NAME, force=True), state_dict)
+    assert server.requests == [f"/mirror/{tiny}", f"/a/{tiny}", f"/a/{tiny}"]
+    (folder / tiny).write_bytes(data)
+    server.answers.clear()
+    assert_complete(PathManager.get_local_path(NAME, force=True), state_dict)
+    assert len(server.requests) == 3
+
+
+class Hostile:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_it_downloads_is_never_executed(zipped, server, tiny, tmp_path, monkeypatch):
+    """Also if its hash is right: who gave the name its hash may be hostile."""
+    target, file = tmp_path / "executed", tmp_path / "file"
+    torch.save({"model": Hostile(target)}, file, _use_new_zipfile_serialization=zipped)
+    hostile = file.read_bytes()
+    torch.load(file, weights_only=False)
+    target.rmdir()  # it works where it is let
+
+    name = f"tiny-{hashlib.sha256(hostile).hexdigest()[:8]}.pth"
+    monkeypatch.setitem(catalog.IMAGENET, "tiny", name)
+    server.answers[f"a/{name}"] = content(hostile)
+    with pytest.raises(ValueError, match=r"holds Python objects besides tensors \(posix.mkdir\)"):
+        PathManager.get_local_path(NAME)
+    with pytest.raises(ValueError, match=f"MODEL.WEIGHTS: {file} holds Python obj.*posix.mk"):
+        load_weights(backbone(), str(file))
+    assert not target.exists()
+    assert cached(tmp_path) == []
+
+
+def test_a_file_without_a_hash_is_told_of(server, tiny, data, state_dict, monkeypatch, caplog):
+    monkeypatch.setitem(catalog.IMAGENET, "tiny", "tiny.pth")
+    server.answers["a/tiny.pth"] = content(data)
+    path = PathManager.get_local_path(NAME)
+    assert_complete(path, state_dict)
+    assert "without a hash to check it against; it was read as tensors only" in caplog.text
+    assert json.loads(Path(path).with_suffix(".json").read_text())["verified"] is False
+
+
+def test_a_full_disk(server, tiny, data, tmp_path, monkeypatch):
+    server.answers[f"a/{tiny}"] = content(data)
+    usage = (len(data), len(data), 100)
+    monkeypatch.setattr(
+        download.shutil, "disk_usage", lambda path: type("U", (), {"free": usage[2]})
+    )
+    with pytest.raises(FetchError, match="No space left on device, it takes") as error:
+        PathManager.get_local_path(NAME)
+    assert f"cannot write weights to {tmp_path}/cache/resnest_d2: " in str(error.value)
+    assert "$FVCORE_CACHE names another folder" in str(error.value)
+    assert server.requests == [f"/a/{tiny}"]  # other sources would not help
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.undo()
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(handler.torch, "save", full)
+    entry = catalog.Entry(NAME, (catalog.WebFile(f"{server.url}a/{tiny}"),), catalog.IMAGENET_RGB)
+    with pytest.raises(FetchError, match="cannot write weights to .*: No space left on device"):
+        handler.local_path(entry)
+    assert cached(tmp_path) == []
+
+
+def test_no_permission(tiny, tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/resnest_d2").write_text("a file in its way")  # root may write everywhere
+    with pytest.raises(FetchError, match=r"cannot write weights to .*cache/resnest_d2: "):
+        PathManager.get_local_path(NAME)
+
+
+def fetch(queue) -> None:
+    queue.put(PathManager.get_local_path(NAME))
+
+
+def test_processes_wait_for_each_other(server, tiny, data):
+    server.answers[f"a/{tiny}"] = slow(data, 0.5)
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=fetch, args=(queue,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    paths = {queue.get(timeout=60) for _ in processes}
+    for process in processes:
+        process.join()
+    assert len(paths) == 1
+    assert server.requests == [f"/a/{tiny}"]
+
+
+def test_a_broken_cache_is_made_anew(server, tiny, data, state_dict):
+    server.answers[f"a/{tiny}"] = content(data)
+    path = Path(PathManager.get_local_path(NAME))
+    path.write_bytes(path.read_bytes()[:-1])
+    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    path.with_suffix(".json").write_text("{}")
+    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert len(server.requests) == 3
+
+
+@pytest.fixture
+def hub(server, state_dict, tmp_path, monkeypatch):
+    """The server as the Hugging Face hub, with ``timm/resnest14d.test``."""
+    data = save({k: v.contiguous() for k, v in state_dict.items()})
+    file = "timm/resnest14d.test/resolve/main/model.safetensors"
+    commit = {"X-Repo-Commit": "0" * 40}
+    etag = f'"{hashlib.sha256(data).hexdigest()}"'
+    server.answers[file] = content(data, {"ETag": etag, "X-Linked-Etag": etag, **commit})
+    monkeypatch.setattr(constants, "ENDPOINT", server.url.rstrip("/"))
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        server.url + "{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    return data
+
+
+def test_from_the_hub(hub, server, tiny, state_dict, monkeypatch, tmp_path):
+    path = PathManager.get_local_path("timm://resnest14d.test")
+    assert_complete(path, state_dict)
+    note = json.loads(Path(path).with_suffix(".json").read_text())
+    assert note["verified"] is True
+    assert note["sha256"] == hashlib.sha256(hub).hexdigest()
+    assert load_weights(backbone(), "timm://resnest14d.test") == []
+    # As one of the sources of another name; here the file is in the hub's cache already.
+    monkeypatch.setitem(catalog.HUB, "tiny", "resnest14d.test")
+    assert_complete(PathManager.get_local_path(NAME), state_dict)
+
+
+def test_a_damaged_file_in_the_hubs_cache(hub, server, tiny, state_dict, tmp_path):
+    PathManager.get_local_path("timm://resnest14d.test")
+    (blob,) = (p for p in (tmp_path / "hub").rglob("blobs/*") if p.is_file())
+    blob.write_bytes(hub[:-1] + b"x")
+    with pytest.raises(FetchError, match="wrong hash"):
+        PathManager.get_local_path("timm://resnest14d.test", force=True)
+    assert_complete(PathManager.get_local_path("timm://resnest14d.test", force=True), state_dict)
+
+
+def test_what_the_hub_does_not_have(hub, server, tiny):
+    server.answers["timm/resnest14d.other/resolve/main/model.safetensors"] = status(
+        404, headers={"X-Error-Code": "RepoNotFound"}
+    )
+    with pytest.raises(FetchError, match=r"cannot get timm/resnest14d.other/model.safetensors: "):
+        PathManager.get_local_path("timm://resnest14d.other")
+
+
+def test_the_hub_from_a_mirror(server, tiny, state_dict, tmp_path, monkeypatch, caplog):
+    file = tmp_path / "mirror/timm/resnest14d.test/model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()}))
+    monkeypatch.setenv("RESNEST_D2_MIRROR", str(tmp_path / "mirror"))
+    assert_complete(PathManager.get_local_path("timm://resnest14d.test"), state_dict)
+    assert "without a hash" in caplog.text
+
+
+def test_without_huggingface_hub(tiny, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    with pytest.raises(FetchError, match=r"needs huggingface_hub: pip install huggingface_hub"):
+        PathManager.get_local_path("timm://resnest14d.test")
+
+
+@pytest.fixture
+def detector(server, tiny, monkeypatch, tmp_path):
+    """A small detector as the published model ``faster_resnest50``, in the reference's bucket."""
+    cfg = model_zoo.get_config("faster_resnest50")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32])
+    model = resnest_d2.build.build_detector(cfg).eval()
+    randomize(model)
+    file = tmp_path / "detector.pth"
+    torch.save({"model": model.state_dict(), "optimizer": {}, "iteration": 5}, file)
+    name = f"faster-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    server.answers[f"c/detectron/{name}"] = content(file.read_bytes())
+    publisher = zoo_table.Publisher("", server.url + "c/detectron/", 2)
+    publication = zoo_table.Publication("faster", name, {"bbox/AP": 1.0}, publisher=publisher)
+    monkeypatch.setitem(zoo_table.PUBLICATIONS, "faster_resnest50", publication)
+    catalog._by_file.cache_clear()
+    yield cfg, model
+    catalog._by_file.cache_clear()
+
+
+def test_a_detector_by_name_and_by_its_old_address(detector, server):
+    cfg, model = detector
+    path = PathManager.get_local_path("resnest://COCO/faster_resnest50")
+    assert PathManager.get_local_path("resnest://COCO/lazy/faster_resnest50") == path
+    content = torch.load(path, weights_only=True)
+    assert set(content) == {"model", "__author__", "input", "source"}  # nothing of the training
+    other = resnest_d2.build.build_detector(cfg)
+    assert load_weights(other, "resnest://COCO/faster_resnest50") == []
+    expected = model.state_dict()
+    assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())
+    # The reference's users have the bucket's address in their configs.
+    old = "https://s3.us-west-1.wasabisys.com/resnest/detectron/"
+    file = zoo_table.PUBLICATIONS["faster_resnest50"].file
+    assert load_weights(other, old + file) == []
+    assert len(server.requests) == 1
+
+
+def test_addresses_of_old_have_names():
+    for name in catalog.names():
+        for source in catalog.find(name).sources:
+            if isinstance(source, catalog.WebFile):
+                found = catalog.find_address(str(source))
+                assert source in found.sources
+    old = "https://s3.us-west-1.wasabisys.com/resnest/"
+    for address, name in {
+        "detectron/resnest50_detectron-255b5649.pth": "ImageNet/resnest50_detectron",
+        "torch/resnest101-22405ba7.pth": "ImageNet/resnest101",
+        "detectron/mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x-62448b9c.pth": (
+            "COCO/cascade_resnest101"
+        ),
+    }.items():
+        assert catalog.find_address(old + address).name == f"resnest://{name}"
+        assert PathManager.exists(old + address)
+    url = model_zoo.get_checkpoint_url("mmdet/mask_resnest50")
+    assert catalog.find_address(url).name == "resnest://COCO/mmdet/mask_resnest50"
+    assert not PathManager.exists(old + "something.pth")
+
+
+def test_another_file_under_such_an_address_is_only_downloaded(server, tiny):
+    server.answers["c/else.txt"] = content(b"something else")
+    path = handler.WeightsHandler()._get_local_path(server.url + "c/else.txt")
+    assert Path(path).read_bytes() == b"something else"
+
+
+def test_the_catalog():
+    """Each name has sources, and every file with a hash has it in the catalog's facts."""
+    facts = json.loads((Path(__file__).parent / "data/weight_files.json").read_text())
+    listed = {str(s) for name in catalog.names() for s in catalog.find(name).sources}
+    assert set(facts) <= listed
+    order = [str(source) for source in catalog.find("resnest://ImageNet/resnest50").sources]
+    kinds = ["zhanghang1989", "v0.1-resnest", "openmmlab", "huggingface", "wasabisys"]
+    assert all(kind in url for kind, url in zip(kinds, order, strict=True))
+
+
+def test_reading_a_hub_file_gives_the_weights(state_dict, tmp_path):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()}))
+    assert read_checkpoint(file)["model"].keys() == state_dict.keys()
