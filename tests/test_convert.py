@@ -209,3 +209,10 @@ def test_timm_names_with_and_without_classifier(radix):
 def test_the_facts_that_the_tests_carry():
     urls = json.loads((Path(__file__).parent / "data/weight_files.json").read_text())
     assert len(urls) == len(set(urls)) == 22 + 4 + 8 + 21 + 8
+
+
+def test_where_each_weight_came_from(imagenet):
+    found = describe_conversion({f"module.{key}": value for key, value in imagenet.items()})
+    assert found.origins["res2.0.conv2.bn1.weight"] == "layer1.0.conv2.bn1.weight"
+    assert sorted(found.origins.values()) == sorted(imagenet)
+    assert found.dropped == ()

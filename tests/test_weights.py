@@ -79,6 +79,14 @@ def test_a_detector_gets_its_backbone(imagenet_file, imagenet):
     assert "bottom_up" not in str(error.value)
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.bottom_up."])
+def test_wrapped_files_in_model_weights(prefix, imagenet, tmp_path):
+    file = tmp_path / "wrapped.pth"
+    wrapped = {prefix + k: v for k, v in imagenet.items()}
+    torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"state": {}}}, file)
+    assert load_weights(small_backbone(), str(file)) == []
+
+
 def test_a_trainer_of_another_project_gets_it_too(imagenet, tmp_path):
     """Detectron2's own checkpointer loads what the names resolve to."""
     file = tmp_path / "converted.pth"

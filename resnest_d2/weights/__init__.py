@@ -1,6 +1,6 @@
 """Published weights: what exists and where, fetching it, and converting its names."""
 
-from .convert import convert
+from .convert import convert, describe_conversion
 from .download import MIRROR_VARIABLE, FetchError, hash_problem, promised_hash
 from .handler import read_note, register_handlers
 from .input_format import of_model, warn_if_it_differs
@@ -14,21 +14,25 @@ from .loading import (
     parts,
     read_classes,
 )
+from .reading import UnreadableError, read_checkpoint
 
 __all__ = [
     "CLASSES_KEY",
     "MIRROR_VARIABLE",
     "FetchError",
     "RecordingCheckpointer",
+    "UnreadableError",
     "UntrainedParametersError",
     "checkpoint_errors",
     "convert",
+    "describe_conversion",
     "hash_problem",
     "load_detector",
     "load_weights",
     "of_model",
     "parts",
     "promised_hash",
+    "read_checkpoint",
     "read_classes",
     "read_note",
     "register_handlers",

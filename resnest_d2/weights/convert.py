@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from .naming import DETECTRON2, DETECTRON2_KEY, FOREIGN, MMDETECTION, Naming
 logger = logging.getLogger(__name__)
 
 _ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
+_BACKBONE_KEY = re.compile(r"(stem|res[2-5]|linear)\.")
 _OLD_NORM = re.compile(r"(.*res[2-5]\.\d+\.conv2)\.bn\.(\w+)")
 # Put before every key by DistributedDataParallel, Lightning and the like.
 _WRAPPERS = ("module.", "model.", "_orig_mod.")
@@ -35,13 +36,15 @@ class Conversion(NamedTuple):
     """Whose names they had."""
     container: str
     """Key of the checkpoint that held them; "" if they were the checkpoint."""
+    origins: dict[str, str]
+    """The names that they had, by those that they have; without what wrappers put before them."""
     dropped: tuple[str, ...]
     """Keys that are no weights of the model."""
 
     @property
     def is_backbone(self) -> bool:
         """Whether these are the weights of a backbone alone, without a place in a detector."""
-        return all(key.startswith(("stem.", "res", "linear.")) for key in self.weights)
+        return all(_BACKBONE_KEY.match(key) for key in self.weights)
 
 
 def convert(checkpoint: Mapping[str, Any], drop_unknown: bool = False) -> dict[str, torch.Tensor]:
@@ -80,23 +83,20 @@ def describe_conversion(checkpoint: Mapping[str, Any], drop_unknown: bool = Fals
             f"not the weights of a known ResNeSt: {len(tensors)} of {len(tensors)} keys fit no "
             f"known naming ({listed})"
         )
-    renamed, unknown = _rename(tensors, naming)
+    origins, unknown = _rename(tensors, naming)
     if unknown and not drop_unknown:
-        title = DETECTRON2 if naming == DETECTRON2 else naming.title
         raise ValueError(
             f"not the weights of a known ResNeSt: {len(unknown)} of {len(tensors)} keys do not fit "
-            f"the naming of {title}, as the others do ({_listed(unknown)})"
+            f"the naming of {naming}, as the others do ({_listed(unknown)})"
         )
     if unknown:
         logger.warning("%d keys are of no known name: %s", len(unknown), _listed(unknown))
-    weights = {
-        key: value[:, :, None, None]
-        if value.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(key)
-        else value
-        for key, value in renamed.items()
-    }
-    title = naming if isinstance(naming, str) else naming.title
-    return Conversion(weights, title, container, tuple(unknown))
+    weights = {}
+    for new, old in origins.items():
+        value = tensors[old]
+        is_matrix = value.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(new)
+        weights[new] = value[:, :, None, None] if is_matrix else value
+    return Conversion(weights, str(naming), container, origins, tuple(unknown))
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
@@ -124,37 +124,36 @@ def unwrap(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]
     return "", tensors
 
 
-def recognize(keys: Mapping[str, Any]) -> Naming | str | None:
-    """Whose names most of the keys are; None if nobody's."""
+def recognize(keys: Iterable[str]) -> Naming | str | None:
+    """Whose names most of the keys are, whatever wraps them; None if nobody's."""
+    keys = list(_without_prefix(dict.fromkeys(keys)))
     if any(DETECTRON2_KEY.fullmatch(key) for key in keys):
         return DETECTRON2
-    keys = _without_place(keys)
-    counts = {naming: naming.count(keys) for naming in FOREIGN}
+    bare = _without_place(keys)
+    counts = {naming: naming.count(bare) for naming in FOREIGN}
     best = max(FOREIGN, key=counts.__getitem__)
     return best if counts[best] else None
 
 
-def _rename(
-    tensors: dict[str, torch.Tensor], naming: Naming | str
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Tensors under their new names, and keys of no known name."""
-    if naming == DETECTRON2:
+def _rename(keys: Iterable[str], naming: Naming | str) -> tuple[dict[str, str], list[str]]:
+    """Keys by their new names, and those of no known name."""
+    if isinstance(naming, str):
         # What else a detector has is its own affair, but not parts with foreign names.
-        unknown = [key for key in tensors if any(other.rename(key) for other in FOREIGN)]
-        known = {key: value for key, value in tensors.items() if key not in unknown}
-        return {_OLD_NORM.sub(r"\1.bn0.\2", key): value for key, value in known.items()}, unknown
-    renamed: dict[str, torch.Tensor] = {}
+        unknown = [key for key in keys if any(other.rename(key) for other in FOREIGN)]
+        known = (key for key in keys if key not in unknown)
+        return {_OLD_NORM.sub(r"\1.bn0.\2", key): key for key in known}, unknown
+    origins: dict[str, str] = {}
     unknown = []
-    for key, value in _without_place(tensors).items():
-        new = naming.rename(key)
-        if new is None or new in renamed:
+    for bare, key in _without_place(keys).items():
+        new = naming.rename(bare)
+        if new is None or new in origins:
             unknown.append(key)
         else:
-            renamed[new] = value
-    return renamed, unknown
+            origins[new] = key
+    return origins, unknown
 
 
-def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _without_prefix(tensors: dict[str, Any]) -> dict[str, Any]:
     """Without what wrappers put before every key."""
     while True:
         prefix = next((p for p in _WRAPPERS if all(k.startswith(p) for k in tensors)), None)
@@ -163,14 +162,15 @@ def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
 
 
-def _without_place(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Foreign names without the place of the backbone, unless it is part of a detector's naming."""
-    if not any(MMDETECTION.rename(k) and not k.startswith("backbone.") for k in tensors):
+def _without_place(keys: Iterable[str]) -> dict[str, str]:
+    """Foreign keys by their names without the backbone's place, unless that is part of a naming."""
+    keys = list(keys)
+    if not any(MMDETECTION.rename(k) and not k.startswith("backbone.") for k in keys):
         for place in _PLACES:
-            bare = {key.removeprefix(place): value for key, value in tensors.items()}
-            if any(key.startswith(place) for key in tensors) and len(bare) == len(tensors):
+            bare = {key.removeprefix(place): key for key in keys}
+            if any(key.startswith(place) for key in keys) and len(bare) == len(keys):
                 return bare
-    return dict(tensors)
+    return {key: key for key in keys}
 
 
 def _listed(keys: Sequence[str], most: int = 20) -> str:

@@ -74,7 +74,8 @@ def of_model(model: nn.Module) -> InputFormat | None:
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
     if mean is None or std is None or mean.is_meta:
         return None
-    values = (tuple(tensor.flatten().tolist()) for tensor in (mean, std))
+    # As they are in the config, not as they are in fp32.
+    values = (tuple(float(f"{v:.6g}") for v in t.flatten().tolist()) for t in (mean, std))
     return InputFormat(getattr(model, "input_format", None) or "", *values)
 
 

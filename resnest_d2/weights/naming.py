@@ -15,6 +15,9 @@ class Naming:
     title: str
     rules: tuple[Rule, ...]
 
+    def __str__(self) -> str:
+        return self.title
+
     def rename(self, key: str) -> str | None:
         """The key's name in Detectron2, or None if it is none of this naming."""
         for pattern, replacement in self.rules:
