@@ -39,13 +39,17 @@ setup(
     extras_require={
         "dev": [
             "opencv-python-headless",
+            "huggingface_hub",
             "pytest",
             "resnest==0.0.6b20230402",  # the reference
             "ruff",
+            "safetensors",
             "scikit-image",
             "scikit-learn",
             "timm",
         ],
+        # timm:// names, and files ending in .safetensors
+        "hub": ["huggingface_hub", "safetensors"],
         "demo": ["matplotlib", "opencv-python-headless", "scikit-image", "scikit-learn"],
     },
 )
