@@ -21,15 +21,31 @@ def sha256(path: str | Path) -> str:
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``target`` when the block ends without an error.
 
-    Whatever happens, ``target`` is the old file or the new one, never half of it.
+    Whatever happens, ``target`` is the old file or the new one, never half of it. The temporary
+    file is there, empty and with the permissions of any new file.
+
+    Raises:
+        OSError: the file cannot be written; the message names it.
     """
     # Not tempfile's, which only this user may read: caches are shared.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    with _naming(target):
+        temporary.touch()
     try:
         yield temporary
-        os.replace(temporary, target)
+        with _naming(target):
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Errors name the file that is wanted, not the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {target}: {error.strerror}") from error
 
 
 def write_text(target: Path, text: str) -> None:

@@ -166,6 +166,31 @@ def test_mixtures_are_refused(imagenet, openmmlab, expected):
             convert(mixture)
 
 
+def test_what_is_in_a_bare_backbones_file(expected, caplog):
+    """Nothing else: it would make a detector of it."""
+    more = expected | {"foo.bar": torch.zeros(1)}
+    with pytest.raises(ValueError, match=r"1 of .* naming of Detectron2.*\(foo.bar\)"):
+        convert(more)
+    assert_equal(convert(more, drop_unknown=True), expected)
+    both = expected | {"res2.0.conv2.bn.weight": expected["res2.0.conv2.bn0.weight"]}
+    with pytest.raises(ValueError, match=r"1 of .*\(res2.0.conv2.bn.weight\)"):
+        convert(both)
+
+
+def test_settings_of_averaging_are_no_weights(imagenet, expected):
+    for beside in ({"ema": {"decay": 1}}, {"ema_state": {"num_updates": 3}}, {"model_ema": {}}):
+        assert_equal(convert({"model": imagenet} | beside), expected)
+    endless = {}
+    endless["model"] = endless
+    with pytest.raises(ValueError, match="no tensors under model"):
+        convert(endless)
+
+
+def test_what_is_left_of_a_resnet():
+    with pytest.raises(ValueError, match="none of them is of a block's 3x3 convolution"):
+        convert(resnet50().state_dict(), drop_unknown=True)
+
+
 def test_two_names_for_one_weight(imagenet):
     both = imagenet | {"layer1.0.conv2.bn.weight": imagenet["layer1.0.conv2.bn0.weight"]}
     with pytest.raises(ValueError, match=r"1 of .*\(layer1.0.conv2.bn.weight\)"):
@@ -180,10 +205,12 @@ def test_a_resnet_is_none():
 def test_what_was_recognised(imagenet, openmmlab, expected):
     found = describe_conversion({"state_dict": openmmlab})
     assert (found.naming, found.container) == ("OpenMMLab's backbones", "state_dict")
-    assert found.is_backbone
+    assert_equal(found.backbone, expected)
     assert describe_conversion(expected).naming == "Detectron2"
     detector = {f"backbone.bottom_up.{k}": v for k, v in expected.items()}
-    assert not describe_conversion(detector).is_backbone
+    assert_equal(describe_conversion(detector).backbone, expected)
+    detector["backbone.fpn_output2.weight"] = torch.zeros(1)
+    assert describe_conversion(detector).backbone is None
 
 
 @pytest.mark.parametrize("radix", [1, 2, 4])

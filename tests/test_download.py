@@ -3,8 +3,11 @@
 import errno
 import hashlib
 import json
-import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,12 +22,20 @@ from server import Server, content, cut_off, silent, slow, status
 
 import resnest_d2
 from resnest_d2 import model_zoo, zoo_table
-from resnest_d2.weights import FetchError, catalog, convert, download, handler, load_weights
+from resnest_d2.weights import (
+    FetchError,
+    catalog,
+    convert,
+    download,
+    handler,
+    load_weights,
+    writing,
+)
 from resnest_d2.weights.reading import read_checkpoint
 
 NAME = "resnest://ImageNet/tiny"
 BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
-SMALL = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.NORM", "BN"]
+SMALL = ["MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.NORM", "BN"]
 
 
 def backbone():
@@ -179,6 +190,59 @@ def test_a_mirror_comes_first(server, tiny, data, state_dict, tmp_path, monkeypa
     assert len(server.requests) == 3
 
 
+MIRRORS = {
+    "an absent user": ("~nosuchuser/w", "no such file"),
+    "a name that is too long": ("x" * 300, "File name too long"),
+    "no address": ("://", "unknown url type"),
+    "no host": ("http://[::bad/", "Invalid IPv6"),
+    "half a length": ("length", "invalid literal"),
+    "a huge length": ("huge", "it takes 1000000000000000 bytes, and"),
+    "a loop": ("loop", "infinite loop"),
+}
+
+
+@pytest.mark.parametrize("kind", MIRRORS)
+def test_a_bad_mirror_hides_no_source(kind, server, tiny, data, state_dict, monkeypatch, caplog):
+    mirror, reason = MIRRORS[kind]
+    if mirror in ("length", "huge", "loop"):
+        mirror = server.url + mirror
+    length = {"Content-Length": "abc"}
+    server.answers = {
+        f"length/{tiny}": content(data, length),
+        f"huge/{tiny}": content(data, {"Content-Length": str(10**15)}),
+        f"loop/{tiny}": status(302, headers={"Location": f"/loop/{tiny}"}),
+        f"a/{tiny}": content(data),
+    }
+    monkeypatch.setenv("RESNEST_D2_MIRROR", mirror)
+    with caplog.at_level("INFO"):
+        assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert reason in caplog.text
+
+
+def test_an_unhashed_file_of_no_use(hub, tiny, server, data, state_dict, tmp_path, monkeypatch):
+    """The hub's file has no hash in its name, and one in a mirror may be anything."""
+    monkeypatch.setitem(catalog.HUB, "tiny", "resnest14d.test")
+    file = tmp_path / "mirror/timm/resnest14d.test/model.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()})[:-100])
+    monkeypatch.setenv("RESNEST_D2_MIRROR", str(tmp_path / "mirror"))
+    server.answers[f"a/{tiny}"] = content(data)
+    path = PathManager.get_local_path(NAME)
+    assert_complete(path, state_dict)
+    assert json.loads(Path(path).with_suffix(".json").read_text())["verified"] is True
+    # Weights of another network are no use either.
+    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()}))
+    other = tmp_path / "mirror/timm/resnest26d.test/model.safetensors"
+    other.parent.mkdir()
+    file.rename(other)
+    with pytest.raises(FetchError, match=r"it is of a ResNeSt-14, not of a ResNeSt-26"):
+        handler.local_path(
+            catalog.Entry(
+                "timm://resnest26d.test", (catalog.HubFile("timm/resnest26d.test"),), None
+            )
+        )
+
+
 class Hostile:
     def __init__(self, target):
         self.target = target
@@ -199,7 +263,7 @@ def test_what_it_downloads_is_never_executed(zipped, server, tiny, tmp_path, mon
     name = f"tiny-{hashlib.sha256(hostile).hexdigest()[:8]}.pth"
     monkeypatch.setitem(catalog.IMAGENET, "tiny", name)
     server.answers[f"a/{name}"] = content(hostile)
-    with pytest.raises(ValueError, match=r"holds Python objects besides tensors \(posix.mkdir\)"):
+    with pytest.raises(FetchError, match=r"holds Python objects besides tensors \(posix.mkdir\)"):
         PathManager.get_local_path(NAME)
     with pytest.raises(ValueError, match=f"MODEL.WEIGHTS: {file} holds Python obj.*posix.mk"):
         load_weights(backbone(), str(file))
@@ -218,26 +282,36 @@ def test_a_file_without_a_hash_is_told_of(server, tiny, data, state_dict, monkey
 
 def test_a_full_disk(server, tiny, data, tmp_path, monkeypatch):
     server.answers[f"a/{tiny}"] = content(data)
-    usage = (len(data), len(data), 100)
-    monkeypatch.setattr(
-        download.shutil, "disk_usage", lambda path: type("U", (), {"free": usage[2]})
-    )
-    with pytest.raises(FetchError, match="No space left on device, it takes") as error:
-        PathManager.get_local_path(NAME)
-    assert f"cannot write weights to {tmp_path}/cache/resnest_d2: " in str(error.value)
-    assert "$FVCORE_CACHE names another folder" in str(error.value)
-    assert server.requests == [f"/a/{tiny}"]  # other sources would not help
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(FetchError, match=f"it takes {len(data)} bytes, and 100 are free in"):
+            PathManager.get_local_path(NAME)
 
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.undo()
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(handler.torch, "save", full)
-    entry = catalog.Entry(NAME, (catalog.WebFile(f"{server.url}a/{tiny}"),), catalog.IMAGENET_RGB)
-    with pytest.raises(FetchError, match="cannot write weights to .*: No space left on device"):
-        handler.local_path(entry)
+    with monkeypatch.context() as patch:
+        patch.setattr(download, "CHUNK", 1000)
+        patch.setattr(download, "replacing", full_file(data))
+        with pytest.raises(FetchError, match="cannot write weights to .*: No space left") as error:
+            PathManager.get_local_path(NAME)
+    assert "$FVCORE_CACHE names another folder" in str(error.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.torch, "save", full)
+        with pytest.raises(FetchError, match="cannot write weights to .*: No space left on device"):
+            PathManager.get_local_path(NAME)
     assert cached(tmp_path) == []
+
+
+def full_file(data):
+    """In place of ``replacing``: /dev/full, which is always full."""
+
+    @contextmanager
+    def replacing(target):
+        yield Path("/dev/full")
+
+    return replacing
 
 
 def test_no_permission(tiny, tmp_path):
@@ -247,20 +321,21 @@ def test_no_permission(tiny, tmp_path):
         PathManager.get_local_path(NAME)
 
 
-def fetch(queue) -> None:
-    queue.put(PathManager.get_local_path(NAME))
+FETCH = """
+import sys
+from detectron2.utils.file_io import PathManager
+from resnest_d2.weights import catalog
+catalog.IMAGENET["tiny"], catalog.RELEASE = sys.argv[1:]
+print(PathManager.get_local_path("resnest://ImageNet/tiny"))
+"""
 
 
 def test_processes_wait_for_each_other(server, tiny, data):
-    server.answers[f"a/{tiny}"] = slow(data, 0.5)
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    processes = [context.Process(target=fetch, args=(queue,)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    paths = {queue.get(timeout=60) for _ in processes}
-    for process in processes:
-        process.join()
+    server.answers[f"a/{tiny}"] = slow(data, 10)  # longer than two starts are apart
+    command = [sys.executable, "-c", FETCH, tiny, server.url + "a/"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate(timeout=120)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(paths) == 1
     assert server.requests == [f"/a/{tiny}"]
 
@@ -270,9 +345,32 @@ def test_a_broken_cache_is_made_anew(server, tiny, data, state_dict):
     path = Path(PathManager.get_local_path(NAME))
     path.write_bytes(path.read_bytes()[:-1])
     assert_complete(PathManager.get_local_path(NAME), state_dict)
-    path.with_suffix(".json").write_text("{}")
-    assert_complete(PathManager.get_local_path(NAME), state_dict)
-    assert len(server.requests) == 3
+    for note in ("{}", "null", "[]", '"x"', "{", '{"version": 1}'):
+        path.with_suffix(".json").write_text(note)
+        assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert len(server.requests) == 8
+
+
+def test_a_cache_that_is_only_to_be_read(server, tiny, data, monkeypatch):
+    server.answers[f"a/{tiny}"] = content(data)
+    path = PathManager.get_local_path(NAME)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(handler, "file_lock", refuse)
+    monkeypatch.setattr(handler, "get_cache_dir", lambda: "/somewhere/else")
+    assert PathManager.get_local_path(NAME) == path
+
+
+def test_names_are_not_written_to(server, tiny, data, state_dict):
+    server.answers[f"a/{tiny}"] = content(data)
+    path = PathManager.get_local_path(NAME)
+    with pytest.raises(ValueError, match="is a name of published weights and cannot be written"):
+        PathManager.open(NAME, "wb")
+    assert_complete(path, state_dict)
+    with PathManager.open(NAME, "rb") as stream:
+        assert stream.read() == Path(path).read_bytes()
 
 
 @pytest.fixture
@@ -333,7 +431,7 @@ def test_the_hub_from_a_mirror(server, tiny, state_dict, tmp_path, monkeypatch, 
 
 
 def test_without_huggingface_hub(tiny, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(FetchError, match=r"needs huggingface_hub: pip install huggingface_hub"):
         PathManager.get_local_path("timm://resnest14d.test")
 

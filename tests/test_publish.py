@@ -3,6 +3,9 @@
 import hashlib
 import importlib.util
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,7 +31,10 @@ from resnest_d2.weights import (
 
 ROOT = Path(__file__).parents[1]
 BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
-CLASSES = {"thing_classes": [str(digit) for digit in range(10)]}
+CLASSES = {
+    "thing_classes": [str(digit) for digit in range(10)],
+    "thing_dataset_id_to_contiguous_id": {digit + 1: digit for digit in range(10)},
+}
 
 
 def load_tool(name):
@@ -96,6 +102,45 @@ def test_mmdetections_classes_come_along(imagenet, tmp_path):
         torch.save({"meta": meta, **content}, tmp_path / "epoch_12.pth")
         convert_weights([str(tmp_path / "epoch_12.pth"), str(tmp_path / "x.pth"), "--overwrite"])
         assert read_checkpoint(tmp_path / "x.pth")["classes"] == {"thing_classes": ["cat", "dog"]}
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_files_are_whole_small_and_readable(tmp_path, ending):
+    """Nothing of the memory that tensors are views of, and for everybody to read."""
+    large = torch.zeros(1_000_000)
+    weights = make_resnest(14).state_dict()
+    weights["stem.conv1_1.norm.bias"] = large[:32]
+    torch.save({"model": weights}, tmp_path / "views.pth")
+    target = tmp_path / f"converted{ending}"
+    convert_weights([str(tmp_path / "views.pth"), str(target)])
+    size = sum(tensor.nbytes for tensor in weights.values())
+    assert size < target.stat().st_size < size + 300_000
+    other = tmp_path / "other"
+    other.touch()
+    assert target.stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_a_disk_that_is_full(imagenet, tmp_path, capsys, monkeypatch, ending):
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    target = tmp_path / f"converted{ending}"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        line = fails(convert_weights, capsys, imagenet, target)
+    assert f"cannot write {target}: it takes" in line
+    # A quota shows only while writing.
+    code = (
+        "import resource, signal, sys; sys.path.insert(0, sys.argv[1]);"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000));"
+        "import convert_weights; sys.exit(convert_weights.main(sys.argv[2:]))"
+    )
+    command = [sys.executable, "-c", code, str(ROOT / "tools"), str(imagenet), str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert f"cannot write {target}" in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert sorted(tmp_path.iterdir()) == [imagenet]
 
 
 def test_what_cannot_be_converted(imagenet, tmp_path, capsys):
@@ -166,7 +211,8 @@ def test_publication(trained, tmp_path, capsys, ending):
         f"--opts MODEL.WEIGHTS {weights.name}",
     ):
         assert part in text
-    for absent in ("APl", "total_loss", "OUTPUT_DIR", str(folder)):
+    assert "VERSION: 2" in config.read_text()
+    for absent in ("APl", "DEVICE", "total_loss", "OUTPUT_DIR", str(folder)):
         assert absent not in text
     # The files are all that somebody else needs.
     cfg = load_config(str(config), ["MODEL.DEVICE", "cpu"])
@@ -199,6 +245,8 @@ def test_what_cannot_be_published(trained, tmp_path, capsys):
     (tmp_path / "faster.yaml").write_text(faster.dump())
     found = line(checkpoint, out, "--config-file", tmp_path / "faster.yaml")
     assert "it has besides the model 8 parameters, in roi_heads.mask_head" in found
+    assert "got 'a/b'" in line(checkpoint, out, "--name", "a/b")
+    assert "is no JSON but a binary file" in line(checkpoint, out, "--results", checkpoint)
     assert "--config-file: there is no file" in line(checkpoint, out, "--config-file", "no.yaml")
     (tmp_path / "empty.json").write_text('{"total_loss": 3}')
     found = line(checkpoint, out, "--results", tmp_path / "empty.json")

@@ -162,7 +162,7 @@ def test_wrong_input_is_one_line(tmp_path, args, message):
             "error: MODEL.ROI_HEADS.NUM_CLASSES is 5, but data set 'digits_train' has 10 classes",
         ),
         (["MODEL.RPN.IN_FEATURES", "['p9']"], "error: there is nothing named 'p9'"),
-        (["MODEL.WEIGHTS", __file__], f"error: MODEL.WEIGHTS {__file__} is no readable checkpoint"),
+        (["MODEL.WEIGHTS", __file__], f"error: MODEL.WEIGHTS: {__file__} is a text, not weights"),
         (
             ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.AUG.ENABLED", "True"],
             "error: TEST.AUG.ENABLED: Detectron2 has no augmentation for this model",

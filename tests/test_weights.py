@@ -11,7 +11,7 @@ import mmdet_golden
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import _LOG_COUNTER
 from helpers import image_shape, make_cfg, randomize
@@ -30,12 +30,13 @@ from resnest_d2.weights import (
     RecordingCheckpointer,
     UntrainedParametersError,
     convert,
+    load_detector,
     load_weights,
     read_classes,
 )
 from resnest_d2.weights.catalog import input_format_of
 from resnest_d2.weights.convert import describe_conversion
-from resnest_d2.weights.handler import detectron2_checkpoint
+from resnest_d2.weights.writing import detectron2_checkpoint
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
@@ -163,6 +164,10 @@ def test_loading_reports_what_it_left(tmp_path, caplog):
         load_weights(backbone, str(tmp_path / "absent.pth"))
 
 
+# By torch or safetensors, and so no pickles of arrays.
+SAVED = ("truncated", "truncated legacy", "truncated safetensors", "module")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -198,7 +203,7 @@ def test_a_broken_file_is_named(tmp_path, content, reason, ending):
         torch.save(backbone.state_dict(), file, _use_new_zipfile_serialization="l" not in content)
     if isinstance(content, str) and "truncated" in content:
         file.write_bytes(file.read_bytes()[:-1000])
-    if ending == ".pkl" and content in ("truncated", "truncated legacy", "module"):
+    if ending == ".pkl" and content in SAVED:
         reason = "is"  # torch.save's files are no such pickles
     with pytest.raises(ValueError, match=f"MODEL.WEIGHTS: {file} {reason}") as error:
         load_weights(backbone, str(file))
@@ -221,6 +226,25 @@ def test_detectron2s_pickles_are_read_as_arrays_only(tmp_path):
     assert "bottom_up" not in str(error.value)
     weight = model.backbone.bottom_up.res2[0].conv1.weight
     assert np.array_equal(weight.detach(), arrays["res2.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("ending", [".pkl", ".pyth"])
+def test_pickles_never_reach_pickle_load(ending, imagenet, tmp_path, monkeypatch):
+    """Not even after they have been looked at: a file can be two things at once."""
+    file = tmp_path / f"weights{ending}"
+    arrays = {key: value.numpy() for key, value in imagenet.items()}
+    file.write_bytes(pickle.dumps({"model_state": arrays} if ending == ".pyth" else arrays))
+    monkeypatch.setattr(detection_checkpoint.pickle, "load", lambda *a, **k: 1 / 0)
+    model = small_backbone()
+    assert load_weights(model, str(file)) == []
+    assert torch.equal(model.stem.conv1_1.weight, imagenet["conv1.0.weight"])
+
+    # Safetensors by its ninth byte, a pickle by its name: it is read as the pickle.
+    tensors = file.with_name("tensors.safetensors")
+    save_file(model.state_dict(), tensors)
+    tensors.rename(file)
+    with pytest.raises(ValueError, match="no checkpoint"):
+        load_weights(model, str(file))
 
 
 def state_dict_of(depth, **kwargs):
@@ -373,6 +397,90 @@ def test_what_is_known_of_colours_is_what_the_files_were_trained_with():
             assert known.channels == cfg.INPUT.FORMAT
             assert list(known.mean) == cfg.MODEL.PIXEL_MEAN
             assert list(known.std) == cfg.MODEL.PIXEL_STD
+
+
+@pytest.mark.parametrize("place", ["backbone.", "bottom_up.", "backbone.bottom_up."])
+def test_a_backbone_from_any_place(place, imagenet, tmp_path):
+    """In Detectron2's names it fits a detector and a bare backbone alike."""
+    backbone = {k: v for k, v in convert(imagenet).items() if not k.startswith("linear.")}
+    file = tmp_path / "backbone.pth"
+    torch.save({"model": {place + key: value for key, value in backbone.items()}}, file)
+    assert load_weights(small_backbone(), str(file)) == []
+    train_from(small_detector(), file, tmp_path)
+
+
+def test_a_plain_resnet_needs_its_convolutions(tmp_path):
+    cfg = model_zoo.get_config("baselines/faster_resnet50")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_detector(cfg)
+    weights = model.backbone.state_dict()
+    folded = {"backbone." + k: v for k, v in weights.items() if "running" not in k}
+    torch.save({"model": folded}, tmp_path / "folded.pth")
+    train_from(model, tmp_path / "folded.pth", tmp_path)
+    for name, broken in {
+        "partial": {k: v for k, v in folded.items() if ".conv3." not in k},
+        "elsewhere": {f"x.{k}": v for k, v in folded.items()},
+    }.items():
+        torch.save({"model": broken}, tmp_path / f"{name}.pth")
+        with pytest.raises(ValueError, match="parameters of the backbone at random values"):
+            train_from(model, tmp_path / f"{name}.pth", tmp_path)
+
+
+ODD = {
+    "an integer key": lambda im: {**im, 7: torch.zeros(1)},
+    "texts": lambda im: {**im, "names": np.array(["a"])},
+    "no meta": lambda im: {"state_dict": im, "meta": {"CLASSES": 5}},
+    "no classifier": lambda im: {"model": im, "classifier": [1, 2]},
+    "no weights in the classifier": lambda im: {"model": im, "classifier": {"linear.weight": 3}},
+    "sparse": lambda im: {**im, "bn1.bias": torch.zeros(3).to_sparse()},
+    "meta": lambda im: {**im, "bn1.bias": torch.zeros(3, device="meta")},
+}
+CLASSES = (5, ["a"], "abc", None, {"thing_classes": 3}, {"thing_classes": "person"}, {"name": "x"})
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_content_is_no_crash(kind, imagenet, tmp_path):
+    file = tmp_path / ("odd.pkl" if kind == "texts" else "odd.pth")
+    content = ODD[kind](imagenet)
+    if kind == "texts":
+        content = {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in content.items()}
+        file.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, file)
+    if kind in ("an integer key", "sparse", "meta"):
+        with pytest.raises(ValueError, match=f"{file}.*( 7|bn1.bias|\\(7)"):
+            load_weights(small_backbone(), str(file))
+    else:
+        assert load_weights(small_backbone(), str(file)) == []
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+def test_classes_that_are_none(classes, imagenet, tmp_path):
+    file = tmp_path / "odd.pth"
+    torch.save({"model": imagenet, "classes": classes}, file)
+    assert read_classes(str(file)) == {}
+    assert load_detector(small_backbone(), str(file)) == {}
+
+
+def test_classes_of_files_of_old(imagenet, tmp_path):
+    """torch.save before 1.6 wrote files that cannot be mapped into memory."""
+    file = tmp_path / "old.pth"
+    content = {"model": imagenet, "classes": {"thing_classes": ["a"]}}
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    assert read_classes(str(file)) == {"thing_classes": ["a"]}
+
+
+def test_files_that_are_not_there(tmp_path):
+    for path in ("absent.pth", "absent.pth?matching_heuristics=True"):
+        for loader in (load_weights, lambda model, file: train_from(model, file, tmp_path)):
+            with pytest.raises(FileNotFoundError, match="MODEL.WEIGHTS: there is no file absent"):
+                loader(small_backbone(), path)
+
+
+def test_queries(imagenet_file, tmp_path):
+    assert load_weights(small_backbone(), f"{imagenet_file}?matching_heuristics=True") == []
+    with pytest.raises(ValueError, match="after '\\?' only matching_heuristics=True is known"):
+        load_weights(small_backbone(), f"{imagenet_file}?x=1")
 
 
 def test_old_detectron2_checkpoints(imagenet, tmp_path):

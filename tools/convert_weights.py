@@ -10,7 +10,7 @@ from detectron2.utils.logger import setup_logger
 
 import resnest_d2  # noqa: F401  (registers resnest:// and timm://)
 from resnest_d2.engine import one_line_errors
-from resnest_d2.weights.writing import Converted, check_target, convert_file
+from resnest_d2.weights.file_conversion import Converted, check_target, convert_file
 
 
 def format_summary(source: str, converted: Converted) -> str:
@@ -18,7 +18,7 @@ def format_summary(source: str, converted: Converted) -> str:
     conversion = converted.conversion
     container = f", under {conversion.container!r}" if conversion.container else ""
     tensors = conversion.weights.values()
-    kind = "a backbone" if conversion.is_backbone else "a detector"
+    kind = "a detector" if conversion.backbone is None else "a backbone"
     millions = sum(t.numel() for t in tensors) / 1e6
     lines = [
         f"read     {source}: names of {conversion.naming}{container}",

@@ -7,19 +7,17 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..weights import CLASSES_KEY, RecordingCheckpointer, checkpoint_errors, of_model, parts
+from ..weights import (
+    CLASS_METADATA,
+    CLASSES_KEY,
+    RecordingCheckpointer,
+    checkpoint_errors,
+    of_model,
+    parts,
+    require_file,
+)
 
 logger = logging.getLogger(__name__)
-
-# What predictions need to be named and drawn.
-CLASS_METADATA = (
-    "thing_classes",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_classes",
-    "stuff_dataset_id_to_contiguous_id",
-    "keypoint_names",
-    "keypoint_connection_rules",
-)
 
 
 def class_metadata(datasets: Sequence[str]) -> dict[str, Any]:
@@ -88,11 +86,15 @@ class TrainingCheckpointer(RecordingCheckpointer):
         """Load as ``DetectionCheckpointer`` does, and tell in short what starts anew.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ValueError: the checkpoint is damaged, is of another network or lacks parts of the
                 backbone, or was trained on other classes and is resumed.
         """
         last = resume and self.has_checkpoint()
-        with checkpoint_errors(self.get_checkpoint_file() if last else path):
+        file = self.get_checkpoint_file() if last else path
+        if file:
+            require_file(file)
+        with checkpoint_errors(file):
             content = super().resume_or_load(path, resume=resume)
         if path and not last:
             self._require_backbone(path)

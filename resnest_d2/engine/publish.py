@@ -14,13 +14,15 @@ from omegaconf import DictConfig
 from ..build import build_detector
 from ..files import sha256, write_text
 from ..projects import flat_keys
-from ..weights import CLASSES_KEY, describe_conversion, of_model, parts, read_checkpoint
+from ..weights import CLASSES_KEY, classes_in, describe_conversion, of_model, parts, read_checkpoint
 from ..weights.writing import write_checkpoint
 from .setup import load_config
 
 # Whose metrics are results; metrics.json of training has times and losses too.
 TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 _ABSENT = object()
+# Of the machine that a model was trained on.
+_PERSONAL = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
 
 
 def publish(
@@ -58,6 +60,8 @@ def publish(
     for file in filter(None, (checkpoint, results)):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
+    if name is not None and Path(name).name != name:
+        raise ValueError(f"a name is the beginning of a file's name, got {name!r}")
     cfg = load_config(str(config_file), list(opts))
     metrics = read_results(results) if results else {}
     content = read_checkpoint(checkpoint)
@@ -69,8 +73,8 @@ def publish(
     published: dict[str, Any] = {"model": weights, "__author__": "resnest_d2"}
     if images:
         published["input"] = images
-    if content.get(CLASSES_KEY):
-        published[CLASSES_KEY] = content[CLASSES_KEY]
+    if classes_in(content):
+        published[CLASSES_KEY] = classes_in(content)
 
     is_yaml = isinstance(cfg, CfgNode)
     settings = _differing(cfg) if is_yaml else _as_yaml(cfg)
@@ -100,7 +104,10 @@ def read_results(file: Path) -> dict[str, float]:
         ValueError: there are none.
     """
     found: dict[str, float] = {}
-    text = file.read_text()
+    try:
+        text = file.read_text()
+    except UnicodeDecodeError:
+        raise ValueError(f"{file} is no JSON but a binary file") from None
     try:
         entries = [json.loads(text)]
     except json.JSONDecodeError:
@@ -230,13 +237,11 @@ def _differing(cfg: CfgNode) -> str:
         for parent in parents:
             ours = ours[parent]
             theirs = theirs.get(parent, {})
-        if (last in theirs and theirs[last] == ours[last]) or key in (
-            "OUTPUT_DIR",
-            "MODEL.WEIGHTS",
-        ):
+        if key in _PERSONAL or theirs.get(last, _ABSENT) == ours[last]:
             continue
         node = changed
         for parent in parents:
             node = node.setdefault(parent, CfgNode())
         node[last] = ours[last]
+    changed.VERSION = cfg.VERSION  # without it Detectron2 guesses, and says so
     return changed.dump()

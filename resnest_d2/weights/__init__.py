@@ -5,25 +5,30 @@ from .download import MIRROR_VARIABLE, FetchError, hash_problem, promised_hash
 from .handler import read_note, register_handlers
 from .input_format import of_model, warn_if_it_differs
 from .loading import (
+    CLASS_METADATA,
     CLASSES_KEY,
     RecordingCheckpointer,
     UntrainedParametersError,
     checkpoint_errors,
+    classes_in,
     load_detector,
     load_weights,
     parts,
     read_classes,
+    require_file,
 )
 from .reading import UnreadableError, read_checkpoint
 
 __all__ = [
     "CLASSES_KEY",
+    "CLASS_METADATA",
     "MIRROR_VARIABLE",
     "FetchError",
     "RecordingCheckpointer",
     "UnreadableError",
     "UntrainedParametersError",
     "checkpoint_errors",
+    "classes_in",
     "convert",
     "describe_conversion",
     "hash_problem",
@@ -36,5 +41,6 @@ __all__ = [
     "read_classes",
     "read_note",
     "register_handlers",
+    "require_file",
     "warn_if_it_differs",
 ]

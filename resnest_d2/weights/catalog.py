@@ -5,6 +5,7 @@ convention of torch.hub, which timm and OpenMMLab follow too.
 """
 
 import difflib
+import os
 from dataclasses import dataclass
 from functools import cache
 from urllib.parse import quote, unquote
@@ -24,7 +25,8 @@ class HubFile:
     filename: str = "model.safetensors"
 
     def __str__(self) -> str:
-        return f"https://huggingface.co/{self.repository}/resolve/main/{self.filename}"
+        endpoint = os.getenv("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+        return f"{endpoint}/{self.repository}/resolve/main/{self.filename}"
 
     @property
     def mirrored(self) -> str:

@@ -25,6 +25,8 @@ _AVERAGING = re.compile(r"n_averaged|steps|ema_[a-z_0-9]+")
 # ema_state_dict comes last: beside a state_dict that holds the average it has the unaveraged ones.
 _CONTAINERS = ("state_dict_ema", "model_ema", "ema_model", "ema_state", "ema", "model_state_dict")
 _CONTAINERS += ("state_dict", "model_state", "model", "ema_state_dict", "net", "params")
+# Containers in containers.
+_MAX_DEPTH = 4
 
 
 class Conversion(NamedTuple):
@@ -42,9 +44,14 @@ class Conversion(NamedTuple):
     """Keys that are no weights of the model."""
 
     @property
-    def is_backbone(self) -> bool:
-        """Whether these are the weights of a backbone alone, without a place in a detector."""
-        return all(_BACKBONE_KEY.match(key) for key in self.weights)
+    def backbone(self) -> dict[str, torch.Tensor] | None:
+        """The weights without their place in a detector, if they are those of a backbone alone."""
+        for place in ("", *_PLACES):
+            if all(key.startswith(place) for key in self.weights):
+                bare = {key.removeprefix(place): value for key, value in self.weights.items()}
+                if all(_BACKBONE_KEY.match(key) for key in bare):
+                    return bare
+        return None
 
 
 def convert(checkpoint: Mapping[str, Any], drop_unknown: bool = False) -> dict[str, torch.Tensor]:
@@ -89,6 +96,11 @@ def describe_conversion(checkpoint: Mapping[str, Any], drop_unknown: bool = Fals
             f"not the weights of a known ResNeSt: {len(unknown)} of {len(tensors)} keys do not fit "
             f"the naming of {naming}, as the others do ({_listed(unknown)})"
         )
+    if not any(".conv2." in key for key in origins):
+        raise ValueError(
+            f"not the weights of a known ResNeSt: {len(origins)} of {len(tensors)} keys fit the "
+            f"naming of {naming}, and none of them is of a block's 3x3 convolution"
+        )
     if unknown:
         logger.warning("%d keys are of no known name: %s", len(unknown), _listed(unknown))
     weights = {}
@@ -99,8 +111,12 @@ def describe_conversion(checkpoint: Mapping[str, Any], drop_unknown: bool = Fals
     return Conversion(weights, str(naming), container, origins, tuple(unknown))
 
 
-def unwrap(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]:
+def unwrap(checkpoint: Mapping[str, Any], depth: int = 0) -> tuple[str, dict[str, torch.Tensor]]:
     """The weights inside a checkpoint, and the key that holds them ("" if none does).
+
+    Args:
+        checkpoint: names to tensors, or to mappings of them.
+        depth: how deep inside others it is.
 
     Raises:
         ValueError: there are no tensors in it.
@@ -109,19 +125,29 @@ def unwrap(checkpoint: Mapping[str, Any]) -> tuple[str, dict[str, torch.Tensor]]
         raise ValueError(f"a checkpoint is a dict of tensors, got {type(checkpoint).__name__}")
     for container in _CONTAINERS:
         inner = checkpoint.get(container)
-        if isinstance(inner, Mapping) and inner:
-            deeper, tensors = unwrap(inner)
-            return ".".join(filter(None, (container, deeper))), tensors
-    tensors = {
-        key: torch.as_tensor(value)
-        for key, value in checkpoint.items()
-        if isinstance(value, (torch.Tensor, np.ndarray))
-    }
+        if depth < _MAX_DEPTH and isinstance(inner, Mapping):
+            try:
+                deeper, tensors = unwrap(inner, depth + 1)
+            except ValueError:  # settings of the averaging, say
+                continue
+            if tensors:
+                return ".".join(filter(None, (container, deeper))), tensors
+    tensors = {str(key): _tensor(value) for key, value in checkpoint.items() if _is_array(value)}
     if checkpoint and not tensors:
         raise ValueError(
-            f"not the weights of a known ResNeSt: no tensors under {_listed(list(checkpoint))}"
+            f"not the weights of a known ResNeSt: no tensors under "
+            f"{_listed([str(key) for key in checkpoint])}"
         )
     return "", tensors
+
+
+def _is_array(value: Any) -> bool:
+    is_numeric = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+    return isinstance(value, torch.Tensor) or is_numeric
+
+
+def _tensor(value: torch.Tensor | np.ndarray) -> torch.Tensor:
+    return value if isinstance(value, torch.Tensor) else torch.tensor(value)
 
 
 def recognize(keys: Iterable[str]) -> Naming | str | None:
@@ -138,15 +164,30 @@ def recognize(keys: Iterable[str]) -> Naming | str | None:
 def _rename(keys: Iterable[str], naming: Naming | str) -> tuple[dict[str, str], list[str]]:
     """Keys by their new names, and those of no known name."""
     if isinstance(naming, str):
-        # What else a detector has is its own affair, but not parts with foreign names.
-        unknown = [key for key in keys if any(other.rename(key) for other in FOREIGN)]
-        known = (key for key in keys if key not in unknown)
-        return {_OLD_NORM.sub(r"\1.bn0.\2", key): key for key in known}, unknown
+        return _rename_old(list(keys))
     origins: dict[str, str] = {}
     unknown = []
     for bare, key in _without_place(keys).items():
         new = naming.rename(bare)
         if new is None or new in origins:
+            unknown.append(key)
+        else:
+            origins[new] = key
+    return origins, unknown
+
+
+def _rename_old(keys: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Detectron2's keys, with the norm of old files renamed; parts with foreign names are unknown.
+
+    What else a detector has is its own affair; a bare backbone has nothing else.
+    """
+    is_bare = any(_BACKBONE_KEY.match(key) and DETECTRON2_KEY.fullmatch(key) for key in keys)
+    origins: dict[str, str] = {}
+    unknown = []
+    for key in keys:
+        new = _OLD_NORM.sub(r"\1.bn0.\2", key)
+        is_foreign = any(other.rename(key) for other in FOREIGN)
+        if is_foreign or new in origins or (is_bare and not _BACKBONE_KEY.match(key)):
             unknown.append(key)
         else:
             origins[new] = key

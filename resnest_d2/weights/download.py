@@ -1,18 +1,17 @@
 """Fetching published files: from a mirror, the web and the Hugging Face hub, whole and checked."""
 
-import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
-import ssl
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -30,9 +29,15 @@ MIRROR_VARIABLE = "RESNEST_D2_MIRROR"
 TIMEOUT = 30.0
 CHUNK = 1 << 20
 
+Result = TypeVar("Result")
+
 
 class FetchError(OSError):
     """Weights cannot be had; the message says all there is to say."""
+
+
+class CacheError(FetchError):
+    """The folder for weights cannot be written, whatever they come from."""
 
 
 class SourceError(FetchError):
@@ -74,8 +79,10 @@ def _problem(file: Path, actual: str, promised: str) -> str | None:
     return None
 
 
-def fetch(sources: Sequence[WebFile | HubFile], folder: Path) -> Fetched:
-    """The first of several files that can be had.
+def fetch(
+    sources: Sequence[WebFile | HubFile], folder: Path, use: Callable[[Fetched], Result]
+) -> Result:
+    """Use the first of several files that can be had and used.
 
     What ``$RESNEST_D2_MIRROR`` names comes first, then a file that lies in ``folder``, then the
     sources in their order.
@@ -83,21 +90,32 @@ def fetch(sources: Sequence[WebFile | HubFile], folder: Path) -> Fetched:
     Args:
         sources: where the same weights are.
         folder: an existing folder for downloads.
+        use: what to do with the file; a ValueError of it means that the file is no use.
+
+    Returns:
+        what ``use`` returns.
 
     Raises:
         FetchError: no source gives its file, with a reason for each; or the folder cannot be
             written.
     """
     reasons = []
-    for attempt in _attempts(sources, folder):
+    for label, attempt in _attempts(sources, folder):
         try:
             fetched = attempt()
-        except SourceError as error:
-            reasons.append(str(error))
+            try:
+                result = use(fetched)
+            finally:
+                if fetched.is_temporary:
+                    fetched.path.unlink(missing_ok=True)
+        except CacheError:
+            raise
+        except Exception as error:  # of servers, disks, mirrors and files there is no end of kinds
+            reasons.append(f"{label} ({_reason(error)})")
             continue
         if reasons:
             logger.info("%s was taken, after %s", fetched.source, "; ".join(reasons))
-        return fetched
+        return result
     names = " or ".join(dict.fromkeys(source.mirrored for source in sources))
     raise FetchError(
         f"cannot get {names}: {'; '.join(reasons)}. Fetch it by other means and save it as "
@@ -105,67 +123,88 @@ def fetch(sources: Sequence[WebFile | HubFile], folder: Path) -> Fetched:
     )
 
 
-def _attempts(sources: Sequence[WebFile | HubFile], folder: Path) -> Iterator:
+Attempt = tuple[str, Callable[[], Fetched]]
+
+
+def _attempts(sources: Sequence[WebFile | HubFile], folder: Path) -> Iterator[Attempt]:
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     places = {source.mirrored: promised_hash(source.mirrored) for source in sources}
     for place, promised in places.items():
         if "://" in mirror:
             url = f"{mirror.rstrip('/')}/{place}"
-            yield lambda url=url, promised=promised: _download(url, folder, promised)
+            yield url, partial(_download, url, folder, promised)
         elif mirror:
-            path = Path(mirror).expanduser() / place
-            yield lambda path=path, promised=promised: _local(path, promised)
+            path = Path(os.path.expanduser(mirror)) / place
+            yield str(path), partial(_local, path, promised)
     for place, promised in places.items():
-        if (folder / place).is_file():
-            path = folder / place
-            yield lambda path=path, promised=promised: _local(path, promised)
+        path = folder / place
+        if path.is_file():
+            yield str(path), partial(_local, path, promised)
     for source in sources:
         if isinstance(source, HubFile):
-            yield lambda source=source: _from_hub(source)
+            yield str(source), partial(_from_hub, source)
         else:
             promised = promised_hash(source.mirrored)
-            yield lambda url=source.url, promised=promised: _download(url, folder, promised)
+            yield source.url, partial(_download, source.url, folder, promised)
+
+
+def _reason(error: Exception) -> str:
+    """In a few words, without the address."""
+    if isinstance(error, HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    if isinstance(error, URLError):
+        return str(getattr(error.reason, "strerror", None) or error.reason)
+    if isinstance(error, TimeoutError):
+        return f"silent for {TIMEOUT:g} seconds"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _local(path: Path, promised: str) -> Fetched:
     if not path.is_file():
-        raise SourceError(f"{path} (there is no such file)")
-    try:
-        actual = sha256(path)
-        problem = _problem(path, actual, promised)
-    except OSError as error:
-        raise SourceError(f"{path} ({error.strerror or error})") from error
-    if problem:
-        raise SourceError(f"{path} ({problem})")
+        raise SourceError("there is no such file")
+    actual = sha256(path)
+    _require(path, actual, promised)
     return Fetched(path, str(path), actual, bool(promised), is_temporary=False)
+
+
+def _require(path: Path, actual: str, promised: str) -> None:
+    problem = _problem(path, actual, promised)
+    if problem:
+        raise SourceError(problem)
 
 
 def _download(url: str, folder: Path, promised: str) -> Fetched:
     """Download into the folder; a file that is not whole or not the promised one leaves nothing."""
     target = folder / f"download-{uuid.uuid4().hex}"
     digest = hashlib.sha256()
-    with writing_to(folder), _reading_from(url):
-        request = Request(url, headers={"User-Agent": "resnest_d2"})
-        with urlopen(request, timeout=TIMEOUT) as response, replacing(target) as temporary:
-            length = int(response.headers.get("Content-Length") or 0)
-            if length > shutil.disk_usage(folder).free:
-                raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}, it takes {length} bytes")
-            received = 0
-            name = url.rpartition("/")[2]
-            with (
-                temporary.open("wb") as stream,
-                tqdm(desc=name, total=length or None, unit="B", unit_scale=True) as bar,
-            ):
-                while chunk := response.read(CHUNK):
+    request = Request(url, headers={"User-Agent": "resnest_d2"})
+    with urlopen(request, timeout=TIMEOUT) as response, replacing(target) as temporary:
+        length = int(response.headers.get("Content-Length") or 0)
+        free = shutil.disk_usage(folder).free
+        if length > free:
+            raise SourceError(
+                f"it takes {length} bytes, and {free} are free in {folder}; $FVCORE_CACHE names "
+                "another folder"
+            )
+        received = 0
+        with (
+            temporary.open("wb", buffering=0) as stream,
+            tqdm(
+                desc=url.rpartition("/")[2], total=length or None, unit="B", unit_scale=True
+            ) as bar,
+        ):
+            while chunk := response.read(CHUNK):
+                with writing_to(folder):
                     stream.write(chunk)
-                    digest.update(chunk)
-                    received += len(chunk)
-                    bar.update(len(chunk))
-            if length and received != length:
-                raise SourceError(f"cut off after {received} of {length} bytes")
-            problem = _problem(temporary, digest.hexdigest(), promised)
-            if problem:
-                raise SourceError(problem)
+                digest.update(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
+        if length and received != length:
+            raise SourceError(f"cut off after {received} of {length} bytes")
+        _require(temporary, digest.hexdigest(), promised)
     return Fetched(target, url, digest.hexdigest(), bool(promised), is_temporary=True)
 
 
@@ -174,13 +213,9 @@ def _from_hub(file: HubFile) -> Fetched:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise SourceError(
-            f"{file} (needs huggingface_hub: pip install huggingface_hub safetensors)"
+            "needs huggingface_hub: pip install huggingface_hub safetensors"
         ) from None
-    try:
-        path = Path(hf_hub_download(file.repository, file.filename))
-    except Exception as error:  # its own kinds, those of its HTTP library, and its disk's
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"{file} ({reason})") from error
+    path = Path(hf_hub_download(file.repository, file.filename))
     # The hub's cache keeps large files under the SHA-256 that the hub has for them.
     promised = path.resolve().name
     promised = promised if re.fullmatch(r"[0-9a-f]{64}", promised) else ""
@@ -188,37 +223,19 @@ def _from_hub(file: HubFile) -> Fetched:
     problem = _problem(path, actual, promised)
     if problem:
         path.resolve().unlink()  # else it stands in the way of a good one
-        raise SourceError(f"{file} ({problem})")
+        raise SourceError(problem)
     return Fetched(path, str(file), actual, bool(promised), is_temporary=False)
 
 
 @contextmanager
-def _reading_from(url: str) -> Iterator[None]:
-    """Errors of a server or the way to it as a SourceError that names the address."""
-    try:
-        yield
-    except SourceError as error:
-        raise SourceError(f"{url} ({error})" if url not in str(error) else str(error)) from error
-    except HTTPError as error:
-        raise SourceError(f"{url} (HTTP {error.code} {error.reason})") from error
-    except URLError as error:
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        raise SourceError(f"{url} ({reason})") from error
-    except TimeoutError as error:
-        raise SourceError(f"{url} (silent for {TIMEOUT:g} seconds)") from error
-    except (HTTPException, ConnectionError, ssl.SSLError) as error:
-        raise SourceError(f"{url} ({error or type(error).__name__})") from error
-
-
-@contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Errors of the disk as a FetchError that names the folder and how to choose another."""
+    """Errors of the disk as a CacheError that names the folder and how to choose another."""
     try:
         yield
     except FetchError:
         raise
     except OSError as error:
-        raise FetchError(
+        raise CacheError(
             f"cannot write weights to {folder}: {error.strerror or error}; $FVCORE_CACHE names "
             "another folder for the cache"
         ) from error

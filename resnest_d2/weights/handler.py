@@ -2,24 +2,27 @@
 
 import json
 import logging
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import HTTPURLHandler, PathHandler, file_lock, get_cache_dir
 
-from ..files import replacing, write_text
+from ..files import write_text
 from . import catalog
-from .convert import Conversion, describe_conversion
+from .convert import describe_conversion
 from .download import Fetched, fetch, writing_to
-from .reading import read_checkpoint
+from .network import network_of
+from .reading import UnreadableError, read_checkpoint
+from .writing import detectron2_checkpoint, write_torch
 
 logger = logging.getLogger(__name__)
 
 # Of the converted files; another one in the cache is made anew.
 CACHE_VERSION = 1
-AUTHOR = "resnest_d2"
 
 
 class WeightsHandler(PathHandler):
@@ -48,6 +51,8 @@ class WeightsHandler(PathHandler):
             return False
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            raise ValueError(f"{path} is a name of published weights and cannot be written")
         return open(self._get_local_path(path), mode, buffering)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
@@ -78,51 +83,77 @@ def local_path(entry: catalog.Entry, force: bool = False) -> Path:
         FetchError: no source has it, or the cache cannot be written.
         ValueError: what came is no checkpoint of a ResNeSt.
     """
-    root = Path(get_cache_dir()) / "resnest_d2"
-    target = root / f"{entry.cached}.pth"
-    note = target.with_suffix(".json")
+    for root in (_wanted_root(), Path(get_cache_dir()) / "resnest_d2"):
+        target = root / f"{entry.cached}.pth"
+        note = target.with_suffix(".json")
+        # Without a lock, which a folder that is only to be read could not hold.
+        if not force and _is_current(target, note):
+            return target
     with writing_to(root):
         target.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(target)):
             if force or not _is_current(target, note):
-                fetched = fetch(entry.sources, root)
-                try:
-                    _convert(entry, fetched, target, note)
-                finally:
-                    if fetched.is_temporary:
-                        fetched.path.unlink(missing_ok=True)
+                fetch(entry.sources, root, lambda file: _convert(entry, file, target, note))
     return target
+
+
+def _wanted_root() -> Path:
+    """The folder that the user named; ``get_cache_dir`` gives another if it cannot be written."""
+    folder = os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache")
+    return Path(os.path.expanduser(folder)) / "resnest_d2"
 
 
 def read_note(name: str) -> dict[str, Any]:
     """What is noted of weights that were fetched by name: source, sha256, verified."""
-    path = Path(get_cache_dir()) / "resnest_d2" / f"{catalog.find(name).cached}.json"
-    return json.loads(path.read_text())
+    return _read_note(local_path(catalog.find(name)).with_suffix(".json"))
+
+
+def _read_note(note: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(note.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _is_current(target: Path, note: Path) -> bool:
-    try:
-        content = json.loads(note.read_text())
-        size = target.stat().st_size
-    except (OSError, ValueError):
+    content = _read_note(note)
+    keys = ("source", "sha256", "verified")
+    if not target.is_file() or not all(key in content for key in keys):
         return False
-    return content.get("version") == CACHE_VERSION and content.get("bytes") == size
+    size = target.stat().st_size
+    is_current = (content.get("version"), content.get("bytes")) == (CACHE_VERSION, size)
+    if is_current and not content["verified"]:
+        _tell_unverified(target.stem, content["source"])
+    return is_current
+
+
+def _tell_unverified(name: str, source: str) -> None:
+    logger.warning(
+        "%s came from %s without a hash to check it against; it was read as tensors only",
+        name,
+        source,
+    )
+
+
+def _check_network(entry: catalog.Entry, weights: Iterable[str]) -> None:
+    """Refuse weights of another depth than their name says, where no hash vouches for them."""
+    said = re.search(r"(resnest|resnet)(\d+)", entry.name.rpartition("://")[2])
+    found = network_of(weights)
+    if said and found:
+        expected = f"{'ResNeSt' if said[1] == 'resnest' else 'ResNet'}-{said[2]}"
+        if str(found) != expected:
+            raise ValueError(f"it is of a {found}, not of a {expected}")
 
 
 def _convert(entry: catalog.Entry, fetched: Fetched, target: Path, note: Path) -> None:
     try:
         conversion = describe_conversion(read_checkpoint(fetched.path))
-    except ValueError as error:
-        reason = str(error).replace(str(fetched.path), "the file")
-        raise ValueError(
-            f"{entry.name}: what {fetched.source} gives is no use: {reason}"
-        ) from error
+    except UnreadableError as error:
+        raise ValueError(str(error).replace(str(fetched.path), "it")) from error
     if not fetched.is_verified:
-        logger.warning(
-            "%s came from %s without a hash to check it against; it was read as tensors only",
-            entry.name,
-            fetched.source,
-        )
+        _check_network(entry, conversion.weights)
+        _tell_unverified(entry.name, fetched.source)
     source = {
         "source": fetched.source,
         "sha256": fetched.sha256,
@@ -130,20 +161,10 @@ def _convert(entry: catalog.Entry, fetched: Fetched, target: Path, note: Path) -
     }
     content = detectron2_checkpoint(conversion)
     content |= {"input": entry.input_format.to_dict(), "source": source}
-    note.unlink(missing_ok=True)
-    with replacing(target) as temporary:
-        torch.save(content, temporary)
-    size = target.stat().st_size
-    text = json.dumps({**source, "bytes": size, "version": CACHE_VERSION}, indent=1)
-    write_text(note, text + "\n")
+    with writing_to(target.parent):
+        note.unlink(missing_ok=True)
+        write_torch(content, target)
+        size = target.stat().st_size
+        text = json.dumps({**source, "bytes": size, "version": CACHE_VERSION}, indent=1)
+        write_text(note, text + "\n")
     logger.info("%s from %s is now %s", entry.name, fetched.source, target)
-
-
-def detectron2_checkpoint(conversion: Conversion) -> dict[str, Any]:
-    """What ``DetectionCheckpointer`` loads; a backbone's classifier is kept apart."""
-    if not conversion.is_backbone:
-        return {"model": conversion.weights, "__author__": AUTHOR}
-    classifier = {k: v for k, v in conversion.weights.items() if k.startswith("linear.")}
-    model = {k: v for k, v in conversion.weights.items() if k not in classifier}
-    content = {"model": model, "matching_heuristics": True, "__author__": AUTHOR}
-    return content | ({"classifier": classifier} if classifier else {})

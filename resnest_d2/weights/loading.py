@@ -2,26 +2,39 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import parse_qs, urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.modeling.backbone import ResNet
+from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from ..resnest import ResNeSt
 from .catalog import input_format_of
 from .convert import describe_conversion, recognize, unwrap
-from .handler import detectron2_checkpoint
+from .download import FetchError
 from .input_format import from_dict, of_model, warn_if_it_differs
 from .network import network_of
 from .reading import UnreadableError, read_beside_weights, read_checkpoint
+from .writing import detectron2_checkpoint
 
 logger = logging.getLogger(__name__)
 
 # Where training puts the names of its classes in a checkpoint.
 CLASSES_KEY = "classes"
+# What of the data predictions need to be named and drawn.
+CLASS_METADATA = (
+    "thing_classes",
+    "thing_dataset_id_to_contiguous_id",
+    "stuff_classes",
+    "stuff_dataset_id_to_contiguous_id",
+    "keypoint_names",
+    "keypoint_connection_rules",
+)
 
 
 class UntrainedParametersError(ValueError):
@@ -47,16 +60,37 @@ class RecordingCheckpointer(DetectionCheckpointer):
         self._weights = path
         try:
             return super().load(path, *args, **kwargs)
+        except OSError as error:
+            if path and path in str(error):
+                raise
+            raise OSError(f"MODEL.WEIGHTS {path}: {error}") from error
         finally:
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith((".pkl", ".pyth")):  # the base class would execute what is in there
-            read_checkpoint(filename)
-        return super()._load_file(filename)
+        """Read a file of any kind that the base class or :func:`convert` knows.
 
-    def _torch_load(self, f: str) -> dict[str, Any]:
-        content = read_checkpoint(f)
+        The base class would execute what is in a pickle.
+        """
+        content = self._convert(read_checkpoint(filename))
+        query = parse_qs(self._parsed_url_during_load.query)
+        if query.pop("matching_heuristics", None) == ["True"]:
+            content["matching_heuristics"] = True
+        if query:
+            raise ValueError(
+                f"MODEL.WEIGHTS {self._weights}: after '?' only matching_heuristics=True is known"
+            )
+        if "model" in content:
+            return content
+        if not filename.endswith((".pkl", ".pyth")):
+            return {"model": content}
+        # Detectron's files of Caffe2's names, with detectors under "blobs", and pycls's.
+        tensors = content.get("blobs", content.get("model_state", content))
+        kept = {k: v for k, v in tensors.items() if not k.endswith(("_momentum", "_tracked"))}
+        author = "Caffe2" if filename.endswith(".pkl") else "pycls"
+        return {"model": kept, "__author__": author, "matching_heuristics": True}
+
+    def _convert(self, content: dict[str, Any]) -> dict[str, Any]:
         try:
             _, tensors = unwrap(content)
             self._check_network(tensors)
@@ -76,9 +110,9 @@ class RecordingCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         states = self.model.state_dict()
-        for key, value in checkpoint.get("classifier", {}).items():
-            if key in states:
-                checkpoint["model"][key] = value
+        classifier = checkpoint.get("classifier")
+        if isinstance(classifier, Mapping):
+            checkpoint["model"] |= {k: v for k, v in classifier.items() if k in states}
         theirs = from_dict(checkpoint.get("input")) or input_format_of(self._weights)
         warn_if_it_differs(f"MODEL.WEIGHTS {self._weights}", theirs, of_model(self.model))
         self.incompatible = super()._load_model(checkpoint)
@@ -93,10 +127,21 @@ class RecordingCheckpointer(DetectionCheckpointer):
         return [s for s in states if s in {*self.incompatible.missing_keys, *shapes}]
 
     def untouched_backbone(self) -> list[str]:
-        """Those of them that a ResNeSt should have had, which its DCN's offsets are not."""
-        backbones = [n for n, m in self.model.named_modules() if isinstance(m, ResNeSt)]
-        starts = tuple(f"{name}." if name else "" for name in backbones)
-        found = [name for name in self.untouched() if name.startswith(starts)]
+        """Those of them that are of the backbone and that its file should have had.
+
+        Offsets of deformable convolutions are new to every file for ImageNet, and of plain ResNets
+        some files, in which norms are folded, have no statistics.
+        """
+        found = []
+        for prefix, module in self.model.named_modules():
+            if isinstance(module, ResNet):
+                start = f"{prefix}." if prefix else ""
+                whole = isinstance(module, ResNeSt)
+                found += [
+                    name
+                    for name in self.untouched()
+                    if name.startswith(start) and (whole or ".norm." not in name)
+                ]
         return [name for name in found if "conv2_offset" not in name]
 
 
@@ -126,7 +171,7 @@ def load_detector(model: nn.Module, path: str, allow_untrained: bool = False) ->
         metadata under Detectron2's names (``thing_classes``, ...); empty for files that hold none,
         as all but those of this package's trainers.
     """
-    return _load(model, path, allow_untrained)[1].get(CLASSES_KEY, {})
+    return classes_in(_load(model, path, allow_untrained)[1])
 
 
 def read_classes(path: str) -> dict[str, Any]:
@@ -142,18 +187,55 @@ def read_classes(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
     try:
-        return read_beside_weights(path).get(CLASSES_KEY, {})
+        return classes_in(read_beside_weights(path))
     except Exception:  # loading it into the model will tell why
         return {}
+
+
+def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The classes that a checkpoint was trained on; empty if it does not say so in our way."""
+    classes = checkpoint.get(CLASSES_KEY)
+    if not isinstance(classes, Mapping):
+        return {}
+    for key in ("thing_classes", "stuff_classes"):
+        names = classes.get(key, [])
+        is_list = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+        if not is_list or (key in classes and not names):
+            return {}
+    found = {key: classes[key] for key in CLASS_METADATA if key in classes}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def require_file(path: str) -> None:
+    """See that weights which are a file of this machine are there.
+
+    Raises:
+        FileNotFoundError: they are not.
+    """
+    local = urlparse(path)._replace(query="").geturl() if "?" in path else path
+    if "://" not in path and not PathManager.isfile(local):
+        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
+
+
+def local_file(source: str) -> str:
+    """The local file of a path, a name or an address.
+
+    Raises:
+        OSError: it cannot be had; the message names it.
+    """
+    try:
+        return PathManager.get_local_path(source)
+    except OSError as error:
+        if source in str(error) or isinstance(error, FetchError):
+            raise
+        raise OSError(f"{source}: {error}") from error
 
 
 def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
     checkpointer = RecordingCheckpointer(model)
     if not path:
         return _report(checkpointer, 'MODEL.WEIGHTS is ""', allow_untrained), {}
-    is_local = "://" not in path
-    if is_local and not checkpointer.path_manager.isfile(path):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
+    require_file(path)
     with checkpoint_errors(path):
         content = checkpointer.load(path)
     what = f"MODEL.WEIGHTS {path}"

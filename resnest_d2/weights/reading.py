@@ -40,16 +40,41 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if problem:
         raise UnreadableError(f"{path} is {problem}")
     try:
-        if head[8:9] == b"{":
+        if _is_safetensors(path, head):
             return _read_safetensors(path)
         content = _read_pickled(path)
     except (UnreadableError, OSError, MemoryError):
         raise
     except Exception as error:  # each reader has its own ways of telling that a file is damaged
         raise UnreadableError(f"{path} {_reason(error)}") from error
-    if not isinstance(content, dict):
+    if isinstance(content, dict):
+        _check_tensors(path, content)
+    else:
         raise UnreadableError(f"{path} is of type {type(content).__name__}, not a dict of tensors")
     return content
+
+
+def _is_safetensors(path: Path, head: bytes) -> bool:
+    # By content, for files are renamed; but what is called a pickle is never something else too.
+    return head[8:9] == b"{" and path.suffix not in (".pkl", ".pyth")
+
+
+def _check_tensors(path: Path, content: dict[Any, Any], depth: int = 0) -> None:
+    """Refuse tensors that are no plain arrays of numbers, and nestings without an end."""
+    if depth > 8:
+        raise UnreadableError(f"{path} nests dicts in dicts more than 8 deep")
+    for key, value in content.items():
+        if isinstance(value, dict):
+            _check_tensors(path, value, depth + 1)
+        elif isinstance(value, torch.Tensor) and (
+            value.layout != torch.strided or value.is_meta or value.is_quantized
+        ):
+            kind = (
+                "meta" if value.is_meta else value.layout if not value.is_quantized else value.dtype
+            )
+            raise UnreadableError(
+                f"{path}: {key} is a tensor of kind {kind}, which is not supported"
+            )
 
 
 def _read_pickled(path: Path) -> Any:
@@ -122,10 +147,12 @@ def read_beside_weights(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with path.open("rb") as stream:
-        is_safetensors = stream.read(9)[8:] == b"{"
-    if is_safetensors:
+        head = stream.read(9)
+    if _is_safetensors(path, head):
         return _read_safetensors(path, weights=False)
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # Files that are no archives, as torch.save wrote before 1.6, cannot be mapped.
+    is_zip = head.startswith(b"PK")
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     return content if isinstance(content, dict) else {}
 
 
@@ -144,9 +171,16 @@ def _read_safetensors(path: Path, weights: bool = True) -> dict[str, Any]:
         metadata = file.metadata() or {}
     for key, value in metadata.items():
         try:
-            content.setdefault(key, json.loads(value))
+            content.setdefault(key, json.loads(value, object_hook=_integer_keys))
         except json.JSONDecodeError:
             content.setdefault(key, value)
+    return content
+
+
+def _integer_keys(content: dict[str, Any]) -> dict[Any, Any]:
+    """JSON has no integers for keys: category ids come back as texts."""
+    if content and all(re.fullmatch(r"-?\d+", key) for key in content):
+        return {int(key): value for key, value in content.items()}
     return content
 
 

@@ -1,112 +1,32 @@
 """Writing weights as files that hold nothing else: for PyTorch and as safetensors."""
 
+import errno
 import json
-import re
+import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from detectron2.utils.file_io import PathManager
 
-from ..files import replacing, sha256
-from .catalog import input_format_of
-from .convert import Conversion, describe_conversion
-from .handler import detectron2_checkpoint
-from .input_format import from_dict
-from .loading import CLASSES_KEY
-from .network import network_of
-from .reading import read_checkpoint
+from ..files import replacing
+from .convert import Conversion
 
+AUTHOR = "resnest_d2"
 ENDINGS = (".pth", ".safetensors")
-_PART = re.compile(r"(stem|res\d|linear|backbone\.[a-z_]+|[^.]+\.[^.]+)")
+TENSORS = ("model", "classifier")
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A file that was written, and what it was made of."""
-
-    target: Path
-    sha256: str
-    conversion: Conversion
-    content: dict[str, Any]
-    """What a ``.pth`` file holds."""
-
-    @property
-    def network(self) -> str:
-        """The backbone, "ResNeSt-50"."""
-        return str(network_of(self.conversion.weights) or "no ResNet")
-
-    def parts(self) -> dict[str, list[str]]:
-        """The tensors of each part of the model, by their new names."""
-        found: dict[str, list[str]] = {}
-        for key in self.conversion.weights:
-            found.setdefault(_PART.match(key).group(), []).append(key)
-        return found
-
-
-def check_target(target: Path, overwrite: bool = False) -> None:
-    """Refuse a target before any work is done.
-
-    Raises:
-        ValueError: its ending is not one of a known format.
-        FileExistsError: it is there and is not to be replaced.
-        FileNotFoundError: its folder is not there.
-    """
-    if target.suffix not in ENDINGS:
-        raise ValueError(f"{target} must end in {' or '.join(ENDINGS)}")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {target.parent}")
-    if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} is there already; --overwrite replaces it")
-
-
-def convert_file(source: str, target: Path, drop_unknown: bool = False) -> Converted:
-    """Convert a file of published weights to Detectron2's names.
-
-    Args:
-        source: a path, a name (``resnest://``, ``timm://``) or an address.
-        target: the file to write, ``.pth`` or ``.safetensors``.
-        drop_unknown: leave out keys of no known name.
-
-    Raises:
-        OSError: the source cannot be had or the target cannot be written.
-        ValueError: the source is no checkpoint of a ResNeSt.
-    """
-    if "://" not in source and not Path(source).is_file():
-        raise FileNotFoundError(f"there is no file {source}")
-    checkpoint = read_checkpoint(PathManager.get_local_path(source))
-    try:
-        conversion = describe_conversion(checkpoint, drop_unknown)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    if checkpoint.get("classifier"):  # kept apart in a file that was converted before
-        weights = {**conversion.weights, **checkpoint["classifier"]}
-        conversion = conversion._replace(weights=weights)
-    content = detectron2_checkpoint(conversion)
-    found = from_dict(checkpoint.get("input")) or input_format_of(source)
-    if found:
-        content["input"] = found.to_dict()
-    classes = _classes(checkpoint)
-    if classes:
-        content[CLASSES_KEY] = classes
-    write_checkpoint(content, target)
-    return Converted(target, sha256(target), conversion, content)
-
-
-def _classes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of the classes, as our trainers and MMDetection 2 and 3 keep them."""
-    if isinstance(checkpoint.get(CLASSES_KEY), Mapping):
-        return dict(checkpoint[CLASSES_KEY])
-    meta = checkpoint.get("meta")
-    if not isinstance(meta, Mapping):
-        return {}
-    dataset = meta.get("dataset_meta")
-    inner = dataset if isinstance(dataset, Mapping) else {}
-    names = meta.get("CLASSES") or inner.get("CLASSES") or inner.get("classes")
-    return {"thing_classes": [str(name) for name in names]} if names else {}
+def detectron2_checkpoint(conversion: Conversion) -> dict[str, Any]:
+    """What ``DetectionCheckpointer`` loads; a backbone's classifier is kept apart."""
+    backbone = conversion.backbone
+    if backbone is None:
+        return {"model": conversion.weights, "__author__": AUTHOR}
+    classifier = {k: v for k, v in backbone.items() if k.startswith("linear.")}
+    model = {k: v for k, v in backbone.items() if k not in classifier}
+    content = {"model": model, "matching_heuristics": True, "__author__": AUTHOR}
+    return content | ({"classifier": classifier} if classifier else {})
 
 
 def write_checkpoint(content: Mapping[str, Any], target: Path) -> None:
@@ -119,25 +39,67 @@ def write_checkpoint(content: Mapping[str, Any], target: Path) -> None:
         ImportError: safetensors is asked for and not installed.
         OSError: the file cannot be written.
     """
-    size = sum(tensor.nbytes for tensor in content["model"].values())
-    free = shutil.disk_usage(target.parent).free
-    if size > free:
-        raise OSError(f"{target} takes {size} bytes, and {free} are free on its disk")
+    if target.suffix == ".safetensors":
+        write_safetensors(content, target)
+    else:
+        write_torch(content, target)
+
+
+def write_torch(content: Mapping[str, Any], target: Path) -> None:
+    """``torch.save``, whole or not at all, and without what the tensors share memory with.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    copies = {
+        key: {name: tensor.detach().clone() for name, tensor in value.items()}
+        if key in TENSORS
+        else value
+        for key, value in content.items()
+    }
+    _require_space(target, content)
     with replacing(target) as temporary:
-        if target.suffix == ".safetensors":
-            _write_safetensors(content, temporary)
-        else:
-            torch.save(dict(content), temporary)
+        try:
+            torch.save(copies, temporary)
+        except RuntimeError as error:  # its writer's way of telling of the disk
+            raise _disk_error(target, error) from error
 
 
-def _write_safetensors(content: Mapping[str, Any], target: Path) -> None:
+def write_safetensors(content: Mapping[str, Any], target: Path) -> None:
+    """The same as a safetensors file.
+
+    Raises:
+        ImportError: safetensors is not installed.
+        OSError: the file cannot be written.
+    """
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise ImportError("writing safetensors needs them: pip install safetensors") from None
     named = {**content["model"], **content.get("classifier", {})}
-    # Each on its own: a file has no views.
     tensors = {key: tensor.detach().clone().contiguous() for key, tensor in named.items()}
-    beside = {k: v for k, v in content.items() if k not in ("model", "classifier")}
+    beside = {k: v for k, v in content.items() if k not in TENSORS}
     metadata = {key: json.dumps(value) for key, value in beside.items()}
-    save_file(tensors, target, {"format": "pt", **metadata})
+    _require_space(target, content)
+    with replacing(target) as temporary:
+        mode = temporary.stat().st_mode
+        try:
+            save_file(tensors, temporary, {"format": "pt", **metadata})
+        except SafetensorError as error:
+            raise _disk_error(target, error) from error
+        os.chmod(temporary, mode)  # it makes its files private
+
+
+def _require_space(target: Path, content: Mapping[str, Any]) -> None:
+    size = sum(tensor.nbytes for key in TENSORS for tensor in content.get(key, {}).values())
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        message = f"cannot write {target}: it takes {size} bytes, and {free} are free on its disk"
+        raise OSError(errno.ENOSPC, message)
+
+
+def _disk_error(target: Path, error: Exception) -> OSError:
+    reason = str(error).strip().partition("\n")[0]
+    free = shutil.disk_usage(target.parent).free
+    return OSError(errno.EIO, f"cannot write {target} ({free} bytes are free there): {reason}")
