@@ -10,9 +10,13 @@ import pytest
 import resnest.d2  # noqa: F401
 import torch
 from detectron2.modeling import BACKBONE_REGISTRY
+from resnest.torch.models.resnet import Bottleneck
+from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
 
 for _name in ("build_resnest_backbone", "build_resnest_fpn_backbone"):
     BACKBONE_REGISTRY._obj_map.pop(_name)
+
+from helpers import randomize  # noqa: E402
 
 from resnest_d2.data import DigitsSpec, build_digits  # noqa: E402
 
@@ -22,6 +26,15 @@ def _seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(scope="session")
+def imagenet():
+    """State dict of a ResNeSt-14 in the names of the ImageNet files."""
+    block = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
+    model = ImageNetResNeSt(Bottleneck, [1, 1, 1, 1], **block)
+    randomize(model)
+    return model.state_dict()
 
 
 @pytest.fixture(scope="session")

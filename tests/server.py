@@ -9,73 +9,66 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
+def answer(
+    body: bytes,
+    code: int = 200,
+    headers: dict[str, str] | None = None,
+    send: int | None = None,
+    pieces: int = 1,
+    seconds: float = 0.0,
+) -> Answer:
+    """An answer with a body.
+
+    Args:
+        body: what its length promises.
+        code: its status.
+        headers: more of them, or others; None in place of a value leaves a header out.
+        send: how many bytes really come; None sends all.
+        pieces: in how many pieces they come.
+        seconds: that they take in all.
+    """
+
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            if value is not None:
+                request.send_header(key, value)
+        request.end_headers()
+        if request.command == "HEAD":
+            return
+        sent = body[:send]
+        size = len(sent) // pieces + 1
+        for start in range(0, len(sent), size):
+            request.wfile.write(sent[start : start + size])
+            request.wfile.flush()
+            time.sleep(seconds / pieces)
+
+    return reply
+
+
 def content(data: bytes, headers: dict[str, str] | None = None) -> Answer:
     """All of it, with its length."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        for key, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(data)
-
-    return answer
+    return answer(data, headers=headers)
 
 
 def cut_off(data: bytes) -> Answer:
     """Half of what the length promises."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(data)))
-        request.end_headers()
-        request.wfile.write(data[: len(data) // 2])
-
-    return answer
+    return answer(data, send=len(data) // 2)
 
 
 def slow(data: bytes, seconds: float) -> Answer:
     """In twenty pieces over some seconds, without a length."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.end_headers()
-        size = len(data) // 20 + 1
-        for start in range(0, len(data), size):
-            request.wfile.write(data[start : start + size])
-            request.wfile.flush()
-            time.sleep(seconds / 20)
-
-    return answer
+    return answer(data, headers={"Content-Length": None}, pieces=20, seconds=seconds)
 
 
 def silent(data: bytes, seconds: float) -> Answer:
     """A third of it, and then nothing for a while."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(data)))
-        request.end_headers()
-        request.wfile.write(data[: len(data) // 3])
-        request.wfile.flush()
-        time.sleep(seconds)
-
-    return answer
+    return answer(data, send=len(data) // 3, seconds=seconds)
 
 
 def status(code: int, page: bytes = b"<html>no</html>", headers: dict | None = None) -> Answer:
     """A status other than 200, or a redirection with its Location."""
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(code)
-        for key, value in {"Content-Length": str(len(page)), **(headers or {})}.items():
-            request.send_header(key, value)
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(page)
-
-    return answer
+    return answer(page, code, headers)
 
 
 class Server:

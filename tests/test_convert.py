@@ -6,9 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from helpers import image_shape, make_cfg, randomize
-from resnest.torch.models.resnet import Bottleneck
-from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
+from helpers import image_shape, make_cfg
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import resnet50
 
@@ -17,15 +15,6 @@ from resnest_d2.weights import convert
 from resnest_d2.weights.convert import describe_conversion
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
-BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
-
-
-@pytest.fixture(scope="module")
-def imagenet():
-    """State dict of a ResNeSt-14 in the names of the ImageNet files."""
-    model = ImageNetResNeSt(Bottleneck, [1, 1, 1, 1], **BLOCK)
-    randomize(model)
-    return model.state_dict()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,6 @@ import torch
 from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg, randomize
 from huggingface_hub import constants
-from resnest.torch.models.resnet import Bottleneck
-from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
 from safetensors.torch import save
 from server import Server, content, cut_off, silent, slow, status
 
@@ -34,7 +32,6 @@ from resnest_d2.weights import (
 from resnest_d2.weights.reading import read_checkpoint
 
 NAME = "resnest://ImageNet/tiny"
-BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
 SMALL = ["MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.NORM", "BN"]
 
 
@@ -45,17 +42,9 @@ def backbone():
 
 
 @pytest.fixture(scope="module")
-def state_dict():
-    """Of a ResNeSt-14 in the names of the ImageNet files."""
-    model = ImageNetResNeSt(Bottleneck, [1, 1, 1, 1], **BLOCK)
-    randomize(model)
-    return model.state_dict()
-
-
-@pytest.fixture(scope="module")
-def data(state_dict, tmp_path_factory) -> bytes:
+def data(imagenet, tmp_path_factory) -> bytes:
     file = tmp_path_factory.mktemp("data") / "file"
-    torch.save(state_dict, file)
+    torch.save(imagenet, file)
     return file.read_bytes()
 
 
@@ -88,17 +77,17 @@ def cached(tmp_path) -> list[str]:
 CONVERTED = ["resnest_d2/resnest/ImageNet/tiny.json", "resnest_d2/resnest/ImageNet/tiny.pth"]
 
 
-def assert_complete(path, state_dict):
-    expected = {k: v for k, v in convert(state_dict).items() if not k.startswith("linear.")}
+def assert_complete(path, imagenet):
+    expected = {k: v for k, v in convert(imagenet).items() if not k.startswith("linear.")}
     model = torch.load(path, weights_only=True)["model"]
     assert model.keys() == expected.keys()
     assert all(torch.equal(model[key], expected[key]) for key in expected)
 
 
-def test_the_first_source(server, tiny, data, state_dict, tmp_path, capfd):
+def test_the_first_source(server, tiny, data, imagenet, tmp_path, capfd):
     server.answers[f"a/{tiny}"] = content(data)
     path = PathManager.get_local_path(NAME)
-    assert_complete(path, state_dict)
+    assert_complete(path, imagenet)
     assert cached(tmp_path) == CONVERTED
     note = json.loads(Path(path).with_suffix(".json").read_text())
     assert note["sha256"] == hashlib.sha256(data).hexdigest()
@@ -111,7 +100,7 @@ def test_the_first_source(server, tiny, data, state_dict, tmp_path, capfd):
     assert server.requests == [f"/a/{tiny}"]
     with pytest.raises(FetchError):
         PathManager.get_local_path(NAME, force=True)
-    assert_complete(path, state_dict)
+    assert_complete(path, imagenet)
 
 
 BAD = {
@@ -126,11 +115,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_source_leads_to_the_next_one(kind, server, tiny, data, state_dict, tmp_path, caplog):
+def test_a_bad_source_leads_to_the_next_one(kind, server, tiny, data, imagenet, tmp_path, caplog):
     make, _ = BAD[kind]
     server.answers = {f"a/{tiny}": make(data), f"b/{tiny}": content(data)}
     with caplog.at_level("INFO"):
-        assert_complete(PathManager.get_local_path(NAME), state_dict)
+        assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert server.requests == [f"/a/{tiny}", f"/b/{tiny}"]
     assert cached(tmp_path) == CONVERTED
     assert f"{server.url}b/{tiny} was taken, after {server.url}a/{tiny} (" in caplog.text
@@ -155,38 +144,38 @@ def test_without_a_good_source(kind, server, tiny, data, tmp_path, monkeypatch):
     assert cached(tmp_path) == []
 
 
-def test_redirected_and_slow(server, tiny, data, state_dict):
+def test_redirected_and_slow(server, tiny, data, imagenet):
     server.answers = {
         f"a/{tiny}": status(302, headers={"Location": "/elsewhere"}),
         "elsewhere": slow(data, 1.5),  # in all longer than the timeout
     }
-    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert server.requests == [f"/a/{tiny}", "/elsewhere"]
 
 
-def test_a_file_that_was_fetched_by_hand(tiny, data, state_dict, tmp_path):
+def test_a_file_that_was_fetched_by_hand(tiny, data, imagenet, tmp_path):
     place = tmp_path / "cache/resnest_d2" / tiny
     place.parent.mkdir(parents=True)
     place.write_bytes(data)
-    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert place.read_bytes() == data  # it is somebody's: it stays
 
 
-def test_a_mirror_comes_first(server, tiny, data, state_dict, tmp_path, monkeypatch):
+def test_a_mirror_comes_first(server, tiny, data, imagenet, tmp_path, monkeypatch):
     server.answers = {f"mirror/{tiny}": content(data), f"a/{tiny}": content(data)}
     monkeypatch.setenv("RESNEST_D2_MIRROR", server.url + "mirror")
-    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert_complete(PathManager.get_local_path(NAME), imagenet)
     folder = tmp_path / "mirror"
     folder.mkdir()
     monkeypatch.setenv("RESNEST_D2_MIRROR", str(folder))
     # Not there, then there and wrong: both times the next source has it.
-    assert_complete(PathManager.get_local_path(NAME, force=True), state_dict)
+    assert_complete(PathManager.get_local_path(NAME, force=True), imagenet)
     (folder / tiny).write_bytes(data[:-1])
-    assert_complete(PathManager.get_local_path(NAME, force=True), state_dict)
+    assert_complete(PathManager.get_local_path(NAME, force=True), imagenet)
     assert server.requests == [f"/mirror/{tiny}", f"/a/{tiny}", f"/a/{tiny}"]
     (folder / tiny).write_bytes(data)
     server.answers.clear()
-    assert_complete(PathManager.get_local_path(NAME, force=True), state_dict)
+    assert_complete(PathManager.get_local_path(NAME, force=True), imagenet)
     assert len(server.requests) == 3
 
 
@@ -202,7 +191,7 @@ MIRRORS = {
 
 
 @pytest.mark.parametrize("kind", MIRRORS)
-def test_a_bad_mirror_hides_no_source(kind, server, tiny, data, state_dict, monkeypatch, caplog):
+def test_a_bad_mirror_hides_no_source(kind, server, tiny, data, imagenet, monkeypatch, caplog):
     mirror, reason = MIRRORS[kind]
     if mirror in ("length", "huge", "loop"):
         mirror = server.url + mirror
@@ -215,23 +204,23 @@ def test_a_bad_mirror_hides_no_source(kind, server, tiny, data, state_dict, monk
     }
     monkeypatch.setenv("RESNEST_D2_MIRROR", mirror)
     with caplog.at_level("INFO"):
-        assert_complete(PathManager.get_local_path(NAME), state_dict)
+        assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert reason in caplog.text
 
 
-def test_an_unhashed_file_of_no_use(hub, tiny, server, data, state_dict, tmp_path, monkeypatch):
+def test_an_unhashed_file_of_no_use(hub, tiny, server, data, imagenet, tmp_path, monkeypatch):
     """The hub's file has no hash in its name, and one in a mirror may be anything."""
     monkeypatch.setitem(catalog.HUB, "tiny", "resnest14d.test")
     file = tmp_path / "mirror/timm/resnest14d.test/model.safetensors"
     file.parent.mkdir(parents=True)
-    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()})[:-100])
+    file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()})[:-100])
     monkeypatch.setenv("RESNEST_D2_MIRROR", str(tmp_path / "mirror"))
     server.answers[f"a/{tiny}"] = content(data)
     path = PathManager.get_local_path(NAME)
-    assert_complete(path, state_dict)
+    assert_complete(path, imagenet)
     assert json.loads(Path(path).with_suffix(".json").read_text())["verified"] is True
     # Weights of another network are no use either.
-    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()}))
+    file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()}))
     other = tmp_path / "mirror/timm/resnest26d.test/model.safetensors"
     other.parent.mkdir()
     file.rename(other)
@@ -271,11 +260,11 @@ def test_what_it_downloads_is_never_executed(zipped, server, tiny, tmp_path, mon
     assert cached(tmp_path) == []
 
 
-def test_a_file_without_a_hash_is_told_of(server, tiny, data, state_dict, monkeypatch, caplog):
+def test_a_file_without_a_hash_is_told_of(server, tiny, data, imagenet, monkeypatch, caplog):
     monkeypatch.setitem(catalog.IMAGENET, "tiny", "tiny.pth")
     server.answers["a/tiny.pth"] = content(data)
     path = PathManager.get_local_path(NAME)
-    assert_complete(path, state_dict)
+    assert_complete(path, imagenet)
     assert "without a hash to check it against; it was read as tensors only" in caplog.text
     assert json.loads(Path(path).with_suffix(".json").read_text())["verified"] is False
 
@@ -340,14 +329,14 @@ def test_processes_wait_for_each_other(server, tiny, data):
     assert server.requests == [f"/a/{tiny}"]
 
 
-def test_a_broken_cache_is_made_anew(server, tiny, data, state_dict):
+def test_a_broken_cache_is_made_anew(server, tiny, data, imagenet):
     server.answers[f"a/{tiny}"] = content(data)
     path = Path(PathManager.get_local_path(NAME))
     path.write_bytes(path.read_bytes()[:-1])
-    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert_complete(PathManager.get_local_path(NAME), imagenet)
     for note in ("{}", "null", "[]", '"x"', "{", '{"version": 1}'):
         path.with_suffix(".json").write_text(note)
-        assert_complete(PathManager.get_local_path(NAME), state_dict)
+        assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert len(server.requests) == 8
 
 
@@ -363,20 +352,20 @@ def test_a_cache_that_is_only_to_be_read(server, tiny, data, monkeypatch):
     assert PathManager.get_local_path(NAME) == path
 
 
-def test_names_are_not_written_to(server, tiny, data, state_dict):
+def test_names_are_not_written_to(server, tiny, data, imagenet):
     server.answers[f"a/{tiny}"] = content(data)
     path = PathManager.get_local_path(NAME)
     with pytest.raises(ValueError, match="is a name of published weights and cannot be written"):
         PathManager.open(NAME, "wb")
-    assert_complete(path, state_dict)
+    assert_complete(path, imagenet)
     with PathManager.open(NAME, "rb") as stream:
         assert stream.read() == Path(path).read_bytes()
 
 
 @pytest.fixture
-def hub(server, state_dict, tmp_path, monkeypatch):
+def hub(server, imagenet, tmp_path, monkeypatch):
     """The server as the Hugging Face hub, with ``timm/resnest14d.test``."""
-    data = save({k: v.contiguous() for k, v in state_dict.items()})
+    data = save({k: v.contiguous() for k, v in imagenet.items()})
     file = "timm/resnest14d.test/resolve/main/model.safetensors"
     commit = {"X-Repo-Commit": "0" * 40}
     etag = f'"{hashlib.sha256(data).hexdigest()}"'
@@ -392,25 +381,25 @@ def hub(server, state_dict, tmp_path, monkeypatch):
     return data
 
 
-def test_from_the_hub(hub, server, tiny, state_dict, monkeypatch, tmp_path):
+def test_from_the_hub(hub, server, tiny, imagenet, monkeypatch, tmp_path):
     path = PathManager.get_local_path("timm://resnest14d.test")
-    assert_complete(path, state_dict)
+    assert_complete(path, imagenet)
     note = json.loads(Path(path).with_suffix(".json").read_text())
     assert note["verified"] is True
     assert note["sha256"] == hashlib.sha256(hub).hexdigest()
     assert load_weights(backbone(), "timm://resnest14d.test") == []
     # As one of the sources of another name; here the file is in the hub's cache already.
     monkeypatch.setitem(catalog.HUB, "tiny", "resnest14d.test")
-    assert_complete(PathManager.get_local_path(NAME), state_dict)
+    assert_complete(PathManager.get_local_path(NAME), imagenet)
 
 
-def test_a_damaged_file_in_the_hubs_cache(hub, server, tiny, state_dict, tmp_path):
+def test_a_damaged_file_in_the_hubs_cache(hub, server, tiny, imagenet, tmp_path):
     PathManager.get_local_path("timm://resnest14d.test")
     (blob,) = (p for p in (tmp_path / "hub").rglob("blobs/*") if p.is_file())
     blob.write_bytes(hub[:-1] + b"x")
     with pytest.raises(FetchError, match="wrong hash"):
         PathManager.get_local_path("timm://resnest14d.test", force=True)
-    assert_complete(PathManager.get_local_path("timm://resnest14d.test", force=True), state_dict)
+    assert_complete(PathManager.get_local_path("timm://resnest14d.test", force=True), imagenet)
 
 
 def test_what_the_hub_does_not_have(hub, server, tiny):
@@ -421,12 +410,12 @@ def test_what_the_hub_does_not_have(hub, server, tiny):
         PathManager.get_local_path("timm://resnest14d.other")
 
 
-def test_the_hub_from_a_mirror(server, tiny, state_dict, tmp_path, monkeypatch, caplog):
+def test_the_hub_from_a_mirror(server, tiny, imagenet, tmp_path, monkeypatch, caplog):
     file = tmp_path / "mirror/timm/resnest14d.test/model.safetensors"
     file.parent.mkdir(parents=True)
-    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()}))
+    file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()}))
     monkeypatch.setenv("RESNEST_D2_MIRROR", str(tmp_path / "mirror"))
-    assert_complete(PathManager.get_local_path("timm://resnest14d.test"), state_dict)
+    assert_complete(PathManager.get_local_path("timm://resnest14d.test"), imagenet)
     assert "without a hash" in caplog.text
 
 
@@ -509,7 +498,7 @@ def test_the_catalog():
     assert all(kind in url for kind, url in zip(kinds, order, strict=True))
 
 
-def test_reading_a_hub_file_gives_the_weights(state_dict, tmp_path):
+def test_reading_a_hub_file_gives_the_weights(imagenet, tmp_path):
     file = tmp_path / "model.safetensors"
-    file.write_bytes(save({k: v.contiguous() for k, v in state_dict.items()}))
-    assert read_checkpoint(file)["model"].keys() == state_dict.keys()
+    file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()}))
+    assert read_checkpoint(file)["model"].keys() == imagenet.keys()

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import randomize
-from resnest.torch.models.resnet import Bottleneck
-from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
 from safetensors import safe_open
 
 from resnest_d2 import model_zoo
@@ -30,7 +28,6 @@ from resnest_d2.weights import (
 )
 
 ROOT = Path(__file__).parents[1]
-BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
 CLASSES = {
     "thing_classes": [str(digit) for digit in range(10)],
     "thing_dataset_id_to_contiguous_id": {digit + 1: digit for digit in range(10)},
@@ -57,17 +54,16 @@ def fails(tool, capsys, *arguments):
 
 
 @pytest.fixture
-def imagenet(tmp_path):
-    model = ImageNetResNeSt(Bottleneck, [1, 1, 1, 1], **BLOCK)
-    randomize(model)
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "gluon_resnest14-9c8fe254.pth")
+def source(imagenet, tmp_path):
+    """A file as it was published."""
+    torch.save({"state_dict": imagenet}, tmp_path / "gluon_resnest14-9c8fe254.pth")
     return tmp_path / "gluon_resnest14-9c8fe254.pth"
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_a_published_file(imagenet, tmp_path, capsys, ending):
+def test_a_published_file(source, tmp_path, capsys, ending):
     target = tmp_path / f"converted{ending}"
-    assert convert_weights([str(imagenet), str(target)]) == 0
+    assert convert_weights([str(source), str(target)]) == 0
     out = capsys.readouterr().out
     for part in (
         "names of the ImageNet files and timm, under 'state_dict'",
@@ -77,7 +73,7 @@ def test_a_published_file(imagenet, tmp_path, capsys, ending):
         f"wrote    {target} (SHA-256 {hashlib.sha256(target.read_bytes()).hexdigest()})",
     ):
         assert part in out
-    expected = convert(torch.load(imagenet, weights_only=True))
+    expected = convert(torch.load(source, weights_only=True))
     classifier = make_resnest(14, num_classes=1000)
     assert load_weights(classifier, str(target)) == []
     assert all(torch.equal(v, expected[k]) for k, v in classifier.state_dict().items())
@@ -96,8 +92,8 @@ def test_a_published_file(imagenet, tmp_path, capsys, ending):
     assert load_weights(make_resnest(14, num_classes=1000), str(again)) == []
 
 
-def test_mmdetections_classes_come_along(imagenet, tmp_path):
-    content = torch.load(imagenet, weights_only=True)
+def test_mmdetections_classes_come_along(source, tmp_path):
+    content = torch.load(source, weights_only=True)
     for meta in ({"CLASSES": ("cat", "dog")}, {"dataset_meta": {"classes": ["cat", "dog"]}}):
         torch.save({"meta": meta, **content}, tmp_path / "epoch_12.pth")
         convert_weights([str(tmp_path / "epoch_12.pth"), str(tmp_path / "x.pth"), "--overwrite"])
@@ -121,12 +117,12 @@ def test_files_are_whole_small_and_readable(tmp_path, ending):
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors"])
-def test_a_disk_that_is_full(imagenet, tmp_path, capsys, monkeypatch, ending):
+def test_a_disk_that_is_full(source, tmp_path, capsys, monkeypatch, ending):
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     target = tmp_path / f"converted{ending}"
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda path: usage)
-        line = fails(convert_weights, capsys, imagenet, target)
+        line = fails(convert_weights, capsys, source, target)
     assert f"cannot write {target}: it takes" in line
     # A quota shows only while writing.
     code = (
@@ -135,21 +131,21 @@ def test_a_disk_that_is_full(imagenet, tmp_path, capsys, monkeypatch, ending):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000));"
         "import convert_weights; sys.exit(convert_weights.main(sys.argv[2:]))"
     )
-    command = [sys.executable, "-c", code, str(ROOT / "tools"), str(imagenet), str(target)]
+    command = [sys.executable, "-c", code, str(ROOT / "tools"), str(source), str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert f"cannot write {target}" in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr
-    assert sorted(tmp_path.iterdir()) == [imagenet]
+    assert sorted(tmp_path.iterdir()) == [source]
 
 
-def test_what_cannot_be_converted(imagenet, tmp_path, capsys):
+def test_what_cannot_be_converted(source, tmp_path, capsys):
     target = tmp_path / "target.pth"
     assert "there is no file absent.pth" in fails(convert_weights, capsys, "absent.pth", target)
-    assert "must end in .pth or .safetensors" in fails(convert_weights, capsys, imagenet, "x.onnx")
+    assert "must end in .pth or .safetensors" in fails(convert_weights, capsys, source, "x.onnx")
     folder = tmp_path / "no/x.pth"
-    assert f"there is no folder {folder.parent}" in fails(convert_weights, capsys, imagenet, folder)
-    assert "--overwrite replaces it" in fails(convert_weights, capsys, imagenet, imagenet)
+    assert f"there is no folder {folder.parent}" in fails(convert_weights, capsys, source, folder)
+    assert "--overwrite replaces it" in fails(convert_weights, capsys, source, source)
     (tmp_path / "page.pth").write_text("<html>")
     assert "is an HTML page" in fails(convert_weights, capsys, tmp_path / "page.pth", target)
     torch.save({"fc1.weight": torch.zeros(1)}, tmp_path / "other.pth")
@@ -157,7 +153,7 @@ def test_what_cannot_be_converted(imagenet, tmp_path, capsys):
     assert f"{tmp_path}/other.pth: not the weights of a known ResNeSt" in line
     line = fails(convert_weights, capsys, "resnest://ImageNet/resnst50", target)
     assert "did you mean resnest://ImageNet/resnest50" in line
-    content = torch.load(imagenet, weights_only=True)["state_dict"]
+    content = torch.load(source, weights_only=True)["state_dict"]
     torch.save({**content, "extra.key": torch.zeros(1)}, tmp_path / "more.pth")
     assert "(extra.key)" in fails(convert_weights, capsys, tmp_path / "more.pth", target)
     assert not target.exists()

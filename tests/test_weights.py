@@ -14,9 +14,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer, detection_checkpoint
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import _LOG_COUNTER
-from helpers import image_shape, make_cfg, randomize
-from resnest.torch.models.resnet import Bottleneck
-from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
+from helpers import image_shape, make_cfg
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.models import resnet50
@@ -39,16 +37,7 @@ from resnest_d2.weights.convert import describe_conversion
 from resnest_d2.weights.writing import detectron2_checkpoint
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
-BLOCK = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
 NAMES = Path(__file__).parent / "data/mmdet_names.json.gz"
-
-
-@pytest.fixture(scope="module")
-def imagenet():
-    """State dict of a ResNeSt-14 in the names of the ImageNet files."""
-    model = ImageNetResNeSt(Bottleneck, [1, 1, 1, 1], **BLOCK)
-    randomize(model)
-    return model.state_dict()
 
 
 @pytest.fixture(scope="module")
