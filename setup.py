@@ -35,11 +35,14 @@ setup(
     },
     # Detectron2 is needed too, but is not on PyPI under its name; importing without it says how
     # to install it.
-    install_requires=["torch>=2.4", "torchvision", "fvcore", "omegaconf", "pycocotools", "tqdm"],
+    install_requires=[
+        *("torch>=2.4", "torchvision", "fvcore", "hotcoco", "omegaconf", "pycocotools", "tqdm"),
+    ],
     extras_require={
         "dev": [
             "opencv-python-headless",
             "huggingface_hub",
+            "hypothesis",
             "pytest",
             "resnest==0.0.6b20230402",  # the reference
             "ruff",

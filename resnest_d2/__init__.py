@@ -23,6 +23,7 @@ from .build import (
     build_retinanet_resnest_fpn_backbone,
 )
 from .config import add_resnest_config
+from .inference import optimize_for_inference
 from .resnest import ResNeSt
 from .roi_heads import AveragingCascadeROIHeads
 from .split_attention import SplitAttentionConv2d
@@ -39,4 +40,5 @@ __all__ = [
     "build_resnest_fpn_backbone",
     "build_retinanet_resnest_fpn_backbone",
     "model_zoo",
+    "optimize_for_inference",
 ]

@@ -201,7 +201,7 @@ def test_augmentation_of_a_panoptic_data_set_evaluates_instances(tmp_path, monke
     (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": []}')
     cfg.DATASETS.TEST = ("a panoptic set",)
     Trainer.test_with_TTA(cfg, build_detector(cfg))
-    assert [type(e).__name__ for e in seen] == ["COCOEvaluator"]
+    assert [type(e).__name__ for e in seen] == ["FastCOCOEvaluator"]
 
 
 @pytest.mark.parametrize("size", [(96, 160), (100, 75), (512, 683)])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluators,
     SemSegEvaluator,
@@ -18,6 +17,7 @@ from detectron2.evaluation import (
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer, build_evaluator, check_datasets, choose_device, load_config
+from resnest_d2.engine.coco_evaluation import FastCOCOEvaluator
 from resnest_d2.engine.progress import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -321,11 +321,11 @@ def test_files_of_own_data_are_looked_for(dataset, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
-        ({"evaluator_type": "coco"}, [COCOEvaluator]),
+        ({"evaluator_type": "coco"}, [FastCOCOEvaluator]),
         ({"evaluator_type": "sem_seg"}, [SemSegEvaluator]),
         (
             {"evaluator_type": "coco_panoptic_seg", "thing_dataset_id_to_contiguous_id": {}},
-            [SemSegEvaluator, COCOEvaluator, COCOPanopticEvaluator],
+            [SemSegEvaluator, FastCOCOEvaluator, COCOPanopticEvaluator],
         ),
     ],
     indirect=["dataset"],

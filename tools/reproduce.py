@@ -7,7 +7,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from resnest_d2.engine import one_line_errors
+from resnest_d2.engine import coco_evaluation, one_line_errors
 from resnest_d2.engine.reproduce import (
     TOLERANCE,
     Options,
@@ -44,6 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--any-dataset", action="store_true", help="measure on data that are not val2017, too"
     )
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
+    coco_evaluation.add_argument(parser)
     parser.add_argument(
         "--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs for every config"
     )
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
         names = choose_models(args.models)
+        coco_evaluation.choose_implementation(args.coco_eval)
         if args.weights_dir is not None and not args.weights_dir.is_dir():
             raise FileNotFoundError(f"--weights-dir: there is no folder {args.weights_dir}")
         if not args.tolerance >= 0:

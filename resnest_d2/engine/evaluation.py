@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from ..lazy import select
+from .coco_evaluation import FastCOCOEvaluator, choose_implementation
 
 # Metadata of Detectron2's data sets that are paths.
 LAYOUT = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root")
@@ -34,8 +35,10 @@ EvaluatorFactory = Callable[[str, str], DatasetEvaluator]
 
 
 def _coco(name: str, folder: str, sigmas: Sequence[float] = ()) -> DatasetEvaluator:
+    fast = choose_implementation() == "hotcoco"
+    evaluator = FastCOCOEvaluator if fast else COCOEvaluator
     # A set without a file in COCO's format gets one; one from an earlier run may be of other data.
-    return COCOEvaluator(name, output_dir=folder, allow_cached_coco=False, kpt_oks_sigmas=sigmas)
+    return evaluator(name, output_dir=folder, allow_cached_coco=False, kpt_oks_sigmas=sigmas)
 
 
 def _read_map(filename: str, dtype: type = int) -> np.ndarray:

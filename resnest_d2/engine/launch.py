@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from ..lazy import EVALUATION_KEYS, TRAINING_KEYS, require_keys
 from . import lazy
+from .coco_evaluation import choose_implementation
 from .errors import one_line_errors
 from .evaluation import check_datasets
 from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
@@ -27,6 +28,7 @@ def train_or_evaluate(args: argparse.Namespace) -> None:
     process is started or any model built.
     """
     with one_line_errors():
+        choose_implementation(getattr(args, "coco_eval", None))
         cfg = load_config(args.config_file, args.opts)
         if not isinstance(cfg, CfgNode):
             require_keys(cfg, EVALUATION_KEYS if args.eval_only else TRAINING_KEYS)

@@ -1,0 +1,1 @@
+"""Measuring speed and memory side by side; ``tools/benchmark.py`` is the command."""

@@ -1,0 +1,96 @@
+"""Times of competitors that alternate in one process, so that disturbances meet all of them."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import resnest_d2
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one competitor, in seconds, in the order in which they were taken."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Half of the runs took less."""
+        return statistics.median(self.seconds)
+
+    def ratio_to(self, other: "Times") -> tuple[float, float, float]:
+        """How many times faster than another: median of the rounds, and their quartiles.
+
+        Each round compares two runs that followed each other.
+        """
+        ratios = sorted(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+        if len(ratios) == 1:
+            return ratios[0], ratios[0], ratios[0]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return middle, low, high
+
+
+def measure(
+    competitors: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warmup: int = 1,
+    device: str = "cpu",
+) -> dict[str, Times]:
+    """Run competitors in turn.
+
+    Args:
+        competitors: what to call, by name.
+        rounds: how often each is timed.
+        warmup: how often each is called before that.
+        device: whose work is waited for.
+
+    Raises:
+        ValueError: no rounds, or a negative warm-up.
+    """
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f"rounds must be at least 1 and warm-up 0, got {rounds} and {warmup}")
+    found: dict[str, list[float]] = {name: [] for name in competitors}
+    for index in range(warmup + rounds):
+        for name, run in competitors.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            run()
+            _synchronize(device)
+            if index >= warmup:
+                found[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+
+
+def _synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What every figure depends on: versions, threads and the machine."""
+    found = {
+        "resnest_d2": resnest_d2.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        found["device"] = torch.cuda.get_device_name()
+    return found
+
+
+def table(title: str, times: Mapping[str, Times], baseline: str) -> list[str]:
+    """Lines of a Markdown table: medians, and ratios to one of the competitors."""
+    lines = [f"## {title}", "", f"| | median (s) | times as fast as {baseline} | quartiles |"]
+    lines.append("|---|---:|---:|---|")
+    for name, found in times.items():
+        middle, low, high = found.ratio_to(times[baseline])
+        lines.append(f"| {name} | {found.median:.4f} | {middle:.2f} | {low:.2f} to {high:.2f} |")
+    return lines

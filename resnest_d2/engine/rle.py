@@ -1,0 +1,58 @@
+"""Masks to COCO's run-length encoding, looking only at where they are."""
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+
+
+def encode_masks(masks: torch.Tensor) -> list[dict[str, object]]:
+    """The RLE that ``pycocotools.mask.encode`` gives, in less time.
+
+    It encodes a mask column by column, and an image's rows are what is contiguous: most of its time
+    goes into turning large images that are mostly empty. Here only the part that is not is turned.
+
+    Args:
+        masks: bool, of shape (N, H, W), on the CPU.
+
+    Returns:
+        N dicts of "size" [H, W] and "counts", a str as JSON needs.
+    """
+    _, height, width = masks.shape
+    arrays = masks.numpy()
+    rows = masks.view(torch.uint8).amax(2).numpy() if masks.numel() else np.zeros((len(arrays), 0))
+    found = []
+    for mask, has_any in zip(arrays, rows, strict=True):
+        rle = {"size": [height, width], "counts": _counts(mask, has_any)}
+        compressed = mask_util.frPyObjects(rle, height, width)
+        found.append({"size": [height, width], "counts": compressed["counts"].decode("ascii")})
+    return found
+
+
+def _counts(mask: np.ndarray, has_any: np.ndarray) -> list[int]:
+    """Lengths of runs of zeros and ones in turn, down the columns, zeros first."""
+    height, width = mask.shape
+    (where,) = np.nonzero(has_any)
+    if not len(where):
+        return [height * width]
+    top, bottom = where[0], where[-1] + 1
+    strip = mask[top:bottom]
+    (columns,) = np.nonzero(strip.any(0))
+    left, right = columns[0], columns[-1] + 1
+    # A row of zeros above and below keeps columns apart.
+    stride = bottom - top + 2
+    part = np.zeros((right - left, stride), bool)
+    part[:, 1:-1] = strip[:, left:right].T
+    flat = part.ravel()
+    column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), stride)
+    # Changes, as positions in the whole image: from 0 to 1 and back in turn.
+    changes = (left + column) * height + top + row
+    starts, ends = changes[::2], changes[1::2]
+    # One that ends at the bottom of a column may go on at the top of the next.
+    goes_on = starts[1:] == ends[:-1]
+    starts = starts[np.concatenate(([True], ~goes_on))]
+    ends = ends[np.concatenate((~goes_on, [True]))]
+    edges = np.empty(2 * len(starts) + 2, np.int64)
+    edges[0], edges[-1] = 0, height * width
+    edges[1:-1:2], edges[2:-1:2] = starts, ends
+    counts = np.diff(edges)
+    return (counts[:-1] if counts[-1] == 0 else counts).tolist()

@@ -1,0 +1,221 @@
+"""Optimised models: the same outputs, without norms."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from helpers import (
+    assert_features_equal,
+    image_shape,
+    make_cfg,
+    randomize,
+    relative_difference,
+)
+from test_heads import MODELS, SIZE, small_config
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import resnest_d2
+from resnest_d2.build import build_detector
+from resnest_d2.inference import optimize_for_inference
+from resnest_d2.inference.compile import count_compilations
+from resnest_d2.inference.fold import fold, fold_norms
+from resnest_d2.split_attention import SplitAttentionConv2d
+
+TOLERANCE = 1e-4
+NORMS = (_BatchNorm, FrozenBatchNorm2d)
+FORMATS = [torch.contiguous_format, torch.channels_last]
+VARIANTS = [
+    {},
+    {"RADIX": 0},
+    {"RADIX": 1},
+    {"RADIX": 4},
+    {"NUM_GROUPS": 2, "BOTTLENECK_WIDTH": 40},
+    {"RADIX": 1, "NUM_GROUPS": 4, "BOTTLENECK_WIDTH": 24, "AVD_FIRST": True},
+    {"RADIX": 4, "NUM_GROUPS": 2, "BOTTLENECK_WIDTH": 40, "AVD_FIRST": True},
+    {"DEEP_STEM": False, "AVG_DOWN": False, "AVD": False},
+    {"RES5_DILATION": 2},
+    {"DEFORM_ON_PER_STAGE": [False, True, True, True]},
+    {"DEFORM_ON_PER_STAGE": [False, False, True, True], "DEFORM_MODULATED": True, "RADIX": 0},
+    {"NORM": "SyncBN"},
+    {"NORM": "FrozenBN"},
+    {"NORM": "GN"},
+    {"NORM": ""},
+]
+
+
+def backbone(**keys):
+    opts = {"DEPTH": 14, "NORM": "BN", **keys}
+    flat = [item for key, value in opts.items() for item in (f"MODEL.RESNETS.{key}", value)]
+    model = resnest_d2.build_resnest_backbone(make_cfg(*flat), image_shape()).eval()
+    randomize(model)
+    return model
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, NORMS)]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("keys", VARIANTS, ids=str)
+def test_backbones(keys, memory_format):
+    model = backbone(**keys)
+    before = copy.deepcopy(model.state_dict())
+    optimized = optimize_for_inference(model, memory_format=memory_format)
+    x = torch.randn(2, 3, 96, 127)
+    with torch.no_grad():
+        assert_features_equal(optimized(x), model(x), TOLERANCE)
+    assert norms(optimized) == []
+    assert not any(isinstance(m, SplitAttentionConv2d) for m in optimized.modules())
+    assert not any(parameter.requires_grad for parameter in optimized.parameters())
+    # What it was made of is as it was.
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert norms(model) or keys.get("NORM") in ("GN", "")
+
+
+def detections(model):
+    torch.manual_seed(0)
+    image = torch.rand(3, SIZE, SIZE - 20) * 255
+    with torch.no_grad():
+        (output,) = model([{"image": image, "height": 2 * SIZE, "width": 2 * SIZE - 40}])
+    return output
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_detectors(kind):
+    """Every kind of head in the zoo, plain ResNets too; with statistics that folding would show."""
+    model = build_detector(small_config(kind)).eval()
+    mean, std = (getattr(model, name).clone() for name in ("pixel_mean", "pixel_std"))
+    if kind == "baseline":  # whose depth random weights would let explode
+        for norm in norms(model):
+            randomize(norm)
+    else:
+        randomize(model)
+    model.pixel_mean.copy_(mean)
+    model.pixel_std.copy_(std)
+    optimized = optimize_for_inference(model, memory_format=torch.channels_last)
+    assert norms(optimized) == []
+    image = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert_features_equal(optimized.backbone(image), model.backbone(image), TOLERANCE)
+    expected, actual = detections(model), detections(optimized)
+    assert set(actual) == set(expected)
+    if "sem_seg" in expected:
+        assert relative_difference(actual["sem_seg"], expected["sem_seg"]) <= TOLERANCE
+    if "instances" in expected:
+        theirs, ours = expected["instances"], actual["instances"]
+        assert len(ours) == len(theirs) > 0
+        assert torch.equal(ours.pred_classes, theirs.pred_classes)
+        assert relative_difference(ours.scores, theirs.scores) <= TOLERANCE
+        boxes = ours.pred_boxes.tensor, theirs.pred_boxes.tensor
+        assert relative_difference(*boxes) <= TOLERANCE
+        if theirs.has("pred_masks"):
+            assert (ours.pred_masks != theirs.pred_masks).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_folding(affine, transposed, groups, bias):
+    """A convolution and its norm, one after the other."""
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    conv = kind(6, 9, 3, stride=2, groups=groups, bias=bias)
+    norm = nn.BatchNorm2d(9, affine=affine)
+    randomize(norm)
+    norm.eval()
+    x = torch.randn(2, 6, 11, 12)
+    with torch.no_grad():
+        expected = norm(conv(x))
+        fold(conv, norm)
+        assert relative_difference(conv(x), expected) <= 1e-6
+
+
+def test_neighbours_in_a_sequence():
+    sequence = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
+    )
+    apart = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.BatchNorm2d(4))
+    activated = nn.Sequential(Conv2d(3, 4, 1, activation=nn.ReLU()), nn.BatchNorm2d(4))
+    x = torch.randn(1, 3, 5, 5)
+    for model, count in ((sequence, 1), (apart, 0), (activated, 0)):
+        randomize(model)
+        model.eval()
+        with torch.no_grad():
+            expected = model(x)
+            assert fold_norms(model) == count
+            assert relative_difference(model(x), expected) <= 1e-6
+
+
+def test_what_cannot_be_optimised():
+    model = backbone()
+    with pytest.raises(ValueError, match="the model is in training; call model.eval"):
+        optimize_for_inference(model.train())
+    model.eval().res3.train()
+    with pytest.raises(ValueError, match="its part res3 is in training"):
+        optimize_for_inference(model)
+    model.eval()
+    model.res2[0].conv1.norm = nn.BatchNorm2d(64, track_running_stats=False).eval()
+    with pytest.raises(ValueError, match="res2.0.conv1.norm takes its statistics from the batch"):
+        optimize_for_inference(model)
+
+
+def test_saved_and_loaded(tmp_path):
+    model = build_detector(small_config("mask")).eval()
+    optimized = optimize_for_inference(model)
+    file = tmp_path / "optimized.pt"
+    torch.save(optimized, file)
+    again = torch.load(file, weights_only=False)
+    # Its weights go into another one that was optimised in the same way.
+    kept = torch.channels_last
+    optimized = optimized.to(memory_format=kept)
+    again = again.to(memory_format=kept)
+    other = optimize_for_inference(build_detector(small_config("mask")).eval(), memory_format=kept)
+    other.load_state_dict(optimized.state_dict())
+    image = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        expected = optimized.backbone(image)
+        for model in (again, other):
+            actual = model.backbone(image)
+            assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_compiled(tmp_path):
+    """One compilation for all sizes that are not square."""
+    model = backbone(WIDTH_PER_GROUP=8, RES2_OUT_CHANNELS=32, OUT_FEATURES=["res2"])
+    compiled = optimize_for_inference(model, compile=True, memory_format=torch.channels_last)
+    names = list(compiled.state_dict())
+    before = count_compilations()
+    with torch.no_grad():
+        for size in ((96, 128), (128, 96), (224, 160)):
+            x = torch.randn(1, 3, *size)
+            assert_features_equal(compiled(x), model(x), TOLERANCE)
+    assert count_compilations() - before == 1
+    assert list(compiled.state_dict()) == names
+    torch.save(compiled, tmp_path / "compiled.pt")
+    again = torch.load(tmp_path / "compiled.pt", weights_only=False)
+    with torch.no_grad():
+        assert_features_equal(again(x), model(x), TOLERANCE)
+    with pytest.raises(ValueError, match="there is no backbone to compile in a Conv2d"):
+        optimize_for_inference(nn.Conv2d(3, 3, 1).eval(), compile=True)
+
+
+def test_a_layer_alone():
+    layer = SplitAttentionConv2d(32, 32, padding=1, norm="BN").eval()
+    randomize(layer)
+    x = torch.randn(1, 32, 9, 9)
+    with torch.no_grad():
+        assert relative_difference(optimize_for_inference(layer)(x), layer(x)) <= TOLERANCE
+
+
+def test_detectron2s_own_models():
+    cfg = make_cfg("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN")
+    model = build_resnet_fpn_backbone(cfg, image_shape()).eval()
+    randomize(model)
+    optimized = optimize_for_inference(model)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_features_equal(optimized(x), model(x), TOLERANCE)
+    assert norms(optimized) == []
