@@ -183,16 +183,17 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_compiled(tmp_path):
-    """One compilation for all sizes that are not square."""
+    """No compilation for every size: the second may make the sizes symbols, if not the first."""
     model = backbone(WIDTH_PER_GROUP=8, RES2_OUT_CHANNELS=32, OUT_FEATURES=["res2"])
     compiled = optimize_for_inference(model, compile=True, memory_format=torch.channels_last)
     names = list(compiled.state_dict())
+    torch._dynamo.reset()  # what other tests compiled would be looked up first
     before = count_compilations()
     with torch.no_grad():
-        for size in ((96, 128), (128, 96), (224, 160)):
+        for size in ((96, 128), (128, 96), (224, 160), (160, 96)):
             x = torch.randn(1, 3, *size)
             assert_features_equal(compiled(x), model(x), TOLERANCE)
-    assert count_compilations() - before == 1
+    assert 1 <= count_compilations() - before <= 2
     assert list(compiled.state_dict()) == names
     torch.save(compiled, tmp_path / "compiled.pt")
     again = torch.load(tmp_path / "compiled.pt", weights_only=False)
