@@ -54,3 +54,19 @@ def test_backbones_and_coco(tmp_path, capsys):
     metrics = {name: np.array(values) for name, values in report["coco"]["metrics"].items()}
     assert len(metrics["hotcoco"]) == 24
     assert np.abs(metrics["hotcoco"] - metrics["pycocotools"]).max() <= 1e-9
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda"], "error: --device cuda: no GPU was found"),
+        (["--device", "tpu"], "error: --device must be cpu or cuda, got 'tpu'"),
+        (["--sections", "coco", "--images", "0"], "error: --images and --detections must be at"),
+        (["--sections", "backbones", "--rounds", "0"], "error: rounds must be at least 1"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        load_tool().main(arguments)
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith(message)

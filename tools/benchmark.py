@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=2000, help="of the COCO section")
     parser.add_argument("--detections", type=int, default=100, help="of each of its images")
     args = parser.parse_args(arguments)
-    report: dict[str, Any] = {"environment": environment(args.device)}
     with one_line_errors():
+        report: dict[str, Any] = {"environment": environment(args.device)}
         torch.manual_seed(0)
         print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
         for name in args.sections:

@@ -72,7 +72,16 @@ def _synchronize(device: str) -> None:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What every figure depends on: versions, threads and the machine."""
+    """What every figure depends on: versions, threads and the machine.
+
+    Raises:
+        ValueError: it is not "cpu", nor a GPU that is there.
+    """
+    is_gpu = device.startswith("cuda")
+    if is_gpu and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: no GPU was found")
+    if not is_gpu and device != "cpu":
+        raise ValueError(f"--device must be cpu or cuda, got {device!r}")
     found = {
         "resnest_d2": resnest_d2.__version__,
         "torch": torch.__version__,
@@ -81,8 +90,8 @@ def environment(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    if device.startswith("cuda"):
-        found["device"] = torch.cuda.get_device_name()
+    if is_gpu:
+        found["device"] = torch.cuda.get_device_name(device)
     return found
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from urllib.parse import quote, unquote
 
-from ..zoo_table import PUBLICATIONS
+from ..zoo_table import AUTHORS, MMDETECTION, PUBLICATIONS
 from .input_format import DETECTRON2_FILES, DETECTRON2_RGB, IMAGENET_RGB, MSRA_BGR, InputFormat
 
 RESNEST = "resnest://"
@@ -118,9 +118,9 @@ RELEASE = "https://github.com/zhanghang1989/ResNeSt/releases/download/weights_st
 TIMM_RELEASE = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-resnest/"
 TIMM_GLUON = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-weights/"
 OPENMMLAB = "https://download.openmmlab.com/"
-OPENMMLAB_DETECTORS = OPENMMLAB + "mmdetection/v2.0/resnest/"
-# Reported dead since 2021.
-BUCKET = "https://s3.us-west-1.wasabisys.com/resnest/"
+OPENMMLAB_DETECTORS = MMDETECTION.root
+# Reported dead since 2021. It has the files for ImageNet too, under torch/.
+BUCKET = AUTHORS.root.removesuffix("detectron/")
 
 
 def names() -> list[str]:
