@@ -80,8 +80,7 @@ def local_path(entry: catalog.Entry, force: bool = False) -> Path:
         force: fetch and convert it anew.
 
     Raises:
-        FetchError: no source has it, or the cache cannot be written.
-        ValueError: what came is no checkpoint of a ResNeSt.
+        FetchError: no source has a file of a ResNeSt, or the cache cannot be written.
     """
     for root in (_wanted_root(), Path(get_cache_dir()) / "resnest_d2"):
         target = root / f"{entry.cached}.pth"
