@@ -15,6 +15,56 @@ REDUCTION_FACTOR = 4
 MIN_ATTENTION_CHANNELS = 32
 
 
+def is_half(x: torch.Tensor) -> bool:
+    """Whether a tensor is in half precision, fp16 or bf16."""
+    return x.dtype == torch.float16 or x.dtype == torch.bfloat16
+
+
+def in_fp32(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Output of a layer in fp32, also if its weights are in half precision.
+
+    In training a layer of half precision computes in it, or its running statistics would be lost.
+    """
+    state = {**dict(layer.named_parameters()), **dict(layer.named_buffers())}
+    halves = [value.dtype for value in state.values() if is_half(value)]
+    if not halves:
+        return layer(x)
+    if layer.training:
+        return layer(x.to(halves[0])).float()
+    wide = {name: value.float() if is_half(value) else value for name, value in state.items()}
+    return torch.func.functional_call(layer, wide, (x,))
+
+
+def needs_fp32(pooled: torch.Tensor, fc1: nn.Conv2d) -> bool:
+    """Whether attention would be computed in half precision: under autocast, or in half weights."""
+    kind = pooled.device.type
+    if is_half(fc1.weight):
+        return True
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def logits_in_fp32(
+    pooled: torch.Tensor, fc1: nn.Module, bn1: nn.Module | None, fc2: nn.Module
+) -> torch.Tensor:
+    """The attention branch of 1x1 maps in fp32, whose range sums of large activations stay in.
+
+    Args:
+        pooled: shape (N, channels, 1, 1).
+        fc1: its layers, with weights of any type.
+        bn1: likewise, or None.
+        fc2: likewise.
+
+    Returns:
+        ``fc2``'s output in fp32, (N, radix * channels, 1, 1).
+    """
+    with torch.autocast(pooled.device.type, enabled=False):
+        x = in_fp32(fc1, pooled.float())
+        if bn1 is not None:
+            check_batch_statistics(bn1, x.shape[0])
+            x = in_fp32(bn1, x)
+        return in_fp32(fc2, F.relu(x))
+
+
 def attention_channels(channels: int, radix: int, groups: int) -> int:
     """Hidden width of the attention branch, rounded up so that it divides into ``groups``."""
     width = max(channels * radix // REDUCTION_FACTOR, MIN_ATTENTION_CHANNELS)
@@ -103,17 +153,25 @@ class SplitAttentionConv2d(nn.Module):
         """Weights of the splits.
 
         Args:
-            pooled: mean over H and W of the splits' sum, of shape (N, channels, 1, 1).
+            pooled: mean over H and W of the splits' sum, of shape (N, channels, 1, 1), in fp32 if
+                the splits are in half precision.
 
         Returns:
-            shape (N, radix, channels, 1, 1); with radix >= 2 they sum to 1 over dimension 1.
+            shape (N, radix, channels, 1, 1); with radix >= 2 they sum to 1 over dimension 1. In
+            fp32 under autocast and in a model of half precision.
         """
-        x = self.fc1(pooled)
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript drops only a lone condition)
+            if needs_fp32(pooled, self.fc1):
+                return self.softmax(logits_in_fp32(pooled, self.fc1, self.bn1, self.fc2))
+        x = self.fc1(pooled.to(self.fc1.weight.dtype))
         if self.bn1 is not None:
             if not torch.jit.is_scripting():
                 check_batch_statistics(self.bn1, x.shape[0])
             x = self.bn1(x)
-        x = self.fc2(F.relu(x))
+        return self.softmax(self.fc2(F.relu(x)))
+
+    def softmax(self, x: torch.Tensor) -> torch.Tensor:
+        """From ``fc2``'s output, (N, radix * channels, 1, 1), to (N, radix, channels, 1, 1)."""
         # fc2 is grouped by cardinality, so its output is cardinal-major; the splits are not.
         per_group = self.channels // self.groups
         x = x.view(x.shape[0], self.groups, self.radix, per_group).transpose(1, 2)
@@ -135,9 +193,12 @@ class SplitAttentionConv2d(nn.Module):
             x = self.bn0(x)
         x = F.relu_(x)
         splits = x.view(x.shape[0], self.radix, self.channels, x.shape[2], x.shape[3])
-        # Summed, then pooled: the reference's order, and with it the same bits.
-        pooled = splits.sum(1).mean((2, 3), keepdim=True)
-        return (splits * self.attention(pooled)).sum(1)
+        if is_half(x):  # the sum of a few splits can leave fp16's range
+            pooled = splits.mean((3, 4), keepdim=True, dtype=torch.float32).sum(1)
+        else:
+            # Summed, then pooled: the reference's order, and with it the same bits.
+            pooled = splits.sum(1).mean((2, 3), keepdim=True)
+        return (splits * self.attention(pooled).to(x.dtype)).sum(1)
 
     def convolve(self, x: torch.Tensor, offset: torch.Tensor | None) -> torch.Tensor:
         """The grouped convolution: (N, in_channels, H, W) to (N, radix * channels, H', W')."""

@@ -1,20 +1,62 @@
 """Compiling a detector's backbone without a compilation for every size of image."""
 
 import logging
+from typing import Any
 
+import torch
 import torch._dynamo.utils
+import torch._inductor.config
+import torch.fx.experimental._config
 from detectron2.modeling import Backbone
 from torch import nn
 
 logger = logging.getLogger(__name__)
 
 
+# Pixels of an image. On less, layers fall one by one under the size from which PyTorch takes oneDNN
+# for a convolution, and every one that does would be a compilation.
+SMALLEST_COMPILED = 320 * 320
+
+
+class _CompiledCall:
+    """What a module's call becomes: compiled for the first size it meets, and once for all others.
+
+    Of one size Inductor can lay the weights out in advance, which a camera's pictures gain from;
+    the second function has height and width as symbols. Small images but the first size take the
+    module as it is.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.first_size: torch.Size | None = None
+        self.plain = module._call_impl
+        self.of_one_size = torch.compile(module._call_impl, dynamic=False)
+        self.of_all_sizes = torch.compile(module._call_impl, dynamic=True)
+
+    def __call__(self, image: torch.Tensor) -> Any:
+        # As options of torch.compile, neither reaches Dynamo, which reads them while it traces.
+        with (
+            torch.no_grad(),  # weights are only frozen without gradients
+            torch._inductor.config.patch(freezing=True),
+            torch.fx.experimental._config.patch(
+                use_duck_shape=False
+            ),  # squares are no special case
+        ):
+            if self.first_size is None:
+                self.first_size = image.shape
+            if image.shape == self.first_size:
+                return self.of_one_size(image)
+            if image.shape[-2] * image.shape[-1] < SMALLEST_COMPILED:
+                return self.plain(image)
+            return self.of_all_sizes(image)
+
+
 def compile_model(model: nn.Module) -> None:
     """Compile the backbone of a model, or the model if it is one, in place with Inductor.
 
     Weights are frozen into the code, so the model must not be trained or loaded into afterwards.
-    Height and width are symbols in it: one compilation serves images of all sizes, and one more
-    square ones. State-dict names stay as they are; a copy that is saved is not compiled.
+    There are two compilations, of the first size of image and of all others, and one more for
+    batches; other images of less than 320x320 pixels are not compiled. State-dict names stay as
+    they are; a copy that is saved is not compiled.
 
     Raises:
         ValueError: there is no backbone.
@@ -22,7 +64,8 @@ def compile_model(model: nn.Module) -> None:
     backbone = next((m for m in model.modules() if isinstance(m, Backbone)), None)
     if backbone is None:
         raise ValueError(f"there is no backbone to compile in a {type(model).__name__}")
-    backbone.compile(dynamic=True, options={"freezing": True})
+    # Where nn.Module.compile() puts its result; copies and pickles leave it out.
+    backbone._compiled_call_impl = _CompiledCall(backbone)
     logger.info("%s is compiled when it first runs, which takes minutes", type(backbone).__name__)
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..split_attention import SplitAttentionConv2d
+from ..split_attention import SplitAttentionConv2d, is_half, logits_in_fp32, needs_fp32
 from .fold import fold, is_foldable
 
 
@@ -51,26 +51,32 @@ class FusedSplitAttentionConv2d(nn.Module):
         if self.bn0 is not None:
             x = self.bn0(x)
         x = F.relu_(x)
-        pooled = x.mean((2, 3), keepdim=True)
-        batch = x.shape[0]
+        pooled = x.mean((2, 3), keepdim=True, dtype=torch.float32 if is_half(x) else x.dtype)
         if self.radix > 1:
-            pooled = pooled.view(batch, self.radix, self.channels, 1, 1).sum(1)
-        weights = self.fc1(pooled)
-        if self.bn1 is not None:
-            weights = self.bn1(weights)
-        weights = self.fc2(F.relu_(weights))
+            pooled = pooled.view(x.shape[0], self.radix, self.channels, 1, 1).sum(1)
+        weights = self.logits(pooled)
         if self.order is not None:
             weights = weights[:, self.order]
         if self.radix == 1:
-            return x * torch.sigmoid(weights)
+            return x * torch.sigmoid(weights).to(x.dtype)
         if self.radix == 2:
             first, second = x[:, : self.channels], x[:, self.channels :]
             # A softmax over two is the sigmoid of their difference.
             share = torch.sigmoid(weights[:, : self.channels] - weights[:, self.channels :])
-            return torch.lerp(second, first, share)
-        splits = x.view(batch, self.radix, self.channels, x.shape[2], x.shape[3])
-        shares = F.softmax(weights.view(batch, self.radix, self.channels, 1, 1), dim=1)
-        return (splits * shares).sum(1)
+            return torch.lerp(second, first, share.to(x.dtype))
+        splits = x.view(x.shape[0], self.radix, self.channels, x.shape[2], x.shape[3])
+        shares = weights.view(x.shape[0], self.radix, self.channels, 1, 1).softmax(1)
+        return (splits * shares.to(x.dtype)).sum(1)
+
+    def logits(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The attention branch, as in :meth:`SplitAttentionConv2d.attention` in fp32 if need be."""
+        if not torch.jit.is_scripting():  # noqa: SIM102  (TorchScript drops only a lone condition)
+            if needs_fp32(pooled, self.fc1):
+                return logits_in_fp32(pooled, self.fc1, self.bn1, self.fc2)
+        x = self.fc1(pooled.to(self.fc1.weight.dtype))
+        if self.bn1 is not None:
+            x = self.bn1(x)
+        return self.fc2(F.relu_(x))
 
 
 def fuse_attention(model: nn.Module) -> int:
