@@ -9,6 +9,7 @@ The counter itself is PyTorch's. fvcore's needs a trace, and on the meta device 
 PyTorch's shape functions; on real tensors, much slower, the two agree.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,11 @@ def _count_backbone(
         image = _empty(1, 3, *_padded(image_size, backbone.size_divisibility))
         _COUNTED_BACKBONES[key] = _count(backbone, image)
     return _COUNTED_BACKBONES[key]
+
+
+def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
+    """Multiply-adds of a backbone as it is, for one image of a height and width in pixels."""
+    return _count(copy.deepcopy(backbone).to("meta"), _empty(1, 3, *image_size))[0]
 
 
 def _count(function: Callable, *inputs) -> tuple[int, object]:

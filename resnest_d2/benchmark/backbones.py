@@ -1,61 +1,24 @@
 """Inference of backbones beside the reference, timm and Detectron2's ResNet."""
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch import nn
 
 from ..build import build_resnest_backbone
-from ..config import add_resnest_config
+from ..cost import count_macs
 from ..inference import optimize_for_inference
-from .timing import Times, measure
+from .peers import REFERENCE, TIMM, config, reference_backbone
+from .timing import Report, Times, measure, table
 
-STAGES = ["res2", "res3", "res4", "res5"]
-# Depths that all of them have.
-TIMM = {50: "resnest50d", 101: "resnest101e", 200: "resnest200e", 269: "resnest269e"}
-REFERENCE = "reference (resnest.d2)"
 # Of the square matrices whose product is the machine's limit.
-MATMUL_SIZE = 2048
-
-
-def config(depth: int) -> CfgNode:
-    """Of a backbone with plain batch norm that puts out all stages."""
-    cfg = get_cfg()
-    add_resnest_config(cfg)
-    cfg.MODEL.RESNETS.DEPTH = depth
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = STAGES
-    return cfg
-
-
-def reference_backbone(depth: int) -> nn.Module:
-    """PyPI's ``resnest``.
-
-    Raises:
-        ImportError: it is not installed.
-    """
-    names = ("build_resnest_backbone", "build_resnest_fpn_backbone")
-    ours = {name: BACKBONE_REGISTRY._obj_map.pop(name) for name in names}
-    try:  # it registers the names that ours register
-        from resnest.d2.config import add_resnest_config as add_theirs
-        from resnest.d2.resnest import build_resnest_backbone as build_theirs
-    except ImportError:
-        raise ImportError(
-            "the reference is not installed: pip install --no-deps resnest==0.0.6b20230402"
-        ) from None
-    finally:
-        for name in names:
-            BACKBONE_REGISTRY._obj_map[name] = ours[name]
-    cfg = get_cfg()
-    add_theirs(cfg)
-    cfg.merge_from_list(["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", "BN"])
-    cfg.merge_from_list(["MODEL.RESNETS.RADIX", 2, "MODEL.RESNETS.OUT_FEATURES", STAGES])
-    return build_theirs(cfg, ShapeSpec(channels=3))
+MATMUL_SIZE = 4096
+# fp32 values that are copied to measure a GPU's memory.
+COPY_SIZE = 1 << 28
 
 
 def competitors(depth: int, compiled: bool, device: str) -> dict[str, nn.Module]:
@@ -99,8 +62,9 @@ def measure_backbones(
         compiled: measure ``compile=True`` too, whose compilation takes minutes.
 
     Returns:
-        times by competitor, and: multiply-adds a second of a matrix product ("matmul") and the
-        greatest relative difference of our outputs from the reference's ("difference").
+        times by competitor, and: multiply-adds a second of a matrix product ("matmul"), those of
+        the backbone ("macs"), the greatest relative difference of our outputs from the reference's
+        ("difference") and, of a GPU, bytes a second of a copy ("bandwidth").
     """
     image = torch.rand(1, 3, *size, device=device)
     models = competitors(depth, compiled, device)
@@ -108,6 +72,9 @@ def measure_backbones(
         runs: dict[str, Callable[[], Any]] = {k: (lambda m=m: m(image)) for k, m in models.items()}
         a, b = (torch.rand(MATMUL_SIZE, MATMUL_SIZE, device=device) for _ in range(2))
         runs["matrix product"] = lambda: a @ b
+        if device != "cpu":
+            source = torch.rand(COPY_SIZE, device=device)
+            runs["copy"] = source.clone
         times = measure(runs, rounds, warmup=2, device=device)
         expected = models[REFERENCE](image)
         difference = max(
@@ -116,5 +83,33 @@ def measure_backbones(
             if name.startswith("resnest_d2")
             for f in expected
         )
-    product = times.pop("matrix product")
-    return times, {"matmul": MATMUL_SIZE**3 / product.median, "difference": difference}
+    facts = {
+        "matmul": MATMUL_SIZE**3 / times.pop("matrix product").median,
+        "macs": count_macs(models["resnest_d2, optimised"], size),
+        "difference": difference,
+    }
+    if "copy" in times:
+        facts["bandwidth"] = 2 * 4 * COPY_SIZE / times.pop("copy").median
+    return times, facts
+
+
+def run(args: argparse.Namespace) -> Report:
+    """The section of ``tools/benchmark.py``."""
+    size = (args.height, args.width)
+    times, facts = measure_backbones(args.depth, size, args.rounds, args.device, args.compile)
+    lines = table(
+        f"Backbone of depth {args.depth}, {size[0]}x{size[1]}, batch 1, fp32", times, REFERENCE
+    )
+    lines += [
+        "",
+        f"The machine's limit: {facts['matmul'] / 1e9:.1f} G multiply-adds a second (product of "
+        f"matrices of side {MATMUL_SIZE}, median of the same rounds).",
+    ]
+    if "bandwidth" in facts:
+        lines[-1] += f" Memory: {facts['bandwidth'] / 1e9:.0f} GB/s, read and written."
+    for name in times:
+        if name.startswith("resnest_d2"):
+            share = facts["macs"] / times[name].median / facts["matmul"]
+            lines[-1] += f" {name}: {share:.0%} of it, at {facts['macs'] / 1e9:.1f} G."
+    lines.append(f"Outputs differ by {facts['difference']:.1e} of their largest value.")
+    return lines, {"seconds": {name: found.seconds for name, found in times.items()}, **facts}

@@ -11,6 +11,9 @@ import torch
 
 import resnest_d2
 
+# Lines of Markdown, and what goes into the JSON file.
+Report = tuple[list[str], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Times:
@@ -57,16 +60,17 @@ def measure(
     found: dict[str, list[float]] = {name: [] for name in competitors}
     for index in range(warmup + rounds):
         for name, run in competitors.items():
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             run()
-            _synchronize(device)
+            synchronize(device)
             if index >= warmup:
                 found[name].append(time.perf_counter() - start)
     return {name: Times(tuple(seconds)) for name, seconds in found.items()}
 
 
-def _synchronize(device: str) -> None:
+def synchronize(device: str) -> None:
+    """Wait until a device's work is done."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 
