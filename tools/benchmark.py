@@ -37,6 +37,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--iterations", type=int, default=200, help="of the section amp")
     parser.add_argument("--images", type=int, default=2000, help="of the section coco")
     parser.add_argument("--detections", type=int, default=100, help="of each of its images")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2, 4], help="of the section loading"
+    )
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="of the section growth")
+    parser.add_argument("--schedule-batches", type=int, nargs="+", default=[2], help="images a GPU")
+    parser.add_argument("--schedule-height", type=int, default=800)
+    parser.add_argument("--schedule-width", type=int, default=1344)
     return parser
 
 
@@ -49,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 option = name.replace("_", "-")
                 raise ValueError(f"--{option} must be at least 1, got {getattr(args, name)}")
         report: dict[str, Any] = {"environment": environment(args.device)}
+        args.threads = torch.get_num_threads()
         torch.manual_seed(0)
         print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
         for name in args.sections:

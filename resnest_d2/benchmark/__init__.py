@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import amp, backbones, coco, detectors, training
+from . import amp, backbones, coco, detectors, growth, loading, schedule, training
 from .timing import Report
 
 # What the command's --sections names; each takes the parsed command line.
@@ -14,4 +14,7 @@ SECTIONS: dict[str, Callable[..., Report]] = {
     "memory": training.run_memory,
     "amp": amp.run,
     "coco": coco.run,
+    "loading": loading.run,
+    "growth": growth.run,
+    "schedule": schedule.run,
 }

@@ -70,7 +70,8 @@ def digits_config(name: str, device: str) -> CfgNode:
 
 def batches(cfg: CfgNode) -> Iterator[list[dict[str, Any]]]:
     """Of digits; with keypoints on their boxes, for heads that need them, and a semantic map."""
-    for batch in build_detection_train_loader(cfg, mapper=DatasetMapper(_without_keypoints(cfg))):
+    plain = _without_keypoints(cfg)
+    for batch in build_detection_train_loader(plain, mapper=DatasetMapper(plain)):
         for one in batch:
             instances = one["instances"]
             masks = instances.gt_masks.tensor
