@@ -23,15 +23,21 @@ RESNEST_DEFAULTS: dict[str, Any] = {
     # Recompute each block in the backward pass instead of keeping its activations.
     "GRAD_CHECKPOINT": False,
 }
+# Compile the backbone for training with torch.compile (our trainer reads it: MODEL.COMPILE).
+COMPILE = "COMPILE"
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add ResNeSt's keys under ``MODEL.RESNETS``; keys that are already there keep their values.
+    """Add ResNeSt's keys: ``MODEL.COMPILE`` and, under ``MODEL.RESNETS``, the others.
+
+    Keys that are already there keep their values.
 
     The names are those of the reference (``resnest.d2.add_resnest_config``), so its users' YAML
     files load unchanged. Unlike the reference it leaves ``STRIDE_IN_1X1`` alone, which ResNet
     baselines need at Detectron2's default; the ResNeSt builders do not read that key.
     """
+    if COMPILE not in cfg.MODEL:
+        cfg.MODEL[COMPILE] = False
     for key, value in RESNEST_DEFAULTS.items():
         if key not in cfg.MODEL.RESNETS:
             cfg.MODEL.RESNETS[key] = value

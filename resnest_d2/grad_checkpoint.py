@@ -13,11 +13,12 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     """Let batch norms below ``module`` normalise as in training, their averages unmoved."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    discarded = torch.zeros((), dtype=torch.long)  # on the CPU: to count there starts no kernel
     try:
         for norm in norms:
             norm.momentum = 0.0
             if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked = norm.num_batches_tracked.clone()
+                norm.num_batches_tracked = discarded
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, saved, strict=True):

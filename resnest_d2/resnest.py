@@ -148,7 +148,8 @@ def make_resnest(
         deform_on_per_stage: which of res2 to res5 are deformable.
         deform_modulated: DCN v2, not v1.
         deform_num_groups: deformable groups.
-        grad_checkpoint: recompute blocks in the backward pass to save their activations.
+        grad_checkpoint: recompute blocks in the backward pass to save their activations, but for
+            those of the last stage, which are the first to be freed.
         num_classes: as in :class:`ResNeSt`.
         out_features: as in :class:`ResNeSt`.
         freeze_at: as in :class:`ResNeSt`.
@@ -196,7 +197,8 @@ def make_resnest(
                 deformable=bool(deform_on_per_stage[index]),
                 deform_modulated=deform_modulated,
                 deform_num_groups=deform_num_groups,
-                grad_checkpoint=grad_checkpoint,
+                # Backward frees the last stage's activations before the earlier ones' peak.
+                grad_checkpoint=grad_checkpoint and index < wanted - 1,
             )
         )
         stage_inputs = outputs

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
-from resnest_d2.benchmark.backbones import REFERENCE
+from resnest_d2.benchmark.amp import HEADS, batches, digits_config
+from resnest_d2.benchmark.detectors import coco_like_sizes
+from resnest_d2.benchmark.growth import fit_exponent
+from resnest_d2.benchmark.peers import REFERENCE
+from resnest_d2.benchmark.schedule import hours
 from resnest_d2.benchmark.timing import Times, measure
+from resnest_d2.benchmark.training import CHECKPOINTED, OURS, saved_bytes, training_backbone
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,16 +45,25 @@ def test_competitors_alternate():
         measure(runs, rounds=0)
 
 
-def test_backbones_and_coco(tmp_path, capsys):
+def run(tmp_path, *arguments):
+    """What a section wrote as JSON."""
     output = tmp_path / "report.json"
-    arguments = ["--rounds", "1", "--depth", "50", "--height", "64", "--width", "96"]
-    arguments += ["--images", "3", "--detections", "5", "--output", str(output)]
-    assert load_tool().main(arguments) == 0
+    assert load_tool().main([*arguments, "--rounds", "1", "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert report.pop("environment")["threads"] == torch.get_num_threads()
+    return report
+
+
+def test_backbones_and_coco(tmp_path, capsys):
+    report = run(
+        tmp_path,
+        *("--sections", "backbones", "coco", "--height", "64", "--width", "96"),
+        *("--images", "3", "--detections", "5"),
+    )
     out = capsys.readouterr().out
     assert "threads" in out
     assert "| resnest_d2, optimised |" in out
-    report = json.loads(output.read_text())
-    assert set(report) == {"environment", "backbones", "coco"}
+    assert set(report) == {"backbones", "coco"}
     backbones = report["backbones"]
     assert REFERENCE in backbones["seconds"]
     assert backbones["matmul"] > 0
@@ -54,6 +71,108 @@ def test_backbones_and_coco(tmp_path, capsys):
     metrics = {name: np.array(values) for name, values in report["coco"]["metrics"].items()}
     assert len(metrics["hotcoco"]) == 24
     assert np.abs(metrics["hotcoco"] - metrics["pycocotools"]).max() <= 1e-9
+    whole = report["coco"]["whole"]
+    assert whole["metrics"]["resnest_d2"] == pytest.approx(
+        whole["metrics"]["Detectron2"], abs=1e-9, nan_ok=True
+    )
+
+
+def test_training_and_memory(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("resnest_d2.benchmark.training.MEMORY_DEPTHS", (50,))
+    report = run(tmp_path, "--sections", "training", "memory", "--train-size", "64")
+    out = capsys.readouterr().out
+    assert "checkpoints take" in out
+    assert "| 50 |" in out
+    saved = report["training"]["saved"]
+    assert saved[OURS] == saved[REFERENCE]  # bit for bit the same network
+    assert saved[CHECKPOINTED] < 0.45 * saved[OURS]
+    assert all(sizes[CHECKPOINTED] < 0.45 * sizes[OURS] for sizes in report["memory"].values())
+
+
+def test_bytes_that_are_kept():
+    """Of two linear layers: each one's input, once, as the arithmetic says; "meta" counts alike."""
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+        def forward(self, x):
+            return {"out": self.layers(x)}
+
+    x = torch.rand(3, 4)
+    assert saved_bytes(Two(), x) == 4 * (3 * 4 + 3 * 8)  # ReLU keeps its output, the next's input
+    assert saved_bytes(Two().to("meta"), x.to("meta")) == saved_bytes(Two(), x)
+    backbone = training_backbone(50)
+    image = torch.rand(2, 3, 64, 64)
+    on_meta = saved_bytes(backbone.to("meta"), image.to("meta"))
+    assert on_meta == saved_bytes(training_backbone(50), image)
+
+
+def test_sizes_are_all_different():
+    sizes = coco_like_sizes(50, 480)
+    assert len(set(sizes)) == 50
+    assert all(side % 32 == 0 for size in sizes for side in size)
+    assert {height > width for height, width in sizes} == {True, False}
+
+
+def test_detectors(tmp_path):
+    found = run(
+        tmp_path,
+        *("--sections", "detectors", "--detectors", "retinanet_resnest50"),
+        *("--height", "64", "--width", "96"),
+    )["detectors"]["retinanet_resnest50"]
+    assert set(found) == {"resnest_d2", "resnest_d2, optimised"}
+
+
+def test_mixed_precision(tmp_path, monkeypatch, tiny_digits):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_digits))
+    monkeypatch.setattr("resnest_d2.benchmark.amp.SIDE", 64)
+    found = run(tmp_path, "--sections", "amp", "--heads", "RetinaNet", "--iterations", "1")
+    assert found["amp"]["RetinaNet, bf16"]["finite"] is True
+
+
+def test_every_kind_of_head_gets_what_it_learns_from(monkeypatch, tiny_digits):
+    for name in HEADS.values():
+        cfg = digits_config(name, "cpu")
+        (one, *_) = next(batches(cfg))
+        assert one["instances"].has("gt_masks") == cfg.MODEL.MASK_ON
+        assert one["instances"].has("gt_keypoints") == cfg.MODEL.KEYPOINT_ON
+        assert one["sem_seg"].max() == 1
+
+
+def test_loading(tmp_path, monkeypatch):
+    monkeypatch.setattr("resnest_d2.benchmark.loading.IMAGES", 2)
+    monkeypatch.setattr("resnest_d2.benchmark.loading.SECONDS", 0.1)
+    found = run(tmp_path, "--sections", "loading", "--workers", "0")["loading"]
+    assert found["images_a_second"]["0"] > 0
+    assert {"decoding by Pillow", "resizing", "whole mapper, polygons"} <= set(found["seconds"])
+
+
+def test_growth(tmp_path, monkeypatch):
+    assert fit_exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    for name, values in {"SIDES": (64, 96), "BATCHES": (2, 4), "DEPTHS": (50, 101)}.items():
+        monkeypatch.setattr(f"resnest_d2.benchmark.growth.{name}", values)
+    monkeypatch.setattr("resnest_d2.benchmark.growth.SIDE", 64)
+    plot = tmp_path / "growth.png"
+    found = run(tmp_path, "--sections", "growth", "--plot", str(plot))["growth"]
+    with Image.open(plot) as image:
+        assert image.width > 500
+    # But for the statistics of norms, all that is kept is there for each image and pixel.
+    assert found["batch"]["exponents"]["bytes"] == pytest.approx(1, abs=0.03)
+    assert found["area"]["exponents"]["bytes"] == pytest.approx(1, abs=0.05)
+
+
+def test_schedule(tmp_path):
+    # 90,000 iterations of 16 images at 0.5 s each: 12.5 hours on one GPU that takes 16 at once.
+    assert hours(0.5, 16, 1) == pytest.approx(12.5)
+    assert hours(0.5, 2, 8) == pytest.approx(12.5)
+    found = run(
+        tmp_path,
+        *("--sections", "schedule", "--detectors", "mask_resnest14_digits"),
+        *("--schedule-height", "64", "--schedule-width", "96"),
+    )["schedule"]
+    assert found["mask_resnest14_digits"]["2"][0] > 0
 
 
 @pytest.mark.parametrize(
@@ -63,6 +182,8 @@ def test_backbones_and_coco(tmp_path, capsys):
         (["--device", "tpu"], "error: --device must be cpu or cuda, got 'tpu'"),
         (["--sections", "coco", "--images", "0"], "error: --images and --detections must be at"),
         (["--sections", "backbones", "--rounds", "0"], "error: rounds must be at least 1"),
+        (["--height", "0"], "error: --height must be at least 1, got 0"),
+        (["--sections", "detectors", "--detectors", "x"], "error: no model 'x'"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):

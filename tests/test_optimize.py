@@ -19,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import resnest_d2
 from resnest_d2.build import build_detector
+from resnest_d2.engine.compile import compile_for_training
 from resnest_d2.inference import optimize_for_inference
 from resnest_d2.inference.compile import count_compilations
 from resnest_d2.inference.fold import fold, fold_norms
@@ -183,17 +184,20 @@ def test_saved_and_loaded(tmp_path):
 
 
 def test_compiled(tmp_path):
-    """No compilation for every size: the second may make the sizes symbols, if not the first."""
+    """Two compilations, not one for every size, and weights that are constants in the code."""
     model = backbone(WIDTH_PER_GROUP=8, RES2_OUT_CHANNELS=32, OUT_FEATURES=["res2"])
     compiled = optimize_for_inference(model, compile=True, memory_format=torch.channels_last)
     names = list(compiled.state_dict())
     torch._dynamo.reset()  # what other tests compiled would be looked up first
     before = count_compilations()
+    counts = []
     with torch.no_grad():
-        for size in ((96, 128), (128, 96), (224, 160), (160, 96)):
+        for size in ((96, 128), (320, 352), (352, 320), (384, 384), (64, 96), (96, 128)):
             x = torch.randn(1, 3, *size)
             assert_features_equal(compiled(x), model(x), TOLERANCE)
-    assert 1 <= count_compilations() - before <= 2
+            counts.append(count_compilations() - before)
+    # The first size, all others from 320x320 pixels on; smaller ones are left as they are.
+    assert counts == [1, 2, 2, 2, 2, 2]
     assert list(compiled.state_dict()) == names
     torch.save(compiled, tmp_path / "compiled.pt")
     again = torch.load(tmp_path / "compiled.pt", weights_only=False)
@@ -201,6 +205,37 @@ def test_compiled(tmp_path):
         assert_features_equal(again(x), model(x), TOLERANCE)
     with pytest.raises(ValueError, match="there is no backbone to compile in a Conv2d"):
         optimize_for_inference(nn.Conv2d(3, 3, 1).eval(), compile=True)
+
+
+def test_compiled_for_training(monkeypatch):
+    """MODEL.COMPILE: the same gradients under the same names; without Inductor's minute of C++."""
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
+    small = {"WIDTH_PER_GROUP": 8, "RES2_OUT_CHANNELS": 32, "OUT_FEATURES": ["res3"]}
+    plain, compiled = (nn.ModuleDict({"backbone": backbone(**small)}).train() for _ in range(2))
+    cfg = make_cfg("MODEL.COMPILE", True)
+    compile_for_training(cfg, compiled)
+    torch._dynamo.reset()
+    before = count_compilations()
+    x = torch.randn(2, 3, 64, 64)
+    for model in (plain, compiled):
+        model["backbone"](x)["res3"].square().mean().backward()
+    assert count_compilations() > before
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    # The bias before a batch norm has no gradient but rounding: all are compared with the largest.
+    grads = [
+        [p.grad for p in model.parameters() if p.grad is not None] for model in (plain, compiled)
+    ]
+    largest = max(grad.abs().max() for grad in grads[0])
+    for expected, actual in zip(*grads, strict=True):
+        assert (actual - expected).abs().max() <= TOLERANCE * largest
+    cfg.MODEL.RESNETS.GRAD_CHECKPOINT = True
+    with pytest.raises(ValueError, match=r"MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot"):
+        compile_for_training(cfg, compiled)
+    cfg.MODEL.COMPILE = False
+    untouched = nn.ModuleDict({"backbone": backbone(**small)})
+    compile_for_training(cfg, untouched)
+    assert untouched["backbone"]._compiled_call_impl is None
 
 
 def test_a_layer_alone():

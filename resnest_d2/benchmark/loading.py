@@ -23,11 +23,12 @@ from .coco import CLASSES, HEIGHT, OBJECTS, WIDTH
 from .timing import Report, Times, measure
 
 IMAGES = 32
+SECONDS = 8.0  # for which a loader is watched
 BATCH = 16
 QUALITY = 92  # gives files of COCO's average size, about 160 kB
 
 
-def write_images(folder: Path, count: int = IMAGES) -> list[dict[str, Any]]:
+def write_images(folder: Path, count: int) -> list[dict[str, Any]]:
     """JPEG files of COCO's usual size with polygons, as Detectron2's dataset dicts."""
     random = np.random.RandomState(0)
     entries = []
@@ -92,7 +93,7 @@ def measure_parts(entries: list[dict[str, Any]], rounds: int) -> dict[str, Times
     return measure(parts, rounds)
 
 
-def images_a_second(entries: list[dict[str, Any]], workers: int, seconds: float = 8.0) -> float:
+def images_a_second(entries: list[dict[str, Any]], workers: int) -> float:
     """Of Detectron2's own loader in batches of :data:`BATCH`, once its workers run."""
     loader = build_detection_train_loader(
         entries,
@@ -106,7 +107,7 @@ def images_a_second(entries: list[dict[str, Any]], workers: int, seconds: float 
     for _ in range(2 * max(workers, 1)):  # what was fetched ahead
         next(batches)
     count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
+    while time.perf_counter() - start < SECONDS:
         count += len(next(batches))
     return count / (time.perf_counter() - start)
 
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> Report:
     torch.set_num_threads(1)  # as in a worker
     try:
         with tempfile.TemporaryDirectory() as folder:
-            entries = write_images(Path(folder))
+            entries = write_images(Path(folder), IMAGES)
             size = sum(os.path.getsize(entry["file_name"]) for entry in entries) / len(entries)
             times = measure_parts(entries, args.rounds)
             rates = {workers: images_a_second(entries, workers) for workers in args.workers}

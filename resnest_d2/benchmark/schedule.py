@@ -32,7 +32,7 @@ def make_inputs(batch: int, size: tuple[int, int], device: str) -> list[dict[str
         for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
             mask[top:bottom, left:right] = True
         found = Instances(size, gt_boxes=Boxes(boxes), gt_masks=BitMasks(masks))
-        found.gt_classes = torch.randint(80, (OBJECTS,))
+        found.gt_classes = torch.zeros(OBJECTS, dtype=torch.long)
         inputs.append({"image": torch.rand(3, *size) * 255, "instances": found.to(device)})
     return inputs
 

@@ -103,7 +103,7 @@ def measure_steps(
     saved = {name: saved_bytes(model, image) for name, model in models.items()}
     if compiled:
         models[COMPILED] = training_backbone(depth).to(device)
-        models[COMPILED].compile(dynamic=False)
+        models[COMPILED].compile()  # as MODEL.COMPILE does
     runs = {name: make_step(model, image, amp) for name, model in models.items()}
     return measure(runs, rounds, warmup=2, device=device), saved
 

@@ -23,6 +23,7 @@ from ..classes import num_classes_key
 from ..norm import convert_sync_batchnorm
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .checks import check_training
+from .compile import compile_for_training
 from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build ``cfg.MODEL``; the whole model's SyncBN works on any device."""
-        return convert_sync_batchnorm(super().build_model(cfg))
+        model = convert_sync_batchnorm(super().build_model(cfg))
+        compile_for_training(cfg, model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
