@@ -192,12 +192,21 @@ def test_compiled(tmp_path):
     before = count_compilations()
     counts = []
     with torch.no_grad():
-        for size in ((96, 128), (320, 352), (352, 320), (384, 384), (64, 96), (96, 128)):
+        for size in (
+            (96, 128),
+            (320, 352),
+            (352, 320),
+            (384, 384),
+            (64, 96),
+            (352, 320),
+            (96, 128),
+        ):
             x = torch.randn(1, 3, *size)
             assert_features_equal(compiled(x), model(x), TOLERANCE)
             counts.append(count_compilations() - before)
     # The first size, all others from 320x320 pixels on; smaller ones are left as they are.
-    assert counts == [1, 2, 2, 2, 2, 2]
+    assert counts == [1, 2, 2, 2, 2, 2, 2]
+    assert not torch._inductor.config.freezing  # other people's compilations are theirs
     assert list(compiled.state_dict()) == names
     torch.save(compiled, tmp_path / "compiled.pt")
     again = torch.load(tmp_path / "compiled.pt", weights_only=False)
@@ -229,6 +238,10 @@ def test_compiled_for_training(monkeypatch):
     largest = max(grad.abs().max() for grad in grads[0])
     for expected, actual in zip(*grads, strict=True):
         assert (actual - expected).abs().max() <= TOLERANCE * largest
+    for size in ((96, 64), (64, 160), (128, 128), (96, 160)):
+        compiled["backbone"](torch.randn(2, 3, *size))["res3"].mean().backward()
+    # One size, and then what differs as symbols: a graph or two, not one for every size.
+    assert count_compilations() - before <= 3
     cfg.MODEL.RESNETS.GRAD_CHECKPOINT = True
     with pytest.raises(ValueError, match=r"MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot"):
         compile_for_training(cfg, compiled)

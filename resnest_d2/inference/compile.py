@@ -1,6 +1,7 @@
 """Compiling a detector's backbone without a compilation for every size of image."""
 
 import logging
+import threading
 from typing import Any
 
 import torch
@@ -28,26 +29,35 @@ class _CompiledCall:
 
     def __init__(self, module: nn.Module) -> None:
         self.first_size: torch.Size | None = None
+        self.known_sizes: set[torch.Size] = set()
+        self.lock = threading.Lock()
         self.plain = module._call_impl
         self.of_one_size = torch.compile(module._call_impl, dynamic=False)
         self.of_all_sizes = torch.compile(module._call_impl, dynamic=True)
 
+    @torch.no_grad()  # weights are only frozen without gradients
     def __call__(self, image: torch.Tensor) -> Any:
-        # As options of torch.compile, neither reaches Dynamo, which reads them while it traces.
+        if image.shape in self.known_sizes:
+            return self._compute(image)
+        # These settings are the process's. As options of torch.compile neither would reach Dynamo,
+        # which reads them while it traces.
         with (
-            torch.no_grad(),  # weights are only frozen without gradients
+            self.lock,
             torch._inductor.config.patch(freezing=True),
-            torch.fx.experimental._config.patch(
-                use_duck_shape=False
-            ),  # squares are no special case
+            torch.fx.experimental._config.patch(use_duck_shape=False),  # squares are not special
         ):
             if self.first_size is None:
                 self.first_size = image.shape
-            if image.shape == self.first_size:
-                return self.of_one_size(image)
-            if image.shape[-2] * image.shape[-1] < SMALLEST_COMPILED:
-                return self.plain(image)
-            return self.of_all_sizes(image)
+            features = self._compute(image)
+            self.known_sizes.add(image.shape)
+        return features
+
+    def _compute(self, image: torch.Tensor) -> Any:
+        if image.shape == self.first_size:
+            return self.of_one_size(image)
+        if image.shape[-2] * image.shape[-1] < SMALLEST_COMPILED:
+            return self.plain(image)
+        return self.of_all_sizes(image)
 
 
 def compile_model(model: nn.Module) -> None:
