@@ -85,6 +85,7 @@ def draw(found: dict[str, dict[str, list[float]]], device: str, file: Path) -> N
             axis.loglog(data["x"], y, "o", color="C0" if row == 0 else "C1")
             axis.set_title(f"exponent {slope:.2f}")
             axis.set_xticks(data["x"], [f"{x:,}" for x in data["x"]], rotation=30)
+            axis.set_yticks(y, [f"{v:.2f}" if v < 10 else f"{v:,.0f}" for v in y])
             axis.minorticks_off()
             axis.set_xlabel(labels[name])
             axis.set_ylabel(label)
