@@ -23,21 +23,17 @@ RESNEST_DEFAULTS: dict[str, Any] = {
     # Recompute each block in the backward pass instead of keeping its activations.
     "GRAD_CHECKPOINT": False,
 }
-# Compile the backbone for training with torch.compile (our trainer reads it: MODEL.COMPILE).
+# Under MODEL: compile the backbone for training. Only a config that names it has it.
 COMPILE = "COMPILE"
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add ResNeSt's keys: ``MODEL.COMPILE`` and, under ``MODEL.RESNETS``, the others.
-
-    Keys that are already there keep their values.
+    """Add ResNeSt's keys under ``MODEL.RESNETS``; keys that are already there keep their values.
 
     The names are those of the reference (``resnest.d2.add_resnest_config``), so its users' YAML
     files load unchanged. Unlike the reference it leaves ``STRIDE_IN_1X1`` alone, which ResNet
     baselines need at Detectron2's default; the ResNeSt builders do not read that key.
     """
-    if COMPILE not in cfg.MODEL:
-        cfg.MODEL[COMPILE] = False
     for key, value in RESNEST_DEFAULTS.items():
         if key not in cfg.MODEL.RESNETS:
             cfg.MODEL.RESNETS[key] = value
@@ -57,7 +53,10 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_resnest_config(cfg)
     loaded = CfgNode.load_yaml_with_base(file, allow_unsafe=True)
-    add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
+    keys = {*flat_keys(loaded), *opts[::2]}
+    add_project_config(cfg, keys)
+    if f"MODEL.{COMPILE}" in keys:
+        cfg.MODEL[COMPILE] = False
     cfg.merge_from_file(file)
     cfg.merge_from_list(list(opts))
     return cfg

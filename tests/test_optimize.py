@@ -18,7 +18,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import resnest_d2
+from resnest_d2 import model_zoo
 from resnest_d2.build import build_detector
+from resnest_d2.config import read_config
 from resnest_d2.engine.compile import compile_for_training
 from resnest_d2.inference import optimize_for_inference
 from resnest_d2.inference.compile import count_compilations
@@ -222,7 +224,8 @@ def test_compiled_for_training(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     small = {"WIDTH_PER_GROUP": 8, "RES2_OUT_CHANNELS": 32, "OUT_FEATURES": ["res3"]}
     plain, compiled = (nn.ModuleDict({"backbone": backbone(**small)}).train() for _ in range(2))
-    cfg = make_cfg("MODEL.COMPILE", True)
+    cfg = read_config(model_zoo.get_config_file("mask_resnest14_digits"), ["MODEL.COMPILE", "True"])
+    assert cfg.MODEL.COMPILE is True
     compile_for_training(cfg, compiled)
     torch._dynamo.reset()
     before = count_compilations()
