@@ -20,7 +20,7 @@ RESNEST_DEFAULTS: dict[str, Any] = {
     "AVG_DOWN": True,
     # The d of the variants' names (2s1x64d); the group width is scaled by BOTTLENECK_WIDTH / 64.
     "BOTTLENECK_WIDTH": 64,
-    # Recompute each block in the backward pass instead of keeping its activations.
+    # Recompute blocks in the backward pass instead of keeping their activations.
     "GRAD_CHECKPOINT": False,
 }
 # Under MODEL: compile the backbone for training. Only a config that names it has it.

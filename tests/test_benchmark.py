@@ -183,6 +183,8 @@ def test_schedule(tmp_path):
         (["--sections", "coco", "--images", "0"], "error: --images and --detections must be at"),
         (["--sections", "backbones", "--rounds", "0"], "error: rounds must be at least 1"),
         (["--height", "0"], "error: --height must be at least 1, got 0"),
+        (["--workers", "1", "-1"], "error: --workers must be at least 0, got -1"),
+        (["--schedule-batches", "2", "0"], "error: --schedule-batches must be at least 1, got 0"),
         (["--sections", "detectors", "--detectors", "x"], "error: no model 'x'"),
     ],
 )

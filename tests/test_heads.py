@@ -138,9 +138,10 @@ def test_one_step_of_training_and_one_inference(kind):
             assert instances.pred_keypoints.shape[1:] == (17, 3)
 
 
-def test_a_deformable_detector_learns_under_autocast(monkeypatch):
-    """Each deformable convolution gets fp32; all losses and gradients are finite."""
-    cfg = small_config("faster dcn", "MODEL.RESNETS.DEFORM_MODULATED", True)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_a_deformable_detector_learns_under_autocast(modulated, monkeypatch):
+    """Each deformable convolution, v1 and v2, gets fp32; all losses and gradients are finite."""
+    cfg = small_config("faster dcn", "MODEL.RESNETS.DEFORM_MODULATED", modulated)
     model = build_detector(cfg).train()
     types = []
 

@@ -47,16 +47,28 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check(args: argparse.Namespace) -> None:
+    """Numbers that only a section would trip over, and late.
+
+    Raises:
+        ValueError: one is too small.
+    """
+    sizes = ("height", "width", "batch", "train_size", "iterations")
+    sizes += ("schedule_height", "schedule_width", "schedule_batches")
+    for name, least in {**dict.fromkeys(sizes, 1), "workers": 0}.items():
+        value = getattr(args, name)
+        smallest = min(value) if isinstance(value, list) else value
+        if smallest < least:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least {least}, got {smallest}")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 2 if something is not installed or not possible."""
     args = make_parser().parse_args(arguments)
     with one_line_errors():
-        for name in ("height", "width", "batch", "train_size", "iterations"):
-            if getattr(args, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least 1, got {getattr(args, name)}")
+        check(args)
         report: dict[str, Any] = {"environment": environment(args.device)}
-        args.threads = torch.get_num_threads()
         torch.manual_seed(0)
         print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
         for name in args.sections:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .timing import Report, measure
-from .training import MIB, make_step, peak_bytes, saved_bytes, training_backbone
+from .training import MIB, make_step, step_bytes, training_backbone
 
 SIDES = (160, 224, 320, 448, 640)
 BATCHES = (2, 4, 8, 16)  # the attention's batch norm is not trained on one
@@ -41,14 +41,12 @@ def measure_growth(rounds: int, device: str) -> dict[str, dict[str, list[float]]
     }
     found: dict[str, dict[str, list[float]]] = {}
     for name, cases in settings.items():
+        models = {depth: training_backbone(depth).to(device) for _, depth, _, _ in cases}
         steps, sizes = {}, []
         for x, depth, batch, side in cases:
-            if not (depth == DEPTH and steps):
-                model = training_backbone(depth).to(device)
             image = torch.rand(batch, 3, side, side, device=device)
-            steps[str(x)] = make_step(model, image)
-            on_cpu = device == "cpu"
-            sizes.append(saved_bytes(model, image) if on_cpu else peak_bytes(steps[str(x)]))
+            steps[str(x)] = make_step(models[depth], image)
+            sizes.append(step_bytes(models[depth], image))
         times = measure(steps, rounds, warmup=2, device=device)
         found[name] = {
             "x": [case[0] for case in cases],

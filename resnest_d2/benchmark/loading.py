@@ -25,7 +25,7 @@ from .timing import Report, Times, measure
 IMAGES = 32
 SECONDS = 8.0  # for which a loader is watched
 BATCH = 16
-QUALITY = 92  # gives files of COCO's average size, about 160 kB
+QUALITY = 92  # gives files of about 117 kB; COCO's average is about 160
 
 
 def write_images(folder: Path, count: int) -> list[dict[str, Any]]:
@@ -72,7 +72,6 @@ def measure_parts(entries: list[dict[str, Any]], rounds: int) -> dict[str, Times
     """Seconds for all of some images, in one process."""
     cfg = loader_config()
     mapper, bitmasks = (DatasetMapper(loader_config(kind)) for kind in ("polygon", "bitmask"))
-    # Read with the config's default decoder, whatever the format of masks.
     files = [entry["file_name"] for entry in entries]
     parts: dict[str, Callable[[], Any]] = {
         "whole mapper, polygons": lambda: [mapper(entry) for entry in entries],
@@ -114,6 +113,7 @@ def images_a_second(entries: list[dict[str, Any]], workers: int) -> float:
 
 def run(args: argparse.Namespace) -> Report:
     """The section "loading" of ``tools/benchmark.py``."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> Report:
             times = measure_parts(entries, args.rounds)
             rates = {workers: images_a_second(entries, workers) for workers in args.workers}
     finally:
-        torch.set_num_threads(args.threads)
+        torch.set_num_threads(threads)
     lines = [
         f"## Loading {WIDTH}x{HEIGHT} JPEGs of {size / 1000:.0f} kB for training at 800x1333",
         "",

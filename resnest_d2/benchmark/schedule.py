@@ -38,13 +38,12 @@ def make_inputs(batch: int, size: tuple[int, int], device: str) -> list[dict[str
 
 
 def make_step(
-    name: str, batch: int, size: tuple[int, int], device: str, amp: bool, checkpoint: bool = False
+    name: str, batch: int, size: tuple[int, int], device: str, amp: bool
 ) -> Callable[[], None]:
     """A step of a zoo model with its optimizer: forward, losses, backward, update."""
     cfg = read_config(model_zoo.get_config_file(name))
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
     cfg.INPUT.MASK_FORMAT = "bitmask"
-    cfg.MODEL.RESNETS.GRAD_CHECKPOINT = checkpoint
     model = Trainer.build_model(cfg).train()
     optimizer = build_optimizer(cfg, model)
     for group in optimizer.param_groups:

@@ -66,6 +66,11 @@ def peak_bytes(step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
+    """What a step takes: on a GPU its peak, elsewhere what is kept for backward."""
+    return peak_bytes(make_step(model, image)) if image.is_cuda else saved_bytes(model, image)
+
+
 def measure_steps(
     depth: int,
     batch: int,
@@ -113,18 +118,15 @@ def measure_memory(device: str) -> dict[str, dict[str, int]]:
 
     On a GPU the peak of a step; on "cpu" what is kept for backward, counted on shapes alone.
     """
+    place = "meta" if device == "cpu" else device
     found: dict[str, dict[str, int]] = {}
     for depth in MEMORY_DEPTHS:
         found[str(depth)] = {}
         for checkpoint in (False, True):
-            place = "meta" if device == "cpu" else device
             model = training_backbone(depth, checkpoint).to(place)
             image = torch.empty(MEMORY_BATCH, 3, *MEMORY_SIZE, device=place)
-            if device == "cpu":
-                size = saved_bytes(model, image)
-            else:
-                size = peak_bytes(make_step(model, image))
-            found[str(depth)][CHECKPOINTED if checkpoint else OURS] = size
+            key = CHECKPOINTED if checkpoint else OURS
+            found[str(depth)][key] = step_bytes(model, image)
     return found
 
 
