@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import resnest.d2  # noqa: F401
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY
 from resnest.torch.models.resnet import Bottleneck
 from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
@@ -43,6 +44,17 @@ def tiny_digits(tmp_path_factory):
     root = tmp_path_factory.mktemp("datasets with space")
     build_digits(root / "digits", TINY_DIGITS)
     return root
+
+
+@pytest.fixture
+def registered_digits(tiny_digits, monkeypatch):
+    """The tiny data set under the names of the whole one, for code that runs in this process."""
+    for split in ("train", "val"):
+        metadata = MetadataCatalog.get(f"digits_{split}").__dict__
+        json_file = tiny_digits / f"digits/annotations/digits_{split}.json"
+        monkeypatch.setitem(metadata, "json_file", str(json_file))
+        monkeypatch.setitem(metadata, "image_root", str(tiny_digits / "digits" / split))
+    return tiny_digits
 
 
 TINY_DIGITS = DigitsSpec(train_images=6, val_images=3)

@@ -125,14 +125,13 @@ def test_detectors(tmp_path):
     assert set(found) == {"resnest_d2", "resnest_d2, optimised"}
 
 
-def test_mixed_precision(tmp_path, monkeypatch, tiny_digits):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_digits))
+def test_mixed_precision(tmp_path, monkeypatch, registered_digits):
     monkeypatch.setattr("resnest_d2.benchmark.amp.SIDE", 64)
     found = run(tmp_path, "--sections", "amp", "--heads", "RetinaNet", "--iterations", "1")
     assert found["amp"]["RetinaNet, bf16"]["finite"] is True
 
 
-def test_every_kind_of_head_gets_what_it_learns_from(monkeypatch, tiny_digits):
+def test_every_kind_of_head_gets_what_it_learns_from(registered_digits):
     for name in HEADS.values():
         cfg = digits_config(name, "cpu")
         (one, *_) = next(batches(cfg))

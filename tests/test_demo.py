@@ -1,12 +1,9 @@
 """tools/demo.py on a tiny data set, and what it draws from."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
+from commands import run_tool
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.visualizer import Visualizer
@@ -16,23 +13,17 @@ from PIL import Image
 from resnest_d2.engine.progress import plot_curves, read_metrics
 from resnest_d2.inference.grid import SCALE, draw_grid
 
-ROOT = Path(__file__).parents[1]
-
 
 def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
     output = tmp_path / "demo"
     output.mkdir()
     (output / "notes.txt").write_text("not the demo's")
-    command = [sys.executable, str(ROOT / "tools/demo.py"), "--output", str(output)]
-    command += ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "1"]
-    command += ["TEST.DETECTIONS_PER_IMAGE", "5"]
-    result = subprocess.run(
-        command,
-        env={**os.environ, "DETECTRON2_DATASETS": str(tiny_digits)},
+    few = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "1"]
+    few += ["TEST.DETECTIONS_PER_IMAGE", "5"]
+    result = run_tool(
+        *("demo.py", "--output", output, *few),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
+        DETECTRON2_DATASETS=str(tiny_digits),
     )
     assert result.returncode == 0, result.stderr
     assert "2/2" in result.stderr  # the progress bar

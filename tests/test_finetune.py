@@ -3,15 +3,12 @@
 import argparse
 import itertools
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from PIL import Image
 
@@ -22,7 +19,6 @@ from resnest_d2.engine import load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, use_own_data
 from resnest_d2.inference import Predictor
 
-ROOT = Path(__file__).parents[1]
 YAML, LAZY = "configs/mask_resnest14_digits.yaml", "configs/lazy/mask_resnest14_digits.py"
 TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"]
 NAMES = ["round", "straight", "bent"]
@@ -54,17 +50,6 @@ def options(own_data, *splits):
         yield from (f"--{split}-images", str(own_data[split]))
 
 
-def train_net(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, args)],
-        cwd=ROOT,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
     """A checkpoint of the ten digits to start from."""
@@ -76,7 +61,8 @@ def detector(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(own_data, detector, tmp_path_factory):
     output = tmp_path_factory.mktemp("fine tuned")
-    result = train_net(
+    result = run_tool(
+        "train_net.py",
         *("--config-file", YAML, *options(own_data, "train", "val")),
         *("OUTPUT_DIR", output, "MODEL.WEIGHTS", detector, *TINY),
     )
@@ -130,7 +116,7 @@ def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, t
     args = ["--config-file", YAML, "--eval-only", "--val-json", tmp_path / "val.json"]
     args += ["--val-images", own_data["val"], "OUTPUT_DIR", tmp_path / "out"]
     args += ["MODEL.WEIGHTS", trained[1] / "model_final.pth"]
-    result = train_net(*args)
+    result = run_tool("train_net.py", *args)
     assert result.returncode == 0, result.stderr
     completed = json.loads((tmp_path / f"out/inference/{VAL}_coco_format.json").read_text())
     assert [c["id"] for c in completed["categories"]] == [4, 25, 90]
@@ -142,7 +128,8 @@ def test_resumed_evaluation_counts_in_the_last_checkpoints_classes(trained, own_
     data["categories"] = [c for c in data["categories"] if c["id"] != 4]
     data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 4]
     (tmp_path / "val.json").write_text(json.dumps(data))
-    result = train_net(
+    result = run_tool(
+        "train_net.py",
         *("--config-file", YAML, "--eval-only", "--resume", "--val-json", tmp_path / "val.json"),
         *("--val-images", own_data["val"], "OUTPUT_DIR", trained[1]),
     )
@@ -155,7 +142,8 @@ def test_other_classes_are_not_resumed(trained, own_data, tmp_path):
     for category in data["categories"]:
         category["name"] += "!"
     (tmp_path / "train.json").write_text(json.dumps(data))
-    result = train_net(
+    result = run_tool(
+        "train_net.py",
         *("--config-file", YAML, "--resume", "--train-json", tmp_path / "train.json"),
         *("--train-images", own_data["train"], "OUTPUT_DIR", trained[1], *TINY),
     )
@@ -167,7 +155,8 @@ def test_other_classes_are_not_resumed(trained, own_data, tmp_path):
 
 def test_lazy(own_data, tmp_path):
     data = list(options(own_data, "train", "val"))
-    result = train_net(
+    result = run_tool(
+        "train_net.py",
         *("--config-file", LAZY, *data, f"train.output_dir={tmp_path}/out", "train.max_iter=2"),
         *("train.eval_period=0", "dataloader.train.total_batch_size=2"),
     )
@@ -176,7 +165,8 @@ def test_lazy(own_data, tmp_path):
     assert saved["classes"]["thing_classes"] == ["straight", "bent", "round"]
     assert saved["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
     # What training saved of the config is a config too.
-    result = train_net(
+    result = run_tool(
+        "train_net.py",
         *("--config-file", tmp_path / "out/config.yaml", "--eval-only", *options(own_data, "val")),
         *(
             f"train.output_dir={tmp_path}/again",
@@ -339,7 +329,8 @@ def test_wrong_data_end_in_one_line(own_data, tmp_path):
     data = json.loads((own_data["folder"] / "train.json").read_text())
     data["annotations"][3]["bbox"] = "wide"
     (tmp_path / "bad.json").write_text(json.dumps(data))
-    result = train_net(
+    result = run_tool(
+        "train_net.py",
         *("--config-file", YAML, "--train-json", tmp_path / "bad.json"),
         *("--train-images", own_data["train"], "OUTPUT_DIR", tmp_path / "out"),
     )

@@ -1,17 +1,14 @@
 """LazyConfigs: the same models and recipes as the YAML files, and every command takes them."""
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, run_tool
 from detectron2.config import instantiate
 from detectron2.data import DatasetMapper
 from detectron2.evaluation import COCOEvaluator
@@ -27,7 +24,6 @@ from resnest_d2.engine.progress import read_metrics
 from resnest_d2.inference import set_score_threshold
 from resnest_d2.lazy import detectron2_config, read_lazy_config
 
-ROOT = Path(__file__).parents[1]
 DIGITS = "configs/lazy/mask_resnest14_digits.py"
 # As few steps as possible on the tiny data set.
 TINY = ["dataloader.train.total_batch_size=2", "train.eval_period=0", "train.max_iter=2"]
@@ -163,9 +159,8 @@ def test_yaml_and_lazy_have_the_same_recipe(twins, monkeypatch):
         assert multiplier(where) == pytest.approx(scheduler(where), rel=1e-9)
 
 
-def test_yaml_and_lazy_train_alike(tiny_digits, tmp_path, monkeypatch):
+def test_yaml_and_lazy_train_alike(registered_digits, tmp_path):
     """Three steps from one seed give the same losses at the same rates."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_digits))
     cfg = load_config(str(ROOT / DIGITS.replace("lazy/", "").replace(".py", ".yaml")))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "yaml")])
     cfg.merge_from_list(["SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 2, "TEST.EVAL_PERIOD", 0])
@@ -204,14 +199,7 @@ def test_scaling_to_the_number_of_processes(processes):
 
 
 def run(tool, *args, datasets):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / tool), *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "DETECTRON2_DATASETS": str(datasets)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_tool(tool, *args, DETECTRON2_DATASETS=str(datasets))
 
 
 def test_the_commands(tiny_digits, tmp_path):

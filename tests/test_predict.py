@@ -1,14 +1,10 @@
 """tools/predict.py: colours, drawings, broken files, untrained weights."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 import torch
+from commands import run_tool
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
@@ -16,7 +12,6 @@ from resnest_d2 import model_zoo
 from resnest_d2.inference import Predictor, predict_inputs
 from resnest_d2.inference.run import list_inputs, output_paths, read_rgb
 
-ROOT = Path(__file__).parents[1]
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
@@ -199,9 +194,7 @@ def test_inputs_and_outputs(tmp_path):
 
 
 def predict(*args):
-    command = [sys.executable, str(ROOT / "tools/predict.py"), "--config-file"]
-    command += [str(ROOT / "configs/mask_resnest14_digits.yaml"), *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+    return run_tool("predict.py", "--config-file", "configs/mask_resnest14_digits.yaml", *args)
 
 
 def test_the_command(tmp_path, red_left_blue_right):

@@ -5,14 +5,13 @@ import copy
 import hashlib
 import io
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from commands import ROOT, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
@@ -28,9 +27,8 @@ from resnest_d2.engine import reproduce as module
 from resnest_d2.engine.reproduce import choose_models, find_checkpoint
 from resnest_d2.files import write_text
 
-ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
-import reproduce as tool  # noqa: E402  (the command itself)
+import reproduce as tool
 
 SIZE, MOST = 64, 64
 CLASSES = ["square", "bar"]
@@ -428,20 +426,7 @@ def test_published_checkpoints_are_known_by_their_hash(tmp_path, publish):
     ],
 )
 def test_wrong_arguments(args, message, tmp_path):
-    result = subprocess.run(
-        [
-            sys.executable,
-            str(ROOT / "tools/reproduce.py"),
-            *args,
-            "--output",
-            str(tmp_path / "out"),
-        ],
-        cwd=tmp_path,
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = run_tool("reproduce.py", *args, "--output", tmp_path / "out", cwd=tmp_path)
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr

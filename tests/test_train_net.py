@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import ROOT, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     COCOPanopticEvaluator,
@@ -20,7 +21,6 @@ from resnest_d2.engine import Trainer, build_evaluator, check_datasets, choose_d
 from resnest_d2.engine.coco_evaluation import FastCOCOEvaluator
 from resnest_d2.engine.progress import read_metrics
 
-ROOT = Path(__file__).parents[1]
 DIGITS = "configs/mask_resnest14_digits.yaml"
 # Small enough for seconds: the tiny data set, few proposals, few steps.
 TINY = [
@@ -30,14 +30,7 @@ TINY = [
 
 
 def train_net(*args, datasets, **environment):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools/train_net.py"), *map(str, args)],
-        cwd=ROOT,
-        env={**os.environ, "DETECTRON2_DATASETS": str(datasets), **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_tool("train_net.py", *args, DETECTRON2_DATASETS=str(datasets), **environment)
 
 
 @pytest.fixture(scope="module")
