@@ -208,10 +208,17 @@ def test_compiled(tmp_path):
             counts.append(count_compilations() - before)
     # The first size, all others from 320x320 pixels on; smaller ones are left as they are.
     assert counts == [1, 2, 2, 2, 2, 2, 2]
+    with torch.no_grad():
+        strided = torch.randn(1, 3, 96, 128).to(memory_format=torch.channels_last)
+        assert_features_equal(compiled(strided), model(strided), TOLERANCE)
+    assert count_compilations() - before == 2
+    with pytest.raises(ValueError, match="a compiled model keeps the weights it was compiled with"):
+        compiled.load_state_dict(compiled.state_dict())
     assert not torch._inductor.config.freezing  # other people's compilations are theirs
     assert list(compiled.state_dict()) == names
     torch.save(compiled, tmp_path / "compiled.pt")
     again = torch.load(tmp_path / "compiled.pt", weights_only=False)
+    again.load_state_dict(compiled.state_dict())
     with torch.no_grad():
         assert_features_equal(again(x), model(x), TOLERANCE)
     with pytest.raises(ValueError, match="there is no backbone to compile in a Conv2d"):

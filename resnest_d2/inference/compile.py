@@ -29,7 +29,7 @@ class _CompiledCall:
 
     def __init__(self, module: nn.Module) -> None:
         self.first_size: torch.Size | None = None
-        self.known_sizes: set[torch.Size] = set()
+        self.known: set[tuple[Any, ...]] = set()
         self.lock = threading.Lock()
         self.plain = module._call_impl
         self.of_one_size = torch.compile(module._call_impl, dynamic=False)
@@ -37,7 +37,12 @@ class _CompiledCall:
 
     @torch.no_grad()  # weights are only frozen without gradients
     def __call__(self, image: torch.Tensor) -> Any:
-        if image.shape in self.known_sizes:
+        image = image.contiguous()  # strides would be a compilation each
+        device = image.device.type
+        # What PyTorch compiles anew for.
+        setting = (image.shape, image.dtype, device, torch.is_inference_mode_enabled())
+        setting += (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
+        if setting in self.known:
             return self._compute(image)
         # These settings are the process's. As options of torch.compile neither would reach Dynamo,
         # which reads them while it traces.
@@ -49,7 +54,7 @@ class _CompiledCall:
             if self.first_size is None:
                 self.first_size = image.shape
             features = self._compute(image)
-            self.known_sizes.add(image.shape)
+            self.known.add(setting)
         return features
 
     def _compute(self, image: torch.Tensor) -> Any:
@@ -63,10 +68,11 @@ class _CompiledCall:
 def compile_model(model: nn.Module) -> None:
     """Compile the backbone of a model, or the model if it is one, in place with Inductor.
 
-    Weights are frozen into the code, so the model must not be trained or loaded into afterwards.
-    There are two compilations, of the first size of image and of all others, and one more for
-    batches; other images of less than 320x320 pixels are not compiled. State-dict names stay as
-    they are; a copy that is saved is not compiled.
+    Weights are frozen into the code, so the model must not be trained afterwards, and loading into
+    it raises ``ValueError``. There are two compilations, of the first size of image and of all
+    others, and as many again for batches, under autocast and in ``torch.inference_mode()``;
+    other images of less than 320x320 pixels are not compiled. State-dict names stay as they are;
+    a copy that is saved is not compiled.
 
     Raises:
         ValueError: there is no backbone.
@@ -76,7 +82,16 @@ def compile_model(model: nn.Module) -> None:
         raise ValueError(f"there is no backbone to compile in a {type(model).__name__}")
     # Where nn.Module.compile() puts its result; copies and pickles leave it out.
     backbone._compiled_call_impl = _CompiledCall(backbone)
+    backbone.register_load_state_dict_pre_hook(_refuse_to_load)
     logger.info("%s is compiled when it first runs, which takes minutes", type(backbone).__name__)
+
+
+def _refuse_to_load(backbone: nn.Module, *_: Any) -> None:
+    if backbone._compiled_call_impl is not None:
+        raise ValueError(
+            "a compiled model keeps the weights it was compiled with: load them into the model "
+            "first, then call optimize_for_inference(model, compile=True)"
+        )
 
 
 def count_compilations() -> int:

@@ -1,18 +1,55 @@
 """Folding batch norms, which are affine maps at inference, into the convolutions before them."""
 
+from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..deform_conv import DeformConv2d
+from ..norm import SyncBatchNorm
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
+# What may be folded is known by its code: a subclass with a forward of its own may do anything.
+CONVOLUTIONS = frozenset({nn.Conv2d.forward, nn.ConvTranspose2d.forward})
+CONVOLUTIONS_WITH_NORM = frozenset({Conv2d.forward, DeformConv2d.forward})
+NORMS = frozenset(
+    {
+        *(_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward),
+        *(NaiveSyncBatchNorm.forward, SyncBatchNorm.forward),
+    }
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something sees, and may change, what goes into a module or comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
 
 def is_foldable(norm: Any) -> bool:
-    """Whether a layer is a batch norm with statistics of its own."""
-    return isinstance(norm, _BatchNorm | FrozenBatchNorm2d) and norm.running_mean is not None
+    """Whether a layer is a batch norm with statistics of its own, and nothing else."""
+    return (
+        isinstance(norm, _BatchNorm | FrozenBatchNorm2d)
+        and norm.running_mean is not None
+        and type(norm).forward in NORMS
+        and not has_hooks(norm)
+    )
+
+
+def takes_norm(conv: Any, known: Collection[Any]) -> bool:
+    """Whether a layer is a convolution by one of the known forwards, and nothing else."""
+    return (
+        isinstance(conv, Convolution)
+        and type(conv).forward in known
+        and getattr(type(conv), "_conv_forward", None) in (None, nn.Conv2d._conv_forward)
+        and not is_parametrized(conv)
+        and not has_hooks(conv)
+    )
 
 
 def check_foldable(model: nn.Module) -> None:
@@ -67,28 +104,38 @@ def fold_norms(model: nn.Module) -> int:
     """Fold every batch norm that follows a convolution, in place.
 
     Known are Detectron2's layers, which hold their norm as ``norm`` (backbones, pyramids, heads,
-    deformable convolutions), and neighbours in an ``nn.Sequential``.
+    deformable convolutions), and neighbours in an ``nn.Sequential``. What is not only that stays as
+    it is: subclasses with a ``forward`` of their own, layers with hooks or parametrizations, and
+    convolutions that have more than one place in the model.
 
     Returns:
         how many were folded.
     """
     count = 0
+    places = Counter(id(child) for parent in model.modules() for child in _children(parent))
     for module in list(model.modules()):
-        if isinstance(module, Convolution) and is_foldable(getattr(module, "norm", None)):
+        if takes_norm(module, CONVOLUTIONS_WITH_NORM) and is_foldable(module.norm):
             fold(module, module.norm)
             module.norm = None
             count += 1
-        if isinstance(module, nn.Sequential):
-            count += _fold_neighbours(module)
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            count += _fold_neighbours(module, places)
     return count
 
 
-def _fold_neighbours(sequence: nn.Sequential) -> int:
+def _children(parent: nn.Module) -> list[nn.Module]:
+    """As often as the parent has them; :meth:`nn.Module.children` gives each one once."""
+    return [child for child in parent._modules.values() if child is not None]
+
+
+def _fold_neighbours(sequence: nn.Sequential, places: Counter[int]) -> int:
     count = 0
     for index in range(len(sequence) - 1):
         conv, norm = sequence[index], sequence[index + 1]
+        if places[id(conv)] > 1 or not is_foldable(norm):
+            continue
         bare = getattr(conv, "norm", None) is None and getattr(conv, "activation", None) is None
-        if isinstance(conv, Convolution) and bare and is_foldable(norm):
+        if bare and takes_norm(conv, CONVOLUTIONS | {Conv2d.forward}):
             fold(conv, norm)
             sequence[index + 1] = nn.Identity()
             count += 1

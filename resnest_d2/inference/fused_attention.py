@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..split_attention import SplitAttentionConv2d, is_half, logits_in_fp32, needs_fp32
-from .fold import fold, is_foldable
+from .fold import CONVOLUTIONS, CONVOLUTIONS_WITH_NORM, fold, has_hooks, is_foldable, takes_norm
 
 
 class FusedSplitAttentionConv2d(nn.Module):
@@ -82,13 +82,23 @@ class FusedSplitAttentionConv2d(nn.Module):
 def fuse_attention(model: nn.Module) -> int:
     """Put the fused layer in place of every split attention below ``model``.
 
+    Subclasses, and layers that have hooks or whose convolutions were replaced, stay as they are.
+
     Returns:
         how many there were.
     """
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, SplitAttentionConv2d):
+            if type(child) is SplitAttentionConv2d and _is_plain(child):
                 setattr(parent, name, FusedSplitAttentionConv2d(child))
                 count += 1
     return count
+
+
+def _is_plain(layer: SplitAttentionConv2d) -> bool:
+    """Whether all of a layer is as its class made it."""
+    convolutions = (layer.conv, layer.fc1, layer.fc2)
+    return not any(map(has_hooks, layer.modules())) and all(
+        takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM) for conv in convolutions
+    )
