@@ -13,7 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
@@ -144,6 +144,8 @@ def put(evaluator, data):
         evaluator._coco_api.createIndex()
     if hasattr(evaluator, "_ground_truth"):
         del evaluator._ground_truth
+    if isinstance(evaluator, FastCOCOEvaluator):
+        evaluator._read_ground_truth()
     return evaluator
 
 
@@ -188,11 +190,29 @@ def as_predictions(data):
     ]
 
 
-@pytest.mark.parametrize("max_dets", [None, [1, 2, 5]])
+def with_text_ids(data):
+    """Image ids that JSON and pycocotools take, but not hotcoco."""
+    for group, key in ((data.images, "id"), (data.annotations, "image_id")):
+        for one in group:
+            one[key] = f"image {one[key]}"
+    for detection in data.detections:
+        detection["image_id"] = f"image {detection['image_id']}"
+
+
+def with_odd_fields(data):
+    for image in data.images:
+        image |= {"license": "CC-BY", "file_name": 7}
+    data.dataset |= {"info": "none", "licenses": "CC-BY"}
+
+
+@pytest.mark.parametrize("change", [None, with_text_ids, with_odd_fields])
+@pytest.mark.parametrize("max_dets", [None, [1, 2, 5], [1, 10, 0], [1, 10, 1], [1, 10, 5]])
 @pytest.mark.parametrize("keypoints", [False, True])
-def test_the_results_are_detectron2s(evaluator, tmp_path, max_dets, keypoints):
+def test_the_results_are_detectron2s(evaluator, tmp_path, max_dets, keypoints, change):
     """Names, per-class AP, NaN where there is nothing, and the file of predictions."""
     data = RandomSet(4, 6, keypoints)
+    if change:
+        change(data)
     plain = COCOEvaluator(DATA, output_dir=str(tmp_path / "plain"), use_fast_impl=False)
     plain._max_dets_per_image = max_dets
     fast = FastCOCOEvaluator(DATA, output_dir=str(tmp_path / "fast"))
@@ -209,11 +229,12 @@ def test_the_results_are_detectron2s(evaluator, tmp_path, max_dets, keypoints):
         assert actual[task] == pytest.approx(metrics, abs=1e-7, nan_ok=True)
     assert not keypoints or "keypoints" in expected
     assert "AP-cow" in expected["bbox"]
+    assert (fast._ground_truth is None) == (change is with_text_ids)
     files = [tmp_path / folder / "coco_instances_results.json" for folder in ("plain", "fast")]
     assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
 
 
-@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("masks", [torch.Tensor.bool, BitMasks, torch.Tensor.numpy, None])
 def test_what_is_kept_of_an_image(evaluator, masks):
     """As Detectron2 keeps it; the model's output is not changed."""
     plain = COCOEvaluator(DATA, output_dir=None, use_fast_impl=False)
@@ -221,14 +242,14 @@ def test_what_is_kept_of_an_image(evaluator, masks):
     instances.pred_boxes = Boxes(torch.rand(4, 4) * 50)
     instances.scores, instances.pred_classes = torch.rand(4), torch.tensor([0, 3, 1, 1])
     if masks:
-        instances.pred_masks = torch.rand(4, *SIZE) < 0.3
+        instances.pred_masks = masks(torch.rand(4, *SIZE) < 0.3)
     inputs = [{"image_id": 7}, {"image_id": 12}]
     outputs = [{"instances": instances}, {"instances": instances[:0]}]
     for one in (plain, evaluator):
         one.reset()
         one.process(inputs, outputs)
     assert evaluator._predictions == plain._predictions
-    assert instances.has("pred_masks") == masks
+    assert instances.has("pred_masks") == (masks is not None)
 
 
 def test_some_images_only(evaluator):
@@ -259,6 +280,43 @@ def test_a_class_that_the_data_do_not_have(evaluator):
     ]
     with pytest.raises(ValueError, match="a prediction is of class 4, but .* classes 0 to 3"):
         evaluator.evaluate()
+
+
+def test_no_images(evaluator):
+    data = RandomSet(4, 6)
+    put(evaluator, data).reset()
+    evaluator._predictions = as_predictions(data)
+    assert np.isnan(evaluator.evaluate(img_ids=[])["bbox"]["AP"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda data: data.detections[0].pop("segmentation"),
+            "the predictions have no 'segmentation', which task 'segm' evaluates",
+        ),
+        (
+            lambda data: data.annotations[0].update(id=9, segmentation=[]),
+            "annotation 9 of data set 'random_coco' has no 'segmentation', which task 'segm'",
+        ),
+        (
+            lambda data: data.detections[0].update(image_id=4),
+            "a prediction is of image 4, which data set 'random_coco' does not have",
+        ),
+    ],
+)
+def test_what_would_count_as_a_miss(evaluator, change, message):
+    data = RandomSet(4, 6)
+    change(data)
+    put(evaluator, data).reset()
+    evaluator._predictions = [{"image_id": 2, "instances": data.detections}]
+    evaluator._to_dataset_categories = lambda found: None
+    try:
+        with pytest.raises(ValueError, match=message):
+            evaluator.evaluate()
+    finally:
+        del evaluator._to_dataset_categories
 
 
 def test_numbers_of_keypoints_that_differ(evaluator):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # Which implementation evaluates, for this process and those that it starts.
 VARIABLE = "RESNEST_D2_COCO_EVAL"
 IMPLEMENTATIONS = ("hotcoco", "pycocotools")
+# What a task needs of predictions.
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 def choose_implementation(name: str | None = None) -> str:
@@ -75,7 +78,9 @@ class FastCOCOEvaluator(COCOEvaluator):
                 super().process([one], [output])
                 continue
             instances = instances.to(self._cpu_device)
-            masks = encode_masks(instances.pred_masks)
+            # Also BitMasks and arrays, as Detectron2 takes them.
+            pred_masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
+            masks = encode_masks(torch.as_tensor(pred_masks).bool())
             instances.remove("pred_masks")
             found = instances_to_coco_json(instances, one["image_id"])
             for detection, mask in zip(found, masks, strict=True):
@@ -88,6 +93,9 @@ class FastCOCOEvaluator(COCOEvaluator):
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> None:
+        if self._do_evaluation and not self._read_ground_truth():
+            super()._eval_predictions(predictions, img_ids)
+            return
         found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
         tasks = self._tasks or self._tasks_from_predictions(found)
         self._to_dataset_categories(found)
@@ -99,11 +107,62 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._logger.info("There are no annotations to evaluate on.")
             return
         self._logger.info("Evaluating with hotcoco ...")
+        self._check_images(found)
+        any_images = img_ids is None or len(img_ids) > 0  # of none, hotcoco evaluates all
         for task in sorted(tasks):
-            evaluation = self._evaluate(found, task, img_ids) if found else None
+            self._check_fields(found, task)
+            evaluation = self._evaluate(found, task, img_ids) if found and any_images else None
             self._results[task] = self._derive_coco_results(
                 evaluation, task, class_names=self._metadata.get("thing_classes")
             )
+
+    def _read_ground_truth(self) -> bool:
+        """Give hotcoco the data set; False if it holds what only pycocotools takes."""
+        import hotcoco
+
+        if not hasattr(self, "_ground_truth"):
+            data = dict(self._coco_api.dataset)
+            # Licences, file names and the like are of any type.
+            data["images"] = [
+                {k: image[k] for k in ("id", "width", "height") if k in image}
+                for image in data["images"]
+            ]
+            data.pop("info", None)
+            data.pop("licenses", None)
+            try:
+                self._ground_truth = hotcoco.COCO(data)
+            except ValueError as error:  # ids that are strings or negative
+                self._logger.warning(
+                    "Evaluating with pycocotools, since hotcoco cannot read the annotations of "
+                    "data set %r: %s",
+                    self._metadata.name,
+                    error,
+                )
+                self._ground_truth = None
+        return self._ground_truth is not None
+
+    def _check_images(self, found: list[dict[str, Any]]) -> None:
+        known = {image["id"] for image in self._coco_api.dataset["images"]}
+        strange = next((d["image_id"] for d in found if d["image_id"] not in known), None)
+        if strange is not None:
+            raise ValueError(
+                f"a prediction is of image {strange!r}, which data set {self._metadata.name!r} "
+                "does not have"
+            )
+
+    def _check_fields(self, found: list[dict[str, Any]], task: str) -> None:
+        """Refuse what pycocotools would stumble over and hotcoco would count as a miss."""
+        field = FIELDS[task]
+        if any(field not in detection for detection in found):
+            raise ValueError(f"the predictions have no {field!r}, which task {task!r} evaluates")
+        if task != "segm":
+            return
+        for annotation in self._coco_api.dataset["annotations"]:
+            if not annotation.get("segmentation"):
+                raise ValueError(
+                    f"annotation {annotation['id']!r} of data set {self._metadata.name!r} has no "
+                    f"'segmentation', which task {task!r} evaluates"
+                )
 
     def _to_dataset_categories(self, found: list[dict[str, Any]]) -> None:
         """Back from contiguous class numbers to the data set's category ids, in place."""
@@ -125,8 +184,6 @@ class FastCOCOEvaluator(COCOEvaluator):
         """A finished ``hotcoco.COCOeval``; it has pycocotools' ``stats`` and ``eval``."""
         import hotcoco
 
-        if not hasattr(self, "_ground_truth"):
-            self._ground_truth = hotcoco.COCO(self._coco_api.dataset)
         if task == "segm":
             # With a box, its area would decide what is small, medium and large, not the mask's.
             found = [{k: v for k, v in d.items() if k != "bbox"} for d in found]
@@ -134,7 +191,8 @@ class FastCOCOEvaluator(COCOEvaluator):
         if task == "keypoints":
             self._set_keypoints(evaluation, found)
         elif self._max_dets_per_image is not None:
-            evaluation.params.max_dets = list(self._max_dets_per_image)
+            # Per class the last one counts; pycocotools sorts them.
+            evaluation.params.max_dets = sorted(self._max_dets_per_image)
         if img_ids is not None:
             evaluation.params.img_ids = list(img_ids)
         evaluation.evaluate()
