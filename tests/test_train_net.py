@@ -257,6 +257,15 @@ def test_device_choice(monkeypatch, caplog):
     ]
     assert choose_device(cfg) == 1  # asked for a CPU: nothing to say
     assert len(caplog.messages) == 1
+    cfg.SOLVER.AMP.ENABLED = True
+    assert choose_device(cfg) == 1  # Detectron2's AMPTrainer fails on a CPU
+    assert not cfg.SOLVER.AMP.ENABLED
+    assert caplog.messages[1:] == ["SOLVER.AMP needs a GPU: running on cpu without it."]
+    lazy_cfg = load_config(str(ROOT / "configs/lazy/mask_resnest14_digits.py"))
+    lazy_cfg.train.update(device="cpu", amp={"enabled": True})
+    assert choose_device(lazy_cfg) == 1
+    assert not lazy_cfg.train.amp.enabled
+    assert caplog.messages[2:] == ["train.amp needs a GPU: running on cpu without it."]
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
@@ -358,3 +367,10 @@ def test_check_datasets_accepts_what_is_there(tiny_digits):
     cfg.DATASETS.TEST = ()
     with pytest.raises(ValueError, match="DATASETS.TEST is empty"):
         check_datasets(cfg, train=False)
+
+
+def test_checkpoints_that_nobody_makes():
+    keys = ["MODEL.RESNETS.GRAD_CHECKPOINT", "True", "MODEL.DEVICE", "meta", "MODEL.WEIGHTS", ""]
+    with pytest.raises(ValueError, match="GRAD_CHECKPOINT saves nothing with .*'build_resnet_fpn"):
+        Trainer.build_model(load_config(str(ROOT / "configs/baselines/mask_resnet50.yaml"), keys))
+    Trainer.build_model(load_config(str(ROOT / "configs/mask_resnest50.yaml"), keys))

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..classes import num_classes
 from ..norm import check_batch_statistics
+from ..resnest import ResNeSt
 from ..split_attention import SplitAttentionConv2d
 
 
@@ -36,3 +38,17 @@ def check_training(
     for module in model.modules():
         if isinstance(module, SplitAttentionConv2d):
             check_batch_statistics(module.bn1, images_per_process)
+
+
+def check_grad_checkpoint(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse ``MODEL.RESNETS.GRAD_CHECKPOINT`` where nothing reads it.
+
+    Raises:
+        ValueError: the model has no ResNeSt.
+    """
+    wanted = cfg.MODEL.RESNETS.get("GRAD_CHECKPOINT", False)
+    if wanted and not any(isinstance(module, ResNeSt) for module in model.modules()):
+        raise ValueError(
+            "MODEL.RESNETS.GRAD_CHECKPOINT saves nothing with MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME!r}: only ResNeSt backbones have it"
+        )

@@ -117,8 +117,8 @@ def _errors_of(source: str) -> Iterator[None]:
 def choose_device(cfg: CfgNode | DictConfig, num_gpus: int = 1, num_machines: int = 1) -> int:
     """Fit a config and ``--num-gpus`` to the machine.
 
-    Without a GPU a config made for one runs on the CPU, in one process and without AMP; one
-    warning says so.
+    Without a GPU a config made for one runs on the CPU, in one process and without AMP, which
+    Detectron2 has for GPUs only; one warning says so.
 
     Args:
         cfg: a config of either kind; its device and whether it uses AMP may be changed.
@@ -133,6 +133,8 @@ def choose_device(cfg: CfgNode | DictConfig, num_gpus: int = 1, num_machines: in
     """
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not get_device(cfg).startswith("cuda"):
+        if amp := _switch_off_amp(cfg):
+            logger.warning("%s needs a GPU: running on %s without it.", amp, get_device(cfg))
         return 1
     if num_gpus > available > 0:
         raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
@@ -140,18 +142,26 @@ def choose_device(cfg: CfgNode | DictConfig, num_gpus: int = 1, num_machines: in
         return max(num_gpus, 1)
     if num_machines > 1:
         raise ValueError(f"--num-machines is {num_machines}, but no GPU was found on this one")
-    amp = ""
     if isinstance(cfg, CfgNode):
         cfg.MODEL.DEVICE = "cpu"
-        amp = " and without SOLVER.AMP" if cfg.SOLVER.AMP.ENABLED else ""
-        cfg.SOLVER.AMP.ENABLED = False
     else:
         cfg.train.device = "cpu"
-        if select(cfg, "train.amp.enabled", False):
-            amp = " and without train.amp"
-            cfg.train.amp.enabled = False
-    logger.warning("No GPU was found: running in one process on the CPU%s.", amp)
+    amp = _switch_off_amp(cfg)
+    without = f" and without {amp}" if amp else ""
+    logger.warning("No GPU was found: running in one process on the CPU%s.", without)
     return 1
+
+
+def _switch_off_amp(cfg: CfgNode | DictConfig) -> str:
+    """The key that was on, or an empty text."""
+    if isinstance(cfg, CfgNode):
+        settings, key, value = cfg.SOLVER.AMP, "SOLVER.AMP", "ENABLED"
+    else:
+        settings, key, value = select(cfg, "train.amp", {}), "train.amp", "enabled"
+    if not settings or not settings.get(value, False):
+        return ""
+    settings[value] = False
+    return key
 
 
 def get_device(cfg: CfgNode | DictConfig) -> str:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..classes import num_classes_key
 from ..norm import convert_sync_batchnorm
 from .checkpoint import TrainingCheckpointer, class_metadata
-from .checks import check_training
+from .checks import check_grad_checkpoint, check_training
 from .compile import compile_for_training
 from .evaluation import build_evaluator
 
@@ -91,6 +91,7 @@ class Trainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build ``cfg.MODEL``; the whole model's SyncBN works on any device."""
         model = convert_sync_batchnorm(super().build_model(cfg))
+        check_grad_checkpoint(cfg, model)
         compile_for_training(cfg, model)
         return model
 
