@@ -1,5 +1,6 @@
 """Small helpers for files."""
 
+import errno
 import hashlib
 import os
 import uuid
@@ -27,8 +28,7 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         OSError: the file cannot be written; the message names it.
     """
-    # Not tempfile's, which only this user may read: caches are shared.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = _beside(target)
     with _naming(target):
         temporary.touch()
     try:
@@ -37,6 +37,25 @@ def replacing(target: Path) -> Iterator[Path]:
             os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(target: Path) -> None:
+    """See that a file can be written, before the work whose result it is to hold; it is not made.
+
+    Raises:
+        OSError: it cannot; the message names it.
+    """
+    with _naming(target):
+        if target.is_dir():
+            raise OSError(errno.EISDIR, "it is a folder")
+        temporary = _beside(target)
+        temporary.touch()
+        temporary.unlink()
+
+
+def _beside(target: Path) -> Path:
+    # Not tempfile's, which only this user may read: caches are shared.
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
 
 
 @contextmanager

@@ -50,7 +50,10 @@ def run(tmp_path, *arguments):
     output = tmp_path / "report.json"
     assert load_tool().main([*arguments, "--rounds", "1", "--output", str(output)]) == 0
     report = json.loads(output.read_text())
-    assert report.pop("environment")["threads"] == torch.get_num_threads()
+    environment = report.pop("environment")
+    assert environment["threads"] == torch.get_num_threads()
+    assert {"torch", "detectron2", "hotcoco", "cpu", "date"} <= set(environment)
+    assert report.pop("settings")["rounds"] == 1
     return report
 
 
@@ -65,12 +68,15 @@ def test_backbones_and_coco(tmp_path, capsys):
     assert "| resnest_d2, optimised |" in out
     assert set(report) == {"backbones", "coco"}
     backbones = report["backbones"]
-    assert REFERENCE in backbones["seconds"]
+    assert backbones["times"][REFERENCE]["times as fast"] == 1
+    assert backbones["times"]["timm"]["warmup"] == 2
     assert backbones["matmul"] > 0
     assert 0 < backbones["difference"] < 1e-4
     metrics = {name: np.array(values) for name, values in report["coco"]["metrics"].items()}
     assert len(metrics["hotcoco"]) == 24
     assert np.abs(metrics["hotcoco"] - metrics["pycocotools"]).max() <= 1e-9
+    reading = report["coco"]["times"]["read ground truth"]["hotcoco"]
+    assert reading["quartiles"] == [reading["median"]] * 2
     whole = report["coco"]["whole"]
     assert whole["metrics"]["resnest_d2"] == pytest.approx(
         whole["metrics"]["Detectron2"], abs=1e-9, nan_ok=True
@@ -127,13 +133,15 @@ def test_detectors(tmp_path):
 
 def test_mixed_precision(tmp_path, monkeypatch, registered_digits):
     monkeypatch.setattr("resnest_d2.benchmark.amp.SIDE", 64)
-    found = run(tmp_path, "--sections", "amp", "--heads", "RetinaNet", "--iterations", "1")
-    assert found["amp"]["RetinaNet, bf16"]["finite"] is True
+    found = run(tmp_path, "--sections", "amp", "--heads", "retinanet", "--iterations", "1")
+    assert found["amp"]["retinanet, bf16"]["finite"] is True
 
 
 def test_every_kind_of_head_gets_what_it_learns_from(registered_digits):
-    for name in HEADS.values():
+    for name in HEADS:
         cfg = digits_config(name, "cpu")
+        assert not name.endswith("v1") or not cfg.MODEL.RESNETS.DEFORM_MODULATED
+        assert not name.endswith("v2") or cfg.MODEL.RESNETS.DEFORM_MODULATED
         (one, *_) = next(batches(cfg))
         assert one["instances"].has("gt_masks") == cfg.MODEL.MASK_ON
         assert one["instances"].has("gt_keypoints") == cfg.MODEL.KEYPOINT_ON
@@ -145,7 +153,7 @@ def test_loading(tmp_path, monkeypatch):
     monkeypatch.setattr("resnest_d2.benchmark.loading.SECONDS", 0.1)
     found = run(tmp_path, "--sections", "loading", "--workers", "0")["loading"]
     assert found["images_a_second"]["0"] > 0
-    assert {"decoding by Pillow", "resizing", "whole mapper, polygons"} <= set(found["seconds"])
+    assert {"decoding by Pillow", "resizing", "whole mapper, polygons"} <= set(found["times"])
 
 
 def test_growth(tmp_path, monkeypatch):
@@ -171,7 +179,7 @@ def test_schedule(tmp_path):
         *("--sections", "schedule", "--detectors", "mask_resnest14_digits"),
         *("--schedule-height", "64", "--schedule-width", "96"),
     )["schedule"]
-    assert found["mask_resnest14_digits"]["2"][0] > 0
+    assert found["mask_resnest14_digits"]["2"]["median"] > 0
 
 
 @pytest.mark.parametrize(
@@ -179,8 +187,12 @@ def test_schedule(tmp_path):
     [
         (["--device", "cuda"], "error: --device cuda: no GPU was found"),
         (["--device", "tpu"], "error: --device must be cpu or cuda, got 'tpu'"),
-        (["--sections", "coco", "--images", "0"], "error: --images and --detections must be at"),
-        (["--sections", "backbones", "--rounds", "0"], "error: rounds must be at least 1"),
+        (["--images", "0"], "error: --images must be at least 1, got 0"),
+        (["--rounds", "-2"], "error: --rounds must be at least 1, got -2"),
+        (["--batch", "1"], "error: --batch must be at least 2, got 1"),
+        (["--sections", "sizes", "--height", "64"], "error: --height 64 is too small for 50 sizes"),
+        (["--output", "/absent/x.json"], "error: [Errno 2] cannot write /absent/x.json: No"),
+        (["--plot", "/"], "error: [Errno 21] cannot write /: it is a folder"),
         (["--height", "0"], "error: --height must be at least 1, got 0"),
         (["--workers", "1", "-1"], "error: --workers must be at least 0, got -1"),
         (["--schedule-batches", "2", "0"], "error: --schedule-batches must be at least 1, got 0"),

@@ -10,57 +10,105 @@ from typing import Any
 
 import torch
 
+from resnest_d2 import model_zoo
 from resnest_d2.benchmark import SECTIONS, detectors
 from resnest_d2.benchmark.amp import HEADS
 from resnest_d2.benchmark.peers import TIMM
 from resnest_d2.benchmark.timing import environment
 from resnest_d2.engine import one_line_errors
-from resnest_d2.files import write_text
+from resnest_d2.files import check_writable, write_text
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="The peers are not installed with the package: `make dev`, or pip install timm and "
+        "pip install --no-deps resnest==0.0.6b20230402.",
+    )
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        choices=SECTIONS,
+        default=list(SECTIONS),
+        metavar="NAME",
+        help=f"default: all of {', '.join(SECTIONS)}",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="default: %(default)s")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON too")
-    parser.add_argument("--compile", action="store_true", help="measure compiled models too")
-    parser.add_argument("--depth", type=int, default=50, choices=sorted(TIMM))
-    parser.add_argument("--height", type=int, default=480, help="of images at inference")
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--detectors", nargs="+", default=list(detectors.DETECTORS), metavar="NAME")
-    parser.add_argument("--batch", type=int, default=2, help="images of a training step")
-    parser.add_argument("--train-size", type=int, default=320, help="their height and width")
-    parser.add_argument("--amp", action="store_true", help="training steps in bf16")
-    parser.add_argument("--heads", nargs="+", choices=HEADS, help="of the section amp")
-    parser.add_argument("--iterations", type=int, default=200, help="of the section amp")
-    parser.add_argument("--images", type=int, default=2000, help="of the section coco")
-    parser.add_argument("--detections", type=int, default=100, help="of each of its images")
-    parser.add_argument(
-        "--workers", type=int, nargs="+", default=[1, 2, 4], help="of the section loading"
+
+    group = parser.add_argument_group("backbones, detectors, sizes, training")
+    group.add_argument(
+        "--compile", action="store_true", help="measure compiled models too (not of sizes)"
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="of the section growth")
-    parser.add_argument("--schedule-batches", type=int, nargs="+", default=[2], help="images a GPU")
-    parser.add_argument("--schedule-height", type=int, default=800)
-    parser.add_argument("--schedule-width", type=int, default=1344)
+    group.add_argument("--depth", type=int, default=50, choices=sorted(TIMM), help="of backbones")
+    group.add_argument("--height", type=int, default=480, help="of images at inference")
+    group.add_argument("--width", type=int, default=640, help="of images at inference")
+    group.add_argument(
+        "--detectors",
+        nargs="+",
+        default=list(detectors.DETECTORS),
+        metavar="NAME",
+        help="of the zoo, for detectors, sizes (the first) and schedule",
+    )
+
+    group = parser.add_argument_group("training, schedule")
+    group.add_argument("--batch", type=int, default=2, help="images of a training step")
+    group.add_argument("--train-size", type=int, default=320, help="their height and width")
+    group.add_argument("--amp", action="store_true", help="training steps in bf16")
+    group.add_argument("--schedule-batches", type=int, nargs="+", default=[2], help="images a GPU")
+    group.add_argument("--schedule-height", type=int, default=800)
+    group.add_argument("--schedule-width", type=int, default=1344)
+
+    group = parser.add_argument_group("amp")
+    group.add_argument(
+        "--heads",
+        nargs="+",
+        choices=HEADS,
+        metavar="KIND",
+        help=f"default: all of {', '.join(HEADS)}",
+    )
+    group.add_argument("--iterations", type=int, default=200, help="default: %(default)s")
+
+    group = parser.add_argument_group("coco")
+    group.add_argument("--images", type=int, default=2000, help="default: %(default)s")
+    group.add_argument("--detections", type=int, default=100, help="of each image")
+
+    group = parser.add_argument_group("loading")
+    group.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+
+    group = parser.add_argument_group("growth")
+    group.add_argument("--plot", type=Path, metavar="PNG", help="draw it")
     return parser
 
 
 def check(args: argparse.Namespace) -> None:
-    """Numbers that only a section would trip over, and late.
+    """What only a section would trip over, and late.
 
     Raises:
-        ValueError: one is too small.
+        ValueError: a number is too small, or there is no such model.
+        OSError: a file cannot be written.
     """
-    sizes = ("height", "width", "batch", "train_size", "iterations")
+    sizes = ("rounds", "height", "width", "train_size", "iterations", "images", "detections")
     sizes += ("schedule_height", "schedule_width", "schedule_batches")
-    for name, least in {**dict.fromkeys(sizes, 1), "workers": 0}.items():
+    least_of = {**dict.fromkeys(sizes, 1), "workers": 0}
+    # The attention's batch norm is not trained on one value a channel.
+    least_of["batch"] = 2 if "training" in args.sections else 1
+    for name, least in least_of.items():
         value = getattr(args, name)
         smallest = min(value) if isinstance(value, list) else value
         if smallest < least:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must be at least {least}, got {smallest}")
+    if {"detectors", "sizes", "schedule"} & set(args.sections):
+        for name in args.detectors:
+            model_zoo.get_config_file(name)
+    if "sizes" in args.sections:
+        detectors.coco_like_sizes(detectors.SIZES, args.height)
+    for file in (args.output, args.plot):
+        if file is not None:
+            check_writable(file)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors():
         check(args)
         report: dict[str, Any] = {"environment": environment(args.device)}
+        settings = {name: value for name, value in vars(args).items() if name != "output"}
+        report["settings"] = json.loads(json.dumps(settings, default=str))
         torch.manual_seed(0)
         print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
         for name in args.sections:

@@ -13,7 +13,7 @@ from ..build import build_resnest_backbone
 from ..cost import count_macs
 from ..inference import optimize_for_inference
 from .peers import REFERENCE, TIMM, config, reference_backbone
-from .timing import Report, Times, measure, table
+from .timing import Report, Times, as_json, measure, table
 
 # Of the square matrices whose product is the machine's limit.
 MATMUL_SIZE = 4096
@@ -27,8 +27,10 @@ def competitors(depth: int, compiled: bool, device: str) -> dict[str, nn.Module]
     Raises:
         ImportError: the reference or timm is not installed.
     """
-    import timm
-
+    try:
+        import timm
+    except ImportError:
+        raise ImportError("timm is not installed: pip install timm") from None
     # There before it is optimised, which measures on the device; a compiled one cannot be copied.
     eager = build_resnest_backbone(config(depth), ShapeSpec(channels=3)).to(device).eval()
     theirs = reference_backbone(depth)
@@ -117,4 +119,4 @@ def run(args: argparse.Namespace) -> Report:
             share = facts["macs"] / times[name].median / facts["matmul"]
             lines[-1] += f" {name}: {share:.0%} of it, at {facts['macs'] / 1e9:.1f} G."
     lines.append(f"Outputs differ by {facts['difference']:.1e} of their largest value.")
-    return lines, {"seconds": {name: found.seconds for name, found in times.items()}, **facts}
+    return lines, {"times": as_json(times, REFERENCE), **facts}

@@ -26,7 +26,7 @@ from pycocotools.cocoeval import COCOeval
 
 from ..engine.coco_evaluation import FastCOCOEvaluator
 from ..engine.rle import encode_masks
-from .timing import Report, measure
+from .timing import Report, Times, as_json, measure
 
 HEIGHT, WIDTH = 480, 640
 CLASSES = 80
@@ -251,14 +251,17 @@ def run(args: argparse.Namespace) -> Report:
     times, metrics = measure_evaluation(data, args.rounds)
     around = measure_surroundings(min(args.images, 50), args.detections)
     parts = list(next(iter(times.values()))[0])
-    medians = {
-        name: {part: statistics.median(r[part] for r in rounds) for part in parts}
-        for name, rounds in times.items()
+    summary = {
+        part: as_json(
+            {name: Times(tuple(r[part] for r in rounds)) for name, rounds in times.items()},
+            "pycocotools",
+        )
+        for part in parts
     }
     lines = [f"## COCO evaluation, {args.images} images of {args.detections} detections", ""]
     lines += [f"| seconds | {' | '.join(times)} |", f"|---|{'---:|' * len(times)}"]
     for part in parts:
-        cells = " | ".join(f"{medians[name][part]:.3f}" for name in times)
+        cells = " | ".join(f"{found['median']:.3f}" for found in summary[part].values())
         lines.append(f"| {part} | {cells} |")
     plain = [sum(v for k, v in r.items() if "evaluate" in k) for r in times["pycocotools"]]
     for name, rounds in times.items():
@@ -277,4 +280,4 @@ def run(args: argparse.Namespace) -> Report:
     for name, parts in whole["seconds"].items():
         a, b = parts["process"], parts["evaluate"]
         lines.append(f"| {name} | {a:.1f} | {b:.1f} | {a + b:.1f} |")
-    return lines, {"seconds": times, "metrics": metrics, "around": scaled, "whole": whole}
+    return lines, {"times": summary, "metrics": metrics, "around": scaled, "whole": whole}

@@ -11,7 +11,7 @@ from ..build import build_detector
 from ..config import read_config
 from ..inference import optimize_for_inference
 from ..inference.compile import count_compilations
-from .timing import Report, Times, measure, synchronize, table
+from .timing import Report, Times, as_json, measure, synchronize, table
 
 EAGER = "resnest_d2"
 DETECTORS = ("mask_resnest50", "cascade_resnest101")
@@ -57,16 +57,21 @@ def coco_like_sizes(count: int, short: int) -> list[tuple[int, int]]:
     """Padded sizes as a multi-scale loader gives them, no two alike.
 
     Short sides are up to 1.5 times ``short``, shapes mostly 4:3 and 3:2, lying or standing.
+
+    Raises:
+        ValueError: there are not so many, as the short sides are too small.
     """
     draw = random.Random(0)
     sizes: dict[tuple[int, int], None] = {}
-    while len(sizes) < count:
+    for _ in range(100 * count):
+        if len(sizes) == count:
+            return list(sizes)
         ratio = draw.choice([4 / 3, 4 / 3, 3 / 2, 1.0, draw.uniform(1, 5 / 3)])
         side = draw.randint(short, short * 3 // 2)
         sides = (side, int(side * ratio))
         height, width = sides if draw.random() < 0.7 else sides[::-1]
         sizes[-(-height // 32) * 32, -(-width // 32) * 32] = None
-    return list(sizes)
+    raise ValueError(f"--height {short} is too small for {count} sizes that differ; take 320")
 
 
 def run_detectors(args: argparse.Namespace) -> Report:
@@ -78,7 +83,7 @@ def run_detectors(args: argparse.Namespace) -> Report:
         times, detected = measure_detector(name, size, args.rounds, args.device, args.compile)
         title = f"Detector {name}, {size[0]}x{size[1]}, one image, fp32, {detected} detections"
         lines += ["", *table(title, times, EAGER)]
-        report[name] = {key: found.seconds for key, found in times.items()}
+        report[name] = as_json(times, EAGER)
     return lines[1:], report
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .timing import Report, measure
+from .timing import Report, as_json, measure
 from .training import MIB, make_step, step_bytes, training_backbone
 
 SIDES = (160, 224, 320, 448, 640)
@@ -52,6 +52,7 @@ def measure_growth(rounds: int, device: str) -> dict[str, dict[str, list[float]]
             "x": [case[0] for case in cases],
             "seconds": [times[str(case[0])].median for case in cases],
             "bytes": sizes,
+            "times": as_json(times),
         }
     return found
 

@@ -20,7 +20,7 @@ from PIL import Image
 from .. import model_zoo
 from ..config import read_config
 from .coco import CLASSES, HEIGHT, OBJECTS, WIDTH
-from .timing import Report, Times, measure
+from .timing import Report, Times, as_json, measure
 
 IMAGES = 32
 SECONDS = 8.0  # for which a loader is watched
@@ -136,5 +136,4 @@ def run(args: argparse.Namespace) -> Report:
     lines += ["", f"| workers, batches of {BATCH} | images a second |", "|---:|---:|"]
     lines += [f"| {workers} | {rate:.0f} |" for workers, rate in rates.items()]
     lines += ["", f"CPU cores: {os.cpu_count()}."]
-    seconds = {name: found.seconds for name, found in times.items()}
-    return lines, {"seconds": seconds, "images_a_second": rates, "bytes": size}
+    return lines, {"times": as_json(times), "images_a_second": rates, "bytes": size}

@@ -12,7 +12,7 @@ from detectron2.utils.events import EventStorage
 from .. import model_zoo
 from ..config import read_config
 from ..engine.trainer import Trainer
-from .timing import Report, Times, measure
+from .timing import Report, Times, as_json, measure
 
 # The 1x schedule of every published model: 90,000 iterations of 16 images.
 ITERATIONS, IMAGES = 90_000, 16
@@ -99,5 +99,5 @@ def run(args: argparse.Namespace) -> Report:
             cells = " | ".join(f"{hours(found.median, batch, n):.1f}" for n in GPUS)
             rate = batch / found.median
             lines.append(f"| {name} | {batch} | {found.median:.3f} | {rate:.1f} | {cells} |")
-        report[name] = {batch: found.seconds for batch, found in times.items()}
+        report[name] = as_json(times)
     return lines, report

@@ -1,15 +1,23 @@
 """Times of competitors that alternate in one process, so that disturbances meet all of them."""
 
+import datetime
+import importlib.metadata
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import detectron2
 import torch
 
 import resnest_d2
+
+# Whose versions figures may depend on, where they are installed.
+PACKAGES = ("torchvision", "resnest", "timm", "numpy", "pillow", "simplejpeg", "pycocotools")
+PACKAGES += ("hotcoco", "faster-coco-eval")
 
 # Lines of Markdown, and what goes into the JSON file.
 Report = tuple[list[str], dict[str, Any]]
@@ -17,9 +25,10 @@ Report = tuple[list[str], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Times:
-    """Of one competitor, in seconds, in the order in which they were taken."""
+    """Of one competitor, in seconds, in the order in which they were taken, after a warm-up."""
 
     seconds: tuple[float, ...]
+    warmup: int = 0
 
     @property
     def median(self) -> float:
@@ -31,11 +40,31 @@ class Times:
 
         Each round compares two runs that followed each other.
         """
-        ratios = sorted(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
-        if len(ratios) == 1:
-            return ratios[0], ratios[0], ratios[0]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        low, middle, high = quartiles(
+            [b / a for a, b in zip(self.seconds, other.seconds, strict=True)]
+        )
         return middle, low, high
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The values that a quarter, a half and three quarters are below."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def as_json(times: Mapping[Any, Times], baseline: str | None = None) -> dict[Any, dict[str, Any]]:
+    """Medians, quartiles and every run, by competitor; with a baseline also ratios to it."""
+    found: dict[Any, dict[str, Any]] = {}
+    for name, one in times.items():
+        low, middle, high = quartiles(one.seconds)
+        found[name] = {"median": middle, "quartiles": [low, high], "warmup": one.warmup}
+        if baseline is not None:
+            ratio, low, high = one.ratio_to(times[baseline])
+            found[name] |= {"times as fast": ratio, "its quartiles": [low, high]}
+        found[name]["seconds"] = one.seconds
+    return found
 
 
 def measure(
@@ -66,7 +95,7 @@ def measure(
             synchronize(device)
             if index >= warmup:
                 found[name].append(time.perf_counter() - start)
-    return {name: Times(tuple(seconds)) for name, seconds in found.items()}
+    return {name: Times(tuple(seconds), warmup) for name, seconds in found.items()}
 
 
 def synchronize(device: str) -> None:
@@ -76,7 +105,7 @@ def synchronize(device: str) -> None:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What every figure depends on: versions, threads and the machine.
+    """What every figure depends on: versions, threads, the machine and the day.
 
     Raises:
         ValueError: it is not "cpu", nor a GPU that is there.
@@ -89,14 +118,30 @@ def environment(device: str) -> dict[str, Any]:
     found = {
         "resnest_d2": resnest_d2.__version__,
         "torch": torch.__version__,
+        "detectron2": detectron2.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": _cpu(),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": torch.cuda.get_device_name(device) if is_gpu else device,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    if is_gpu:
-        found["device"] = torch.cuda.get_device_name(device)
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
     return found
+
+
+def _cpu() -> str:
+    """Its name, where Linux says it, and the instructions that PyTorch takes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(names or ['unknown'])[0]} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def table(title: str, times: Mapping[str, Times], baseline: str) -> list[str]:

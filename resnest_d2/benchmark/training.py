@@ -10,7 +10,7 @@ from torch import nn
 
 from ..build import build_resnest_backbone
 from .peers import REFERENCE, config, reference_backbone
-from .timing import Report, Times, measure, table
+from .timing import Report, Times, as_json, measure, table
 
 OURS, CHECKPOINTED, COMPILED = "resnest_d2", "resnest_d2, GRAD_CHECKPOINT", "resnest_d2, compiled"
 MEMORY_DEPTHS = (50, 101, 200, 269)
@@ -152,8 +152,7 @@ def run_steps(args: argparse.Namespace) -> Report:
     if args.compile:
         middle, low, high = times[COMPILED].ratio_to(times[OURS])
         lines.append(f"- compiled: {middle:.2f} times as fast ({low:.2f} to {high:.2f})")
-    seconds = {name: found.seconds for name, found in times.items()}
-    return lines, {"seconds": seconds, "saved": saved}
+    return lines, {"times": as_json(times, REFERENCE), "saved": saved}
 
 
 def run_memory(args: argparse.Namespace) -> Report:
