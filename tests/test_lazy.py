@@ -265,6 +265,17 @@ def test_wrong_overrides(override, message):
         load_config(str(ROOT / DIGITS), [override])
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [("model = Mask()", "name 'Mask' is not defined"), ("model = (", "has syntax error")],
+)
+def test_broken_config_files_are_named(tmp_path, code, message):
+    file = tmp_path / "config.py"
+    file.write_text(f"{code}\n")
+    with pytest.raises(ValueError, match=f"config.py: .*{message}"):
+        load_config(str(file))
+
+
 def test_an_argument_that_the_call_takes_can_be_added():
     cfg = load_config(str(ROOT / DIGITS), ["model.backbone.bottom_up.radix=4"])
     assert build_detector(choose_cpu(cfg)).backbone.bottom_up.res2[0].conv2.radix == 4

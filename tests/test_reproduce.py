@@ -432,6 +432,14 @@ def test_wrong_arguments(args, message, tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_the_output_is_a_folder(tmp_path, capsys):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SystemExit):
+        tool.main(["--models", "mask_resnest50", "--output", str(tmp_path / "out")])
+    assert f"error: --output must be a folder, and {tmp_path}/out is" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "a file"
+
+
 def test_without_the_data_nothing_is_downloaded(tmp_path, monkeypatch):
     """Every model says what is missing, before it asks for its weights."""
     monkeypatch.setattr(module.PathManager, "get_local_path", lambda url: 1 / 0)

@@ -179,7 +179,12 @@ def reproduce(names: Sequence[str], options: Options) -> list[Measurement]:
     Args:
         names: as :func:`choose_models` returns them.
         options: how to measure.
+
+    Raises:
+        ValueError: the output is a file.
     """
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"--output must be a folder, and {options.output} is a file")
     options.output.mkdir(parents=True, exist_ok=True)
     done = _read(options.output / "results.json")
     measurements = []

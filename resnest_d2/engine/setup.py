@@ -110,7 +110,7 @@ def _errors_of(source: str) -> Iterator[None]:
         raise ValueError(f"{source}: {error.args[0]}") from error
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
-    except (AssertionError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 
