@@ -335,7 +335,7 @@ def test_configs_can_go_to_other_processes():
         assert settings(build_detector(again)).keys() == settings(build_detector(cfg)).keys()
 
 
-def test_evaluator_and_augmentation_classes():
+def test_evaluator_and_augmentation_classes(registered_digits):
     cfg = model_zoo.get_config("lazy/mask_resnest14_digits")
     assert isinstance(instantiate(cfg.dataloader.evaluator), COCOEvaluator)
     (resize,) = cfg.dataloader.test.mapper.augmentations
