@@ -117,8 +117,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors():
         check(args)
         report: dict[str, Any] = {"environment": environment(args.device)}
-        settings = {name: value for name, value in vars(args).items() if name != "output"}
-        report["settings"] = json.loads(json.dumps(settings, default=str))
+        report["settings"] = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(args).items()
+        }
         torch.manual_seed(0)
         print(", ".join(f"{key} {value}" for key, value in report["environment"].items()))
         for name in args.sections:

@@ -104,7 +104,8 @@ def fold_norms(model: nn.Module) -> int:
     """Fold every batch norm that follows a convolution, in place.
 
     Known are Detectron2's layers, which hold their norm as ``norm`` (backbones, pyramids, heads,
-    deformable convolutions), and neighbours in an ``nn.Sequential``. What is not only that stays as
+    deformable convolutions), and neighbours in an ``nn.Sequential``, which is taken to be called
+    whole: nobody looks at what the convolution alone gives. What is not only that stays as
     it is: subclasses with a ``forward`` of their own, layers with hooks or parametrizations, and
     convolutions that have more than one place in the model.
 
