@@ -17,19 +17,23 @@ except ImportError as error:
     ) from error
 
 from . import model_zoo
-from .build import (
+from .config.keys import add_resnest_config
+from .inference import optimize_for_inference
+from .modeling.build import (
+    CONFIG_CHECKS,
     build_resnest_backbone,
     build_resnest_fpn_backbone,
     build_retinanet_resnest_fpn_backbone,
 )
-from .config import add_resnest_config
-from .inference import optimize_for_inference
-from .resnest import ResNeSt
-from .roi_heads import AveragingCascadeROIHeads
-from .split_attention import SplitAttentionConv2d
+from .modeling.resnest import ResNeSt
+from .modeling.roi_heads import AveragingCascadeROIHeads
+from .modeling.split_attention import SplitAttentionConv2d
 from .weights import register_handlers
+from .weights.catalog import check_colours
 
 register_handlers()
+if check_colours not in CONFIG_CHECKS:
+    CONFIG_CHECKS.append(check_colours)
 
 __all__ = [
     "AveragingCascadeROIHeads",

@@ -10,11 +10,11 @@ from helpers import STAGES, assert_features_equal, image_shape, make_cfg, random
 from torch import nn
 
 import resnest_d2
-from resnest_d2.benchmark.training import saved_bytes
-from resnest_d2.blocks import ResNeStBlock
-from resnest_d2.grad_checkpoint import checkpoint_block
-from resnest_d2.norm import NORMS, SyncBatchNorm, convert_sync_batchnorm
-from resnest_d2.resnest import ARCHITECTURES, make_resnest
+from benchmarks.training import saved_bytes
+from resnest_d2.modeling.blocks import ResNeStBlock
+from resnest_d2.modeling.grad_checkpoint import checkpoint_block
+from resnest_d2.modeling.norm import NORMS, SyncBatchNorm, convert_sync_batchnorm
+from resnest_d2.modeling.resnest import ARCHITECTURES, make_resnest
 
 SMALL = {"depth": 14, "out_features": ["stem", *STAGES]}
 DCN = {
@@ -290,7 +290,7 @@ def test_checkpointing_skips_frozen_blocks_and_evaluation(monkeypatch):
         calls.append(block)
         return checkpoint_block(block, x)
 
-    monkeypatch.setattr("resnest_d2.blocks.checkpoint_block", spy)
+    monkeypatch.setattr("resnest_d2.modeling.blocks.checkpoint_block", spy)
     model = make_resnest(**SMALL, freeze_at=2, grad_checkpoint=True)
     x = torch.randn(2, 3, 64, 64)
     model.eval()(x)

@@ -10,19 +10,19 @@ import torch
 from PIL import Image
 from torch import nn
 
-from resnest_d2.benchmark.amp import HEADS, batches, digits_config
-from resnest_d2.benchmark.detectors import coco_like_sizes
-from resnest_d2.benchmark.growth import fit_exponent
-from resnest_d2.benchmark.peers import REFERENCE
-from resnest_d2.benchmark.schedule import hours
-from resnest_d2.benchmark.timing import Times, measure
-from resnest_d2.benchmark.training import CHECKPOINTED, OURS, saved_bytes, training_backbone
+from benchmarks.amp import HEADS, batches, digits_config
+from benchmarks.detectors import coco_like_sizes
+from benchmarks.growth import fit_exponent
+from benchmarks.peers import REFERENCE
+from benchmarks.schedule import hours
+from benchmarks.timing import Times, measure
+from benchmarks.training import CHECKPOINTED, OURS, saved_bytes, training_backbone
 
 ROOT = Path(__file__).parents[1]
 
 
 def load_tool():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools/benchmark.py")
+    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks/__main__.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -84,7 +84,7 @@ def test_backbones_and_coco(tmp_path, capsys):
 
 
 def test_training_and_memory(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("resnest_d2.benchmark.training.MEMORY_DEPTHS", (50,))
+    monkeypatch.setattr("benchmarks.training.MEMORY_DEPTHS", (50,))
     report = run(tmp_path, "--sections", "training", "memory", "--train-size", "64")
     out = capsys.readouterr().out
     assert "checkpoints take" in out
@@ -132,7 +132,7 @@ def test_detectors(tmp_path):
 
 
 def test_mixed_precision(tmp_path, monkeypatch, registered_digits):
-    monkeypatch.setattr("resnest_d2.benchmark.amp.SIDE", 64)
+    monkeypatch.setattr("benchmarks.amp.SIDE", 64)
     found = run(tmp_path, "--sections", "amp", "--heads", "retinanet", "--iterations", "1")
     assert found["amp"]["retinanet, bf16"]["finite"] is True
 
@@ -149,8 +149,8 @@ def test_every_kind_of_head_gets_what_it_learns_from(registered_digits):
 
 
 def test_loading(tmp_path, monkeypatch):
-    monkeypatch.setattr("resnest_d2.benchmark.loading.IMAGES", 2)
-    monkeypatch.setattr("resnest_d2.benchmark.loading.SECONDS", 0.1)
+    monkeypatch.setattr("benchmarks.loading.IMAGES", 2)
+    monkeypatch.setattr("benchmarks.loading.SECONDS", 0.1)
     found = run(tmp_path, "--sections", "loading", "--workers", "0")["loading"]
     assert found["images_a_second"]["0"] > 0
     assert {"decoding by Pillow", "resizing", "whole mapper, polygons"} <= set(found["times"])
@@ -159,8 +159,8 @@ def test_loading(tmp_path, monkeypatch):
 def test_growth(tmp_path, monkeypatch):
     assert fit_exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     for name, values in {"SIDES": (64, 96), "BATCHES": (2, 4), "DEPTHS": (50, 101)}.items():
-        monkeypatch.setattr(f"resnest_d2.benchmark.growth.{name}", values)
-    monkeypatch.setattr("resnest_d2.benchmark.growth.SIDE", 64)
+        monkeypatch.setattr(f"benchmarks.growth.{name}", values)
+    monkeypatch.setattr("benchmarks.growth.SIDE", 64)
     plot = tmp_path / "growth.png"
     found = run(tmp_path, "--sections", "growth", "--plot", str(plot))["growth"]
     with Image.open(plot) as image:

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
 
 import resnest_d2
-from resnest_d2.config import RESNEST_DEFAULTS
+from resnest_d2.config.keys import RESNEST_DEFAULTS
 
 BUILDERS = (
     "build_resnest_backbone",
@@ -178,7 +178,9 @@ def test_import_beside_the_reference_is_one_sentence():
 
 
 def test_reloading_is_allowed():
-    result = run_python("import importlib, resnest_d2.build; importlib.reload(resnest_d2.build)")
+    result = run_python(
+        "import importlib, resnest_d2.modeling.build; importlib.reload(resnest_d2.modeling.build)"
+    )
     assert result.returncode == 0, result.stderr
 
 

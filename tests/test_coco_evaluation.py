@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnest_d2.engine import build_evaluator
-from resnest_d2.engine.coco_evaluation import VARIABLE, FastCOCOEvaluator, choose_implementation
+from resnest_d2.evaluation.coco import VARIABLE, FastCOCOEvaluator, choose_implementation
 
 SIZE = (90, 120)
 NAMES = ["cat", "dog", "cow", "pig"]

@@ -430,7 +430,7 @@ def detector(server, tiny, monkeypatch, tmp_path):
     """A small detector as the published model ``faster_resnest50``, in the reference's bucket."""
     cfg = model_zoo.get_config("faster_resnest50")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32])
-    model = resnest_d2.build.build_detector(cfg).eval()
+    model = resnest_d2.modeling.build.build_detector(cfg).eval()
     randomize(model)
     file = tmp_path / "detector.pth"
     torch.save({"model": model.state_dict(), "optimizer": {}, "iteration": 5}, file)
@@ -450,7 +450,7 @@ def test_a_detector_by_name_and_by_its_old_address(detector, server):
     assert PathManager.get_local_path("resnest://COCO/lazy/faster_resnest50") == path
     content = torch.load(path, weights_only=True)
     assert set(content) == {"model", "__author__", "input", "source"}  # nothing of the training
-    other = resnest_d2.build.build_detector(cfg)
+    other = resnest_d2.modeling.build.build_detector(cfg)
     assert load_weights(other, "resnest://COCO/faster_resnest50") == []
     expected = model.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())

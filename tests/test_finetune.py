@@ -13,11 +13,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.build import build_detector
-from resnest_d2.classes import num_classes
+from resnest_d2.config.classes import num_classes
 from resnest_d2.engine import load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, use_own_data
 from resnest_d2.inference import Predictor
+from resnest_d2.modeling.build import build_detector
 
 YAML, LAZY = "configs/mask_resnest14_digits.yaml", "configs/lazy/mask_resnest14_digits.py"
 TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"]

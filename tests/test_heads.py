@@ -15,10 +15,10 @@ from PIL import Image
 from torchvision.ops import deform_conv2d
 
 from resnest_d2 import model_zoo
-from resnest_d2.build import build_detector
-from resnest_d2.deeplab import semantic_augmentations
-from resnest_d2.engine.testing import load_for_evaluation
+from resnest_d2.engine.evaluate import load_for_evaluation
 from resnest_d2.engine.trainer import Trainer, with_augmentation
+from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.deeplab import semantic_augmentations
 
 SIZE = 128
 # One zoo model for each kind of head or backbone.
@@ -149,7 +149,7 @@ def test_a_deformable_detector_learns_under_autocast(modulated, monkeypatch):
         types.append({t.dtype for t in (x, offset, weight, mask) if t is not None})
         return deform_conv2d(x, offset, weight, *args, mask=mask, **kwargs)
 
-    monkeypatch.setattr("resnest_d2.deform_conv.deform_conv2d", spy)
+    monkeypatch.setattr("resnest_d2.modeling.deform_conv.deform_conv2d", spy)
     with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model(batch(cfg))
     total = sum(losses.values())

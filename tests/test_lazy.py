@@ -18,11 +18,11 @@ from omegaconf import ListConfig
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.build import build_detector
+from resnest_d2.commands.demo_progress import read_metrics
+from resnest_d2.config.lazy import detectron2_config, read_lazy_config
 from resnest_d2.engine import Trainer, choose_device, lazy, load_config
-from resnest_d2.engine.progress import read_metrics
 from resnest_d2.inference import set_score_threshold
-from resnest_d2.lazy import detectron2_config, read_lazy_config
+from resnest_d2.modeling.build import build_detector
 
 DIGITS = "configs/lazy/mask_resnest14_digits.py"
 # As few steps as possible on the tiny data set.

@@ -20,8 +20,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes
 
 from resnest_d2 import model_zoo
-from resnest_d2.config import RESNEST_DEFAULTS
-from resnest_d2.zoo_table import PUBLICATIONS
+from resnest_d2.config.keys import RESNEST_DEFAULTS
+from resnest_d2.model_zoo.published import PUBLICATIONS
 
 ROOT = Path(__file__).parents[1]
 # Per published model, each setting of the merged reference config that differs from Detectron2's

@@ -10,12 +10,12 @@ from detectron2.layers import FrozenBatchNorm2d
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
+from benchmarks.cost import backbone_cost, detector_cost
+from benchmarks.imagenet import IMAGENET
+from benchmarks.zoo_markdown import section_of
 from resnest_d2 import model_zoo
-from resnest_d2.build import build_detector
-from resnest_d2.cost import backbone_cost, detector_cost
-from resnest_d2.zoo_imagenet import IMAGENET
-from resnest_d2.zoo_markdown import section_of
-from resnest_d2.zoo_table import PUBLICATIONS
+from resnest_d2.model_zoo.published import PUBLICATIONS
+from resnest_d2.modeling.build import build_detector
 
 ROOT = Path(__file__).parents[1]
 MODEL_ZOO = ROOT / "MODEL_ZOO.md"
@@ -24,7 +24,7 @@ CLASSIFIER = 2048 * 1000
 
 def load_tool():
     spec = importlib.util.spec_from_file_location(
-        "model_zoo_table", ROOT / "tools/model_zoo_table.py"
+        "model_zoo_table", ROOT / "benchmarks/model_zoo.py"
     )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -321,7 +321,7 @@ def test_links_to_files_lead_somewhere():
 def test_the_file_is_up_to_date(tmp_path, capsys):
     """The first call counts all models; later ones know the counts."""
     main = load_tool().main
-    assert main(["--check"]) == 0, "run tools/model_zoo_table.py"
+    assert main(["--check"]) == 0, "run python -m benchmarks.model_zoo"
 
     copy = tmp_path / "copy.md"
     check = ["--check", "--output", str(copy)]
@@ -330,7 +330,7 @@ def test_the_file_is_up_to_date(tmp_path, capsys):
     copy.write_text(MODEL_ZOO.read_text().replace("42.81", "42.91"))
     assert main(check) == 1
     assert capsys.readouterr().err.splitlines() == 2 * [
-        f"{copy} is missing or stale; tools/model_zoo_table.py writes it anew"
+        f"{copy} is missing or stale; python -m benchmarks.model_zoo writes it anew"
     ]
     assert main(["--output", str(copy)]) == 0
     assert copy.read_bytes() == MODEL_ZOO.read_bytes()

@@ -19,13 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import resnest_d2
 from resnest_d2 import model_zoo
-from resnest_d2.build import build_detector
-from resnest_d2.config import read_config
+from resnest_d2.config.keys import read_config
 from resnest_d2.engine.compile import compile_for_training
 from resnest_d2.inference import optimize_for_inference
-from resnest_d2.inference.compile import count_compilations
-from resnest_d2.inference.fold import fold, fold_norms
-from resnest_d2.split_attention import SplitAttentionConv2d
+from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.split_attention import SplitAttentionConv2d
+from resnest_d2.optimize.compile import count_compilations
+from resnest_d2.optimize.fold import fold, fold_norms
 
 TOLERANCE = 1e-4
 NORMS = (_BatchNorm, FrozenBatchNorm2d)

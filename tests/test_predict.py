@@ -10,7 +10,7 @@ from PIL import Image
 
 from resnest_d2 import model_zoo
 from resnest_d2.inference import Predictor, predict_inputs
-from resnest_d2.inference.run import list_inputs, output_paths, read_rgb
+from resnest_d2.inference.files import list_inputs, output_paths, read_rgb
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

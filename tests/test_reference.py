@@ -16,7 +16,7 @@ from resnest.torch.models.resnet import Bottleneck
 from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
 
 import resnest_d2
-from resnest_d2.resnest import make_resnest
+from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import convert
 
 

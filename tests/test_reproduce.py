@@ -23,8 +23,8 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from resnest_d2 import model_zoo, zoo_table
+from resnest_d2.commands.reproduce import choose_models, find_checkpoint
 from resnest_d2.engine import reproduce as module
-from resnest_d2.engine.reproduce import choose_models, find_checkpoint
 from resnest_d2.files import write_text
 
 sys.path.insert(0, str(ROOT / "tools"))

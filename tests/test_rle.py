@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnest_d2.engine.rle import encode_masks
+from resnest_d2.data.rle import encode_masks
 
 
 def expected(masks):

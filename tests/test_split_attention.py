@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers import randomize, relative_difference
 
 from resnest_d2 import SplitAttentionConv2d
-from resnest_d2.split_attention import attention_channels
+from resnest_d2.modeling.split_attention import attention_channels
 
 CHANNELS = 144  # divides by every product of radix and cardinality below
 

@@ -5,7 +5,7 @@ import timm
 import torch
 from helpers import randomize, relative_difference
 
-from resnest_d2.resnest import make_resnest
+from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import convert
 
 FAST = {"avd_first": True, "bottleneck_width": 40, "radix": 4, "num_groups": 2}

@@ -17,9 +17,9 @@ from detectron2.evaluation import (
 )
 
 from resnest_d2 import model_zoo
+from resnest_d2.commands.demo_progress import read_metrics
 from resnest_d2.engine import Trainer, build_evaluator, check_datasets, choose_device, load_config
-from resnest_d2.engine.coco_evaluation import FastCOCOEvaluator
-from resnest_d2.engine.progress import read_metrics
+from resnest_d2.evaluation.coco import FastCOCOEvaluator
 
 DIGITS = "configs/mask_resnest14_digits.yaml"
 # Small enough for seconds: the tiny data set, few proposals, few steps.

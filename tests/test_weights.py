@@ -21,9 +21,9 @@ from torchvision.models import resnet50
 
 import resnest_d2
 from resnest_d2 import model_zoo
-from resnest_d2.build import build_detector
 from resnest_d2.engine.checkpoint import TrainingCheckpointer
-from resnest_d2.resnest import make_resnest
+from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import (
     RecordingCheckpointer,
     UntrainedParametersError,

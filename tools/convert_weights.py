@@ -9,8 +9,8 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 import resnest_d2  # noqa: F401  (registers resnest:// and timm://)
+from resnest_d2.commands.convert_weights import Converted, check_target, convert_file
 from resnest_d2.engine import one_line_errors
-from resnest_d2.weights.file_conversion import Converted, check_target, convert_file
 
 
 def format_summary(source: str, converted: Converted) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 from detectron2.data import DatasetCatalog
 from detectron2.utils.env import seed_all_rng
 
+from resnest_d2.commands.demo_grid import draw_grid
+from resnest_d2.commands.demo_progress import ProgressBar, plot_curves
 from resnest_d2.data import build_digits
 from resnest_d2.engine import Trainer, choose_device, load_config, one_line_errors
-from resnest_d2.engine.progress import ProgressBar, plot_curves
 from resnest_d2.inference import Predictor
-from resnest_d2.inference.grid import draw_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_PICTURES = 12

@@ -10,7 +10,7 @@ from detectron2.utils.logger import setup_logger
 import resnest_d2.data  # noqa: F401  (class names of the data sets that come with the package)
 from resnest_d2.engine import choose_device, load_config, one_line_errors
 from resnest_d2.inference import Predictor, predict_inputs, set_score_threshold
-from resnest_d2.inference.run import list_inputs, output_paths
+from resnest_d2.inference.files import list_inputs, output_paths
 
 DEFAULT_THRESHOLD = 0.5
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
+from resnest_d2.commands.publish_checkpoint import publish
 from resnest_d2.engine import one_line_errors
-from resnest_d2.engine.publish import publish
 from resnest_d2.weights.writing import ENDINGS
 
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from detectron2.utils.logger import setup_logger
 
-from resnest_d2.engine import coco_evaluation, one_line_errors
-from resnest_d2.engine.reproduce import (
+from resnest_d2.commands.reproduce import (
     TOLERANCE,
     Options,
     all_reproduced,
@@ -16,6 +15,7 @@ from resnest_d2.engine.reproduce import (
     format_table,
     reproduce,
 )
+from resnest_d2.engine import coco_evaluation, one_line_errors
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

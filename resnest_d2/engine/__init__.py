@@ -1,9 +1,9 @@
 """Training and evaluation on top of Detectron2's engine."""
 
-from .errors import one_line_errors
-from .evaluation import build_evaluator, check_datasets
+from ..commands.errors import one_line_errors
+from ..config.load import choose_device, load_config
+from ..evaluation.evaluators import build_evaluator, check_datasets
 from .launch import train_or_evaluate
-from .setup import choose_device, load_config
 from .trainer import Trainer
 
 __all__ = [

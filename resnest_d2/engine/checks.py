@@ -7,10 +7,10 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..classes import num_classes
-from ..norm import check_batch_statistics
-from ..resnest import ResNeSt
-from ..split_attention import SplitAttentionConv2d
+from ..config.classes import num_classes
+from ..modeling.norm import check_batch_statistics
+from ..modeling.resnest import ResNeSt
+from ..modeling.split_attention import SplitAttentionConv2d
 
 
 def check_training(

@@ -5,7 +5,7 @@ import logging
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..config import COMPILE
+from ..config.keys import COMPILE
 
 logger = logging.getLogger(__name__)
 

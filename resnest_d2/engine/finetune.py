@@ -11,11 +11,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from omegaconf import DictConfig
 
-from ..classes import num_classes_key, set_num_classes, set_num_keypoints
+from ..config.classes import num_classes_key, set_num_classes, set_num_keypoints
+from ..config.lazy import select
 from ..data.coco_json import CocoData, read_coco
-from ..lazy import select
 from ..weights import read_classes
-from .testing import weights_to_evaluate
+from .evaluate import weights_to_evaluate
 
 logger = logging.getLogger(__name__)
 

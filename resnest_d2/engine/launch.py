@@ -10,14 +10,14 @@ from detectron2.engine import default_setup, launch
 from detectron2.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from ..lazy import EVALUATION_KEYS, TRAINING_KEYS, require_keys
-from . import lazy
-from .coco_evaluation import choose_implementation
-from .errors import one_line_errors
-from .evaluation import check_datasets
+from ..commands.errors import one_line_errors
+from ..config.lazy import EVALUATION_KEYS, TRAINING_KEYS, require_keys
+from ..config.load import choose_device, load_config
+from ..evaluation.coco import choose_implementation
+from ..evaluation.evaluators import check_datasets
+from . import lazy_trainer as lazy
+from .evaluate import evaluate_model, get_output_dir, load_for_evaluation
 from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
-from .setup import choose_device, load_config
-from .testing import evaluate_model, get_output_dir, load_for_evaluation
 from .trainer import Trainer
 
 

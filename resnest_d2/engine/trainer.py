@@ -19,12 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..classes import num_classes_key
-from ..norm import convert_sync_batchnorm
+from ..config.classes import num_classes_key
+from ..evaluation.evaluators import build_evaluator
+from ..modeling.norm import convert_sync_batchnorm
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .checks import check_grad_checkpoint, check_training
 from .compile import compile_for_training
-from .evaluation import build_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
         mapper = None
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-            from ..deeplab import semantic_augmentations
+            from ..modeling.deeplab import semantic_augmentations
 
             mapper = DatasetMapper(cfg, is_train=True, augmentations=semantic_augmentations(cfg))
         return build_detection_train_loader(cfg, mapper=mapper)
@@ -109,7 +109,7 @@ class Trainer(DefaultTrainer):
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
         """Detectron2's schedules and DeepLab's ``WarmupPolyLR``."""
         if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupPolyLR":
-            from ..deeplab import build_lr_scheduler
+            from ..modeling.deeplab import build_lr_scheduler
 
             return build_lr_scheduler(cfg, optimizer)
         return super().build_lr_scheduler(cfg, optimizer)

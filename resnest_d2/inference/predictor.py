@@ -12,10 +12,10 @@ from detectron2.utils.visualizer import ColorMode, Visualizer
 from omegaconf import DictConfig
 from PIL import Image
 
-from ..build import build_detector
-from ..classes import fit_to_classes
+from ..config.classes import fit_to_classes
+from ..config.settings import InferenceSettings
+from ..modeling.build import build_detector
 from ..weights import load_detector, read_classes
-from .settings import InferenceSettings
 
 
 class Predictor:

@@ -1,7 +1,7 @@
 """Published weights: what exists and where, fetching it, and converting its names."""
 
 from .convert import convert, describe_conversion
-from .download import MIRROR_VARIABLE, FetchError, hash_problem, promised_hash
+from .fetch import MIRROR_VARIABLE, FetchError, hash_problem, promised_hash
 from .handler import read_note, register_handlers
 from .input_format import of_model, warn_if_it_differs
 from .loading import (

@@ -10,8 +10,17 @@ from dataclasses import dataclass
 from functools import cache
 from urllib.parse import quote, unquote
 
-from ..zoo_table import AUTHORS, MMDETECTION, PUBLICATIONS
-from .input_format import DETECTRON2_FILES, DETECTRON2_RGB, IMAGENET_RGB, MSRA_BGR, InputFormat
+from detectron2.config import CfgNode
+
+from ..model_zoo.published import AUTHORS, MMDETECTION, PUBLICATIONS
+from .input_format import (
+    DETECTRON2_FILES,
+    DETECTRON2_RGB,
+    IMAGENET_RGB,
+    MSRA_BGR,
+    InputFormat,
+    warn_if_it_differs,
+)
 
 RESNEST = "resnest://"
 TIMM = "timm://"
@@ -177,6 +186,16 @@ def input_format_of(path: str) -> InputFormat | None:
             return input_format
     entry = find_address(path)
     return entry.input_format if entry else None
+
+
+def check_colours(cfg: CfgNode) -> None:
+    """Warn of colours in a config that its weights were not made for.
+
+    ``INPUT.FORMAT`` and the normalisation are far from ``MODEL.WEIGHTS`` in a config.
+    """
+    weights = cfg.MODEL.WEIGHTS
+    ours = InputFormat(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    warn_if_it_differs(f"MODEL.WEIGHTS {weights}", input_format_of(weights), ours)
 
 
 @cache

@@ -14,7 +14,7 @@ from iopath.common.file_io import HTTPURLHandler, PathHandler, file_lock, get_ca
 from ..files import write_text
 from . import catalog
 from .convert import describe_conversion
-from .download import Fetched, fetch, writing_to
+from .fetch import Fetched, fetch, writing_to
 from .network import network_of
 from .reading import UnreadableError, read_checkpoint
 from .writing import detectron2_checkpoint, write_torch

@@ -13,10 +13,10 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..resnest import ResNeSt
+from ..modeling.resnest import ResNeSt
 from .catalog import input_format_of
 from .convert import describe_conversion, recognize, unwrap
-from .download import FetchError
+from .fetch import FetchError
 from .input_format import from_dict, of_model, warn_if_it_differs
 from .network import network_of
 from .reading import UnreadableError, read_beside_weights, read_checkpoint

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from ..resnest import ARCHITECTURES
+from ..modeling.resnest import ARCHITECTURES
 
 # A block of a stage in Detectron2's names, or in those of torchvision, timm and OpenMMLab.
 _BLOCK = re.compile(r"(?:.*\.)?(?:res(?P<res>[2-5])|layer(?P<layer>[1-4]))\.(?P<block>\d+)\..+")

@@ -1,6 +1,6 @@
 """Cascade R-CNN with a mask head, three 4conv1fc box heads and SyncBN, on ResNeSt-FPN."""
 
-from resnest_d2.lazy import detectron2_config
+from resnest_d2.config.lazy import detectron2_config
 
 from .resnest import pixels
 from .resnest_fpn import backbone

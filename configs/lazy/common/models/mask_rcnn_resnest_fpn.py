@@ -1,6 +1,6 @@
 """Mask R-CNN with the 4conv1fc box head and SyncBN, on ResNeSt-FPN."""
 
-from resnest_d2.lazy import detectron2_config
+from resnest_d2.config.lazy import detectron2_config
 
 from .resnest import pixels
 from .resnest_fpn import backbone

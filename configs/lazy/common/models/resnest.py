@@ -2,7 +2,7 @@
 
 from detectron2.config import LazyCall as L
 
-from resnest_d2.resnest import make_resnest
+from resnest_d2.modeling.resnest import make_resnest
 
 # The colours that the ImageNet weights were trained with.
 pixels = dict(

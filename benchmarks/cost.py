@@ -1,0 +1,251 @@
+"""Parameters and multiply-adds of a model, counted on shapes alone: no weights, no arithmetic.
+
+Counted is what makes up a detector's time, and as fvcore counts it: one for each multiply-add of a
+convolution (plain, transposed, deformable, with the convolution of its offsets) or fully connected
+layer, two for each value that a batch norm puts out. Not counted are activations, pooling,
+resizing, the products of split attention with its weights, RoIAlign and NMS.
+
+The counter itself is PyTorch's. fvcore's needs a trace, and on the meta device a trace fails inside
+PyTorch's shape functions; on real tensors, much slower, the two agree.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import (
+    Backbone,
+    GeneralizedRCNN,
+    PanopticFPN,
+    RetinaNet,
+    SemanticSegmentor,
+    build_backbone,
+)
+from detectron2.modeling.roi_heads import StandardROIHeads
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from resnest_d2.modeling.build import build_detector
+
+# Image sizes by INPUT.MIN_SIZE_TEST: what detectors are usually counted at, an image of 4:3, and
+# the digits' own size.
+IMAGE_SIZES: dict[int, tuple[int, int]] = {800: (800, 1333), 512: (512, 683), 128: (128, 128)}
+
+_COUNTED_BACKBONES: dict[tuple, tuple[int, dict[str, torch.Tensor]]] = {}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model takes for one image."""
+
+    parameters: int
+    """Weights and biases; those of frozen batch norms too, which are buffers there."""
+    parts: dict[str, int]
+    """Multiply-adds of each part of the model."""
+    image_size: tuple[int, int]
+    """Height and width of the image in pixels, before padding."""
+    proposals: int = 0
+    """Boxes that go through each box head; 0 where there is none."""
+    detections: int = 0
+    """Boxes that go through the mask or keypoint head; 0 where there is none."""
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole model."""
+        return sum(self.parts.values())
+
+
+def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Cost:
+    """Count a whole model.
+
+    How many boxes there are depends on the image; counted is the most that the config lets through:
+    ``RPN.POST_NMS_TOPK_TEST`` proposals in every box head, ``TEST.DETECTIONS_PER_IMAGE`` detections
+    in the mask and keypoint heads, and for PointRend all points that it subdivides.
+
+    Args:
+        cfg: a config of the zoo or one like it.
+        image_size: height and width in pixels, padded as Detectron2 pads; None takes that of
+            :data:`IMAGE_SIZES`.
+
+    Raises:
+        ValueError: a kind of model that this function does not know, or no image size.
+    """
+    if image_size is None:
+        if cfg.INPUT.MIN_SIZE_TEST not in IMAGE_SIZES:
+            raise ValueError(
+                f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST} has no image size to count at; "
+                f"known are {', '.join(map(str, IMAGE_SIZES))}"
+            )
+        image_size = IMAGE_SIZES[cfg.INPUT.MIN_SIZE_TEST]
+    model = _build(cfg)
+    known = (GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor)
+    if not isinstance(model, known):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} cannot be counted; known are "
+            f"{', '.join(kind.__name__ for kind in known)}"
+        )
+    parts: dict[str, int] = {}
+    proposals = detections = 0
+    parts["backbone"], features = _count_backbone(model.backbone, image_size)
+    if isinstance(model, RetinaNet):
+        inputs = [features[name] for name in model.head_in_features]
+        parts["dense head"], _ = _count(model.head, inputs)
+    if isinstance(model, GeneralizedRCNN):  # PanopticFPN is one too
+        generator = model.proposal_generator
+        inputs = [features[name] for name in generator.in_features]
+        parts["proposals"], _ = _count(generator.rpn_head, inputs)
+        proposals = generator.post_nms_topk[False]
+        parts |= _count_roi_heads(cfg, model, proposals)
+        if {"masks", "keypoints"} & set(parts):
+            detections = _detections(model.roi_heads)
+    if isinstance(model, PanopticFPN | SemanticSegmentor):
+        parts["semantic head"], _ = _count(model.sem_seg_head, features, None)
+    return Cost(_parameters(model), parts, image_size, proposals, detections)
+
+
+def backbone_cost(cfg: CfgNode, side: int = 224) -> Cost:
+    """Count the backbone alone, without feature pyramid or classifier.
+
+    Args:
+        cfg: as in :func:`detector_cost`.
+        side: height and width of the image, in pixels.
+    """
+    backbone = _build(cfg, build_backbone)
+    backbone = getattr(backbone, "bottom_up", backbone)
+    macs, _ = _count(backbone, _empty(1, 3, side, side))
+    return Cost(_parameters(backbone), {"backbone": macs}, (side, side))
+
+
+def _build(cfg: CfgNode, builder: Callable[[CfgNode], nn.Module] = build_detector) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"), _NoInitialValues():
+        return builder(cfg).eval()
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Nothing is drawn: on the meta device it changes nothing and takes half of the time."""
+
+    SKIPPED = (torch.Tensor.normal_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in self.SKIPPED:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+def _padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """As ``ImageList.from_tensors`` pads; 0 is for no padding."""
+    height, width = (-(-side // max(divisor, 1)) * max(divisor, 1) for side in size)
+    return height, width
+
+
+def _count_backbone(
+    backbone: Backbone, image_size: tuple[int, int]
+) -> tuple[int, dict[str, torch.Tensor]]:
+    # The zoo's many models share a few backbones, and what prints alike costs alike.
+    key = (str(backbone), str(backbone.output_shape()), image_size)
+    if key not in _COUNTED_BACKBONES:
+        image = _empty(1, 3, *_padded(image_size, backbone.size_divisibility))
+        _COUNTED_BACKBONES[key] = _count(backbone, image)
+    return _COUNTED_BACKBONES[key]
+
+
+def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
+    """Multiply-adds of a backbone as it is, for one image of a height and width in pixels."""
+    return _count(copy.deepcopy(backbone).to("meta"), _empty(1, 3, *image_size))[0]
+
+
+def _count(function: Callable, *inputs) -> tuple[int, object]:
+    """Multiply-adds of a call, and what it returns."""
+    formulas = {
+        torch.ops.torchvision.deform_conv2d: _deform_conv_flops,
+        torch.ops.aten._native_batch_norm_legit_no_training: _batch_norm_flops,
+    }
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with torch.no_grad(), counter:
+        output = function(*inputs)
+    return counter.get_total_flops() // 2, output  # it counts a multiply-add as two
+
+
+def _deform_conv_flops(
+    x_shape: Sequence[int], weight_shape: Sequence[int], *args, out_shape: Sequence[int], **kwargs
+) -> int:
+    """As the convolution that it is at offsets of zero; sampling is not counted."""
+    batch, _, height, width = out_shape
+    return 2 * math.prod(weight_shape) * batch * height * width
+
+
+def _batch_norm_flops(x_shape: Sequence[int], *args, **kwargs) -> int:
+    """Of the core operator that a batch norm in evaluation is decomposed into."""
+    return 2 * 2 * math.prod(x_shape)
+
+
+def _parameters(model: nn.Module) -> int:
+    frozen = (m for m in model.modules() if isinstance(m, FrozenBatchNorm2d))
+    buffers = sum(norm.weight.numel() + norm.bias.numel() for norm in frozen)
+    return buffers + sum(parameter.numel() for parameter in model.parameters())
+
+
+def _stages(module: nn.Module) -> list[nn.Module]:
+    """Cascade R-CNN has a list of heads, one a stage."""
+    return list(module) if isinstance(module, nn.ModuleList) else [module]
+
+
+def _detections(roi_heads: StandardROIHeads) -> int:
+    return _stages(roi_heads.box_predictor)[-1].test_topk_per_image
+
+
+def _count_roi_heads(cfg: CfgNode, model: GeneralizedRCNN, proposals: int) -> dict[str, int]:
+    heads = model.roi_heads
+    if not isinstance(heads, StandardROIHeads):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot be counted; known are "
+            "StandardROIHeads and CascadeROIHeads"
+        )
+    shapes = model.backbone.output_shape()
+    detections = _detections(heads)
+
+    def pooled(boxes: int, features: Sequence[str], size: tuple[int, int]) -> torch.Tensor:
+        return _empty(boxes, shapes[features[0]].channels, *size)
+
+    parts = {"boxes": 0}
+    boxes = pooled(proposals, heads.box_in_features, heads.box_pooler.output_size)
+    for head, predictor in zip(_stages(heads.box_head), _stages(heads.box_predictor), strict=True):
+        parts["boxes"] += _count(nn.Sequential(head, predictor), boxes)[0]
+    if heads.keypoint_on:
+        inputs = pooled(detections, heads.keypoint_in_features, heads.keypoint_pooler.output_size)
+        parts["keypoints"], _ = _count(heads.keypoint_head.layers, inputs)
+    if heads.mask_on and heads.mask_pooler is not None:
+        inputs = pooled(detections, heads.mask_in_features, heads.mask_pooler.output_size)
+        parts["masks"] = sum(_count(head.layers, inputs)[0] for head in _stages(heads.mask_head))
+    elif heads.mask_on:
+        channels = {name: shape.channels for name, shape in shapes.items()}
+        parts["masks"] = _count_point_rend(heads.mask_head, channels, detections)
+    return parts
+
+
+def _count_point_rend(head: nn.Module, channels: dict[str, int], detections: int) -> int:
+    """Detectron2's ``PointRendMaskHead``: a coarse mask, then logits at points in growing grids."""
+    pooled = sum(channels[name] for name in head.roi_pooler_in_features)
+    size = head.roi_pooler_size
+    macs, coarse = _count(head.coarse_head, _empty(detections, pooled, size, size))
+    if not head.mask_point_on:
+        return macs
+    side = head.mask_point_subdivision_init_resolution
+    points = side**2
+    for _ in range(head.mask_point_subdivision_steps):
+        side *= 2
+        points += min(side**2, head.mask_point_subdivision_num_points)
+    fine = sum(channels[name] for name in head.mask_point_in_features)
+    inputs = (_empty(detections, n, points) for n in (fine, coarse.shape[1]))
+    return macs + _count(head.point_head, *inputs)[0]

@@ -1,0 +1,143 @@
+"""Folding batch norms, which are affine maps at inference, into the convolutions before them."""
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrize import is_parametrized
+
+from ..modeling.deform_conv import DeformConv2d
+from ..modeling.norm import SyncBatchNorm
+
+Convolution = nn.Conv2d | nn.ConvTranspose2d
+
+# What may be folded is known by its code: a subclass with a forward of its own may do anything.
+CONVOLUTIONS = frozenset({nn.Conv2d.forward, nn.ConvTranspose2d.forward})
+CONVOLUTIONS_WITH_NORM = frozenset({Conv2d.forward, DeformConv2d.forward})
+NORMS = frozenset(
+    {
+        *(_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward),
+        *(NaiveSyncBatchNorm.forward, SyncBatchNorm.forward),
+    }
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something sees, and may change, what goes into a module or comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_foldable(norm: Any) -> bool:
+    """Whether a layer is a batch norm with statistics of its own, and nothing else."""
+    return (
+        isinstance(norm, _BatchNorm | FrozenBatchNorm2d)
+        and norm.running_mean is not None
+        and type(norm).forward in NORMS
+        and not has_hooks(norm)
+    )
+
+
+def takes_norm(conv: Any, known: Collection[Any]) -> bool:
+    """Whether a layer is a convolution by one of the known forwards, and nothing else."""
+    return (
+        isinstance(conv, Convolution)
+        and type(conv).forward in known
+        and getattr(type(conv), "_conv_forward", None) in (None, nn.Conv2d._conv_forward)
+        and not is_parametrized(conv)
+        and not has_hooks(conv)
+    )
+
+
+def check_foldable(model: nn.Module) -> None:
+    """Refuse a model whose norms depend on the batch.
+
+    Raises:
+        ValueError: a batch norm is in training, or has no running statistics.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, _BatchNorm):
+            continue
+        if module.training:
+            raise ValueError(f"{name} is in training; call model.eval() first")
+        if module.running_mean is None:
+            raise ValueError(
+                f"{name} takes its statistics from the batch (track_running_stats=False), so it "
+                "cannot be folded"
+            )
+
+
+def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of a batch norm at inference, in fp64, each of shape (channels,)."""
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    scale = (var + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -mean * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    return scale, shift
+
+
+@torch.no_grad()
+def fold(conv: Convolution, norm: nn.Module) -> None:
+    """Fold a batch norm into the convolution before it, in place; the norm is not changed."""
+    scale, shift = affine(norm)
+    weight = conv.weight.double()
+    if isinstance(conv, nn.ConvTranspose2d):  # (in, out / groups, H, W)
+        per_group = weight.shape[1]
+        grouped = weight.unflatten(0, (conv.groups, -1))
+        weight = (grouped * scale.view(conv.groups, 1, per_group, 1, 1)).flatten(0, 1)
+    else:
+        weight = weight * scale.view(-1, 1, 1, 1)
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    kind = conv.weight.dtype
+    conv.weight = nn.Parameter(weight.to(kind), requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(kind), requires_grad=False)
+
+
+def fold_norms(model: nn.Module) -> int:
+    """Fold every batch norm that follows a convolution, in place.
+
+    Known are Detectron2's layers, which hold their norm as ``norm`` (backbones, pyramids, heads,
+    deformable convolutions), and neighbours in an ``nn.Sequential``, which is taken to be called
+    whole: nobody looks at what the convolution alone gives. What is not only that stays as
+    it is: subclasses with a ``forward`` of their own, layers with hooks or parametrizations, and
+    convolutions that have more than one place in the model.
+
+    Returns:
+        how many were folded.
+    """
+    count = 0
+    places = Counter(id(child) for parent in model.modules() for child in _children(parent))
+    for module in list(model.modules()):
+        if takes_norm(module, CONVOLUTIONS_WITH_NORM) and is_foldable(module.norm):
+            fold(module, module.norm)
+            module.norm = None
+            count += 1
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            count += _fold_neighbours(module, places)
+    return count
+
+
+def _children(parent: nn.Module) -> list[nn.Module]:
+    """As often as the parent has them; :meth:`nn.Module.children` gives each one once."""
+    return [child for child in parent._modules.values() if child is not None]
+
+
+def _fold_neighbours(sequence: nn.Sequential, places: Counter[int]) -> int:
+    count = 0
+    for index in range(len(sequence) - 1):
+        conv, norm = sequence[index], sequence[index + 1]
+        if places[id(conv)] > 1 or not is_foldable(norm):
+            continue
+        bare = getattr(conv, "norm", None) is None and getattr(conv, "activation", None) is None
+        if bare and takes_norm(conv, CONVOLUTIONS | {Conv2d.forward}):
+            fold(conv, norm)
+            sequence[index + 1] = nn.Identity()
+            count += 1
+    return count
