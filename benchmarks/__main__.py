@@ -14,7 +14,7 @@ from benchmarks.amp import HEADS
 from benchmarks.peers import TIMM
 from benchmarks.timing import environment
 from resnest_d2 import model_zoo
-from resnest_d2.engine import one_line_errors
+from resnest_d2.commands import one_line_errors
 from resnest_d2.files import check_writable, write_text
 
 

@@ -9,8 +9,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling.backbone import build_resnet_backbone
 from torch import nn
 
-from resnest_d2.inference import optimize_for_inference
 from resnest_d2.modeling.build import build_resnest_backbone
+from resnest_d2.optimize import optimize_for_inference
 
 from .cost import count_macs
 from .peers import REFERENCE, TIMM, config, reference_backbone

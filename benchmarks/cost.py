@@ -30,7 +30,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 
 # Image sizes by INPUT.MIN_SIZE_TEST: what detectors are usually counted at, an image of 4:3, and
 # the digits' own size.

@@ -4,13 +4,13 @@ import argparse
 import random
 
 import torch
+import torch._dynamo.utils
 from torch import nn
 
 from resnest_d2 import model_zoo
 from resnest_d2.config.keys import read_config
-from resnest_d2.inference import optimize_for_inference
-from resnest_d2.modeling.build import build_detector
-from resnest_d2.optimize.compile import count_compilations
+from resnest_d2.modeling.detector import build_detector
+from resnest_d2.optimize import optimize_for_inference
 
 from .timing import Report, Times, as_json, measure, synchronize, table
 
@@ -73,6 +73,11 @@ def coco_like_sizes(count: int, short: int) -> list[tuple[int, int]]:
         height, width = sides if draw.random() < 0.7 else sides[::-1]
         sizes[-(-height // 32) * 32, -(-width // 32) * 32] = None
     raise ValueError(f"--height {short} is too small for {count} sizes that differ; take 320")
+
+
+def count_compilations() -> int:
+    """How many graphs Dynamo has compiled in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def run_detectors(args: argparse.Namespace) -> Report:

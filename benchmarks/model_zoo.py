@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.zoo_markdown import COMMAND, render
-from resnest_d2.engine import one_line_errors
+from resnest_d2.commands import one_line_errors
 
 DEFAULT = Path(__file__).resolve().parents[1] / "MODEL_ZOO.md"
 

@@ -47,6 +47,7 @@ def test_works_on_a_config_without_our_keys(name):
 def test_add_resnest_config_adds_and_changes_nothing():
     before, cfg = get_cfg(), get_cfg()
     resnest_d2.add_resnest_config(cfg)
+    assert cfg.MODEL.pop("COMPILE") is False
     for key in RESNEST_DEFAULTS:
         assert cfg.MODEL.RESNETS.pop(key) == RESNEST_DEFAULTS[key]
     assert cfg == before
@@ -75,9 +76,17 @@ def test_group_width_counts_cardinality_once():
     [
         ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.DEPTH must be one of 14, 26, 50.*got 18"),
         ("MODEL.RESNETS.RADIX", -1, "MODEL.RESNETS.RADIX must be an integer of at least 0, got -1"),
-        ("MODEL.RESNETS.RADIX", 3, "MODEL.RESNETS.RADIX 3 must divide res2's group width 64"),
+        (
+            "MODEL.RESNETS.RADIX",
+            3,
+            r"res2: in_channels 64 must be a multiple of .*MODEL.RESNETS.RADIX = 1 \* 3",
+        ),
         ("MODEL.RESNETS.NUM_GROUPS", 0, "MODEL.RESNETS.NUM_GROUPS must be .* at least 1, got 0"),
-        ("MODEL.RESNETS.BOTTLENECK_WIDTH", 1, "BOTTLENECK_WIDTH.*|NUM_GROUPS 1 times"),
+        (
+            "MODEL.RESNETS.BOTTLENECK_WIDTH",
+            1,
+            r"in_channels 1 must be a multiple of MODEL.RESNETS.NUM_GROUPS \* MODEL.RESNETS.RADIX",
+        ),
         ("MODEL.RESNETS.NORM", "BatchNorm", "MODEL.RESNETS.NORM must be one of.*'SyncBN'.*got 'Ba"),
         (
             "MODEL.RESNETS.RES5_DILATION",
@@ -95,7 +104,11 @@ def test_group_width_counts_cardinality_once():
         ("MODEL.FPN.IN_FEATURES", ["res1"], r"MODEL.FPN.IN_FEATURES \['res1'\] must name features"),
         ("MODEL.FPN.IN_FEATURES", [], "MODEL.FPN.IN_FEATURES"),
         ("MODEL.FPN.IN_FEATURES", ["res2", "res4"], r"MODEL.FPN .*\['res2', 'res4'\].* contiguous"),
-        ("MODEL.FPN.OUT_CHANNELS", 0, "MODEL.FPN.OUT_CHANNELS must be at least 1, got 0"),
+        (
+            "MODEL.FPN.OUT_CHANNELS",
+            0,
+            "MODEL.FPN.OUT_CHANNELS must be an integer of at least 1, got 0",
+        ),
         ("MODEL.FPN.NORM", "bn", "MODEL.FPN.NORM must be one of"),
         (
             "MODEL.FPN.FUSE_TYPE",
@@ -135,7 +148,10 @@ def test_dilations_of_detectron2s_deeplab(keys, message):
 def test_deformable_groups_must_divide():
     cfg = make_cfg("MODEL.RESNETS.DEFORM_NUM_GROUPS", 3)
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
-    with pytest.raises(ValueError, match="MODEL.RESNETS.DEFORM_NUM_GROUPS 3 must divide res5's"):
+    with pytest.raises(
+        ValueError,
+        match="res5: MODEL.RESNETS.DEFORM_NUM_GROUPS 3 must divide the bottleneck's 512 channels",
+    ):
         resnest_d2.build_resnest_backbone(cfg, image_shape())
 
 
@@ -144,7 +160,7 @@ def test_deformable_groups_must_divide():
     [
         (
             ["MODEL.RESNETS.NORM", "GN", "MODEL.RESNETS.WIDTH_PER_GROUP", 48],
-            "MODEL.RESNETS.NORM: norm 'GN'",
+            "MODEL.RESNETS.NORM 'GN' does not fit 48 channels: 32 must divide",
         ),
         (
             ["MODEL.FPN.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", 100],

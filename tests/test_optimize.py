@@ -18,13 +18,14 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import resnest_d2
+from benchmarks.detectors import count_compilations
 from resnest_d2 import model_zoo
 from resnest_d2.config.keys import read_config
-from resnest_d2.engine.compile import compile_for_training
-from resnest_d2.inference import optimize_for_inference
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.config.settings import Settings
+from resnest_d2.engine.trainer import prepare_to_train
+from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.split_attention import SplitAttentionConv2d
-from resnest_d2.optimize.compile import count_compilations
+from resnest_d2.optimize import optimize_for_inference
 from resnest_d2.optimize.fold import fold, fold_norms
 
 TOLERANCE = 1e-4
@@ -71,7 +72,7 @@ def test_backbones(keys, memory_format):
     with torch.no_grad():
         assert_features_equal(optimized(x), model(x), TOLERANCE)
     assert norms(optimized) == []
-    assert not any(isinstance(m, SplitAttentionConv2d) for m in optimized.modules())
+    assert not any(type(m) is SplitAttentionConv2d for m in optimized.modules())
     assert not any(parameter.requires_grad for parameter in optimized.parameters())
     # What it was made of is as it was.
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -233,7 +234,7 @@ def test_compiled_for_training(monkeypatch):
     plain, compiled = (nn.ModuleDict({"backbone": backbone(**small)}).train() for _ in range(2))
     cfg = read_config(model_zoo.get_config_file("mask_resnest14_digits"), ["MODEL.COMPILE", "True"])
     assert cfg.MODEL.COMPILE is True
-    compile_for_training(cfg, compiled)
+    prepare_to_train(Settings.of(cfg), compiled)
     torch._dynamo.reset()
     before = count_compilations()
     x = torch.randn(2, 3, 64, 64)
@@ -254,10 +255,10 @@ def test_compiled_for_training(monkeypatch):
     assert count_compilations() - before <= 3
     cfg.MODEL.RESNETS.GRAD_CHECKPOINT = True
     with pytest.raises(ValueError, match=r"MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot"):
-        compile_for_training(cfg, compiled)
+        prepare_to_train(Settings.of(cfg), compiled)
     cfg.MODEL.COMPILE = False
     untouched = nn.ModuleDict({"backbone": backbone(**small)})
-    compile_for_training(cfg, untouched)
+    prepare_to_train(Settings.of(cfg), untouched)
     assert untouched["backbone"]._compiled_call_impl is None
 
 

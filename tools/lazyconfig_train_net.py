@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Train or evaluate a LazyConfig, with the command line of Detectron2's tool of that name."""
+"""Train or evaluate a LazyConfig."""
 
-import train_net
+import sys
+
+from resnest_d2.commands.lazyconfig_train_net import main
 
 if __name__ == "__main__":
-    train_net.main(example="configs/lazy/cascade_resnest101.py", ending=".py")
+    sys.exit(main())

@@ -1,71 +1,9 @@
 #!/usr/bin/env python3
-"""Draw a trained detector's predictions on images, a folder of images or videos."""
+"""Draw detections: ``resnest-d2 predict``."""
 
-import argparse
 import sys
-from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-import resnest_d2.data  # noqa: F401  (class names of the data sets that come with the package)
-from resnest_d2.engine import choose_device, load_config, one_line_errors
-from resnest_d2.inference import Predictor, predict_inputs, set_score_threshold
-from resnest_d2.inference.files import list_inputs, output_paths
-
-DEFAULT_THRESHOLD = 0.5
-
-
-def parse_args() -> argparse.Namespace:
-    """Define and read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument(
-        "--confidence-threshold",
-        type=float,
-        metavar="SCORE",
-        help="least score that is drawn, 0 to 1 (default: the config's, or 0.5 if that is lower)",
-    )
-    parser.add_argument(
-        "--allow-untrained",
-        action="store_true",
-        help="run even if MODEL.WEIGHTS leaves parameters at random values",
-    )
-    parser.add_argument(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value",
-    )
-    return parser.parse_args()
-
-
-def main() -> int:
-    """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
-    args = parse_args()
-    for name in ("resnest_d2", "fvcore", "detectron2"):
-        setup_logger(name=name)
-    output = Path(args.output)
-    threshold = args.confidence_threshold
-    with one_line_errors():
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
-        cfg = load_config(args.config_file, args.opts)
-        files = list_inputs(args.input)
-        output_paths(files, output)
-        choose_device(cfg)
-        predictor = Predictor(cfg, args.allow_untrained)
-        if threshold is None:  # evaluation's low defaults would clutter
-            set_score_threshold(predictor.model, DEFAULT_THRESHOLD, only_raise=True)
-        else:
-            set_score_threshold(predictor.model, threshold)
-        skipped = predict_inputs(predictor, files, output)
-    print(f"{len(files) - len(skipped)} of {len(files)} inputs drawn to {output}")
-    return 1 if skipped else 0
-
+from resnest_d2.commands.predict import main
 
 if __name__ == "__main__":
     sys.exit(main())

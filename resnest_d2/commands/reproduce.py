@@ -1,5 +1,6 @@
-"""Measuring published models again, and comparing what comes out with what was published."""
+"""Evaluate published models on COCO val2017, and compare with the published figures."""
 
+import argparse
 import json
 import logging
 import math
@@ -9,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
-from omegaconf import DictConfig
 
 from .. import model_zoo
+from ..config import InputError
 from ..config.load import choose_device, load_config
+from ..config.settings import Settings
 from ..engine.evaluate import evaluate_model, load_for_evaluation
-from ..evaluation.evaluators import check_datasets, dataset_names
+from ..evaluation import check_datasets, coco
 from ..files import sha256, write_text
 from ..model_zoo.published import PUBLICATIONS, Publication
 from ..weights import hash_problem, promised_hash, read_note
+from . import one_line_errors
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Options:
     any_dataset: bool = False
     """Measure also on data that are not COCO val2017."""
     num_gpus: int = 1
+    coco_eval: str | None = None
+    """The implementation of COCO's metrics; None for the default."""
     opts: tuple[str, ...] = ()
     """Overrides of every config, as ``load_config`` takes them."""
 
@@ -95,14 +99,14 @@ def choose_models(names: Sequence[str]) -> list[str]:
     chosen = []
     for name in names:
         if name == "all":
-            raise ValueError("'all' stands alone; it holds every model")
+            raise InputError("'all' stands alone; it holds every model")
         file = model_zoo.get_config_file(name)
         name = name.removesuffix(".yaml").removesuffix(".py")
         publication = PUBLICATIONS.get(name.removeprefix(model_zoo.LAZY))
         if publication is None:
-            raise ValueError(f"nothing is published about {name!r} that {file} could reproduce")
+            raise InputError(f"nothing is published about {name!r} that {file} could reproduce")
         if publication.dataset != "coco_2017_val":
-            raise ValueError(
+            raise InputError(
                 f"{name!r} was measured on {publication.dataset}, whose annotations only COCO's "
                 "server has; train_net.py --eval-only writes the file to send there"
             )
@@ -138,17 +142,17 @@ def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[str, bool]:
         return str(file), False
     problem = hash_problem(file, publication.checkpoint)
     if problem:
-        raise ValueError(f"{file} is not what was published: {problem}")
+        raise InputError(f"{file} is not what was published: {problem}")
     return str(file), True
 
 
-def check_is_val2017(cfg: CfgNode | DictConfig) -> None:
+def check_is_val2017(settings: Settings) -> None:
     """Refuse to compare figures of other data with those of COCO val2017.
 
     Raises:
         ValueError: the number of images or the hash of the annotations is another.
     """
-    for name in dataset_names(cfg, "test")[1]:
+    for name in settings.datasets("test")[1]:
         metadata = MetadataCatalog.get(name)
         otherwise = "; --any-dataset measures on it all the same"
         for attribute in ("json_file", "panoptic_json"):
@@ -157,14 +161,14 @@ def check_is_val2017(cfg: CfgNode | DictConfig) -> None:
                 continue
             count = len(json.loads(Path(file).read_text()).get("images", []))
             if count != VAL2017_IMAGES:
-                raise ValueError(
+                raise InputError(
                     f"data set {name!r} has {count} images in {file}, COCO val2017 has "
                     f"{VAL2017_IMAGES}{otherwise}"
                 )
         file = metadata.get("json_file", None)
         digest = sha256(file) if file else ""
         if digest != VAL2017_SHA256:
-            raise ValueError(
+            raise InputError(
                 f"data set {name!r}: SHA-256 of {file} starts with {digest[:8]}, that of COCO's "
                 f"instances_val2017.json with {VAL2017_SHA256[:8]}{otherwise}"
             )
@@ -184,20 +188,20 @@ def reproduce(names: Sequence[str], options: Options) -> list[Measurement]:
         ValueError: the output is a file.
     """
     if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"--output must be a folder, and {options.output} is a file")
+        raise InputError(f"--output must be a folder, and {options.output} is a file")
     options.output.mkdir(parents=True, exist_ok=True)
     done = _read(options.output / "results.json")
     measurements = []
     for name in names:
         measurement = Measurement(name)
         try:
-            cfg = _prepare(measurement, options)
+            settings = _prepare(measurement, options)
             earlier = done.get(name)
             if earlier is not None and earlier.key == measurement.key and not earlier.problem:
                 logger.info("%s was measured before", name)
                 measurement.metrics = earlier.metrics
             else:
-                measurement.metrics = _measure(name, cfg, options)
+                measurement.metrics = _measure(name, settings, options)
         except (ValueError, OSError, ImportError) as error:
             logger.error("%s: %s", name, error)
             measurement.problem = str(error)
@@ -211,45 +215,43 @@ def reproduce(names: Sequence[str], options: Options) -> list[Measurement]:
     return measurements
 
 
-def _prepare(measurement: Measurement, options: Options) -> CfgNode | DictConfig:
+def _prepare(measurement: Measurement, options: Options) -> Settings:
     """Make the config, and note what its figures depend on."""
     name = measurement.model
-    cfg = load_config(model_zoo.get_config_file(name), list(options.opts))
-    check_datasets(cfg, train=False)
+    settings = Settings.of(load_config(model_zoo.get_config_file(name), options.opts))
+    check_datasets(settings, train=False)
     if not options.any_dataset:
-        check_is_val2017(cfg)
+        check_is_val2017(settings)
     checkpoint, measurement.is_published = find_checkpoint(name, options.weights_dir)
     measurement.checkpoint = checkpoint
-    output = str(options.output / name)
-    if isinstance(cfg, CfgNode):
-        cfg.merge_from_list(["MODEL.WEIGHTS", checkpoint, "OUTPUT_DIR", output])
-        cfg.TEST.AUG.ENABLED = False  # what was published on val2017 is of one scale
-    else:
-        cfg.train.init_checkpoint, cfg.train.output_dir = checkpoint, output
+    settings.weights, settings.output_dir = checkpoint, str(options.output / name)
+    if not settings.is_lazy:
+        settings.set("TEST.AUG.ENABLED", False)  # val2017's figures were published at one scale
     measurement.key = {
         "weights": sha256(checkpoint),
         "opts": list(options.opts),
         "data": [
-            sha256(MetadataCatalog.get(data).json_file) for data in dataset_names(cfg, "test")[1]
+            sha256(MetadataCatalog.get(data).json_file) for data in settings.datasets("test")[1]
         ],
     }
-    return cfg
+    return settings
 
 
-def _measure(name: str, cfg: CfgNode | DictConfig, options: Options) -> dict[str, float | None]:
-    num_processes = choose_device(cfg, options.num_gpus)
+def _measure(name: str, settings: Settings, options: Options) -> dict[str, float | None]:
+    num_processes = choose_device(settings, options.num_gpus)
     result = options.output / name / "metrics.json"
     result.parent.mkdir(parents=True, exist_ok=True)
     result.unlink(missing_ok=True)
-    launch(_evaluate, num_processes, dist_url="auto", args=(cfg, str(result)))
+    launch(_evaluate, num_processes, dist_url="auto", args=(settings, str(result), options))
     return json.loads(result.read_text())
 
 
-def _evaluate(cfg: CfgNode | DictConfig, result: str) -> None:
+def _evaluate(settings: Settings, result: str, options: Options) -> None:
     """Run in each process; the first writes the figures to a file."""
     for package in ("fvcore", "detectron2"):
         setup_logger(distributed_rank=comm.get_rank(), name=package)
-    metrics = evaluate_model(cfg, load_for_evaluation(cfg))
+    coco.choose_implementation(options.coco_eval)
+    metrics = evaluate_model(settings, load_for_evaluation(settings))
     if comm.is_main_process():
         flat = {
             f"{task}/{metric}": None if math.isnan(value) else value
@@ -269,7 +271,7 @@ def _read(file: Path) -> dict[str, Measurement]:
             for entry in entries
         }
     except (ValueError, KeyError, TypeError):
-        raise ValueError(
+        raise InputError(
             f"{file} is no report of an earlier run; remove it or choose another --output"
         ) from None
 
@@ -315,3 +317,63 @@ def format_table(measurements: Sequence[Measurement], tolerance: float) -> str:
 def all_reproduced(measurements: Sequence[Measurement], tolerance: float) -> bool:
     """Whether every figure was measured and lies within the tolerance."""
     return all(row["within"] for m in measurements for row in m.rows(tolerance))
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Define and read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--models", nargs="+", required=True, metavar="NAME", help="names of the zoo, or all"
+    )
+    parser.add_argument(
+        "--weights-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of checkpoints, by their published names or NAME.pth (default: download)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("output/reproduce"),
+        metavar="DIR",
+        help="for results.json, results.md and predictions; another run goes on from there",
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, metavar="POINTS", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--any-dataset", action="store_true", help="measure on data that are not val2017, too"
+    )
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N")
+    coco.add_argument(parser)
+    parser.add_argument(
+        "--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs for every config"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 1 if a figure is missing or outside, 2 if the arguments are wrong."""
+    args = parse_args(arguments)
+    with one_line_errors():
+        names = choose_models(args.models)
+        coco.choose_implementation(args.coco_eval)  # a wrong choice ends it here
+        if args.weights_dir is not None and not args.weights_dir.is_dir():
+            raise FileNotFoundError(f"--weights-dir: there is no folder {args.weights_dir}")
+        if not args.tolerance >= 0:
+            raise ValueError(f"--tolerance must be 0 or more, got {args.tolerance}")
+        setup_logger(name="resnest_d2")
+        measurements = reproduce(
+            names,
+            Options(
+                args.output,
+                args.weights_dir,
+                args.tolerance,
+                args.any_dataset,
+                args.num_gpus,
+                args.coco_eval,
+                tuple(args.opts),
+            ),
+        )
+    print(format_table(measurements, args.tolerance))
+    return 0 if all_reproduced(measurements, args.tolerance) else 1

@@ -1,5 +1,8 @@
 """Configs of both kinds: their keys, reading them, and what the rest asks of them."""
 
+from collections.abc import Iterable
+from typing import Any
+
 
 class InputError(ValueError):
     """What a user gave is wrong: a key, a value or a file, which the message names."""
@@ -7,3 +10,24 @@ class InputError(ValueError):
 
 class ConfigError(InputError):
     """A setting is wrong; the message names its key, the value and what is allowed."""
+
+
+def require_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """Refuse a value that is not one of a few.
+
+    Raises:
+        ConfigError: the message has the name, what is allowed, and the value.
+    """
+    allowed = tuple(allowed)
+    if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def require_int(name: str, value: Any, least: int) -> None:
+    """Refuse a value that is not an integer of at least ``least``.
+
+    Raises:
+        ConfigError: the message has the name and the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")

@@ -1,20 +1,27 @@
-"""The configuration keys that ResNeSt adds to Detectron2's."""
+"""ResNeSt's keys, the keys of Detectron2's projects, and reading YAML without running it."""
 
-from collections.abc import Sequence
-from typing import Any
+import importlib
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
-from detectron2.config import CfgNode, get_cfg
+import yaml
+from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
+from detectron2.config.compat import guess_version
+from detectron2.utils.file_io import PathManager
 
-from .projects import add_project_config, flat_keys
+from ..files import did_you_mean
+from . import ConfigError
 
 RESNEST_DEFAULTS: dict[str, Any] = {
     # Splits per cardinal group: 0 a plain convolution, 1 sigmoid attention, >= 2 softmax attention.
     "RADIX": 2,
-    # Three 3x3 convolutions in place of one 7x7 (ResNet-C/D); also decides the stem's width.
+    # Three 3x3 convolutions in place of one 7x7 (ResNet-C/D); the stem's width comes with DEPTH.
     "DEEP_STEM": True,
     # Downsample with a 3x3 average pooling beside the 3x3 convolution, in place of its stride.
     "AVD": True,
-    # Whether that pooling comes before the 3x3 convolution (the ImageNet "fast" variants).
+    # Pool before the 3x3 convolution (the ImageNet "fast" variants), not after it.
     "AVD_FIRST": False,
     # Average pooling in front of a 1x1 projection shortcut of stride 1 (ResNet-D).
     "AVG_DOWN": True,
@@ -23,20 +30,27 @@ RESNEST_DEFAULTS: dict[str, Any] = {
     # Recompute blocks in the backward pass instead of keeping their activations.
     "GRAD_CHECKPOINT": False,
 }
-# Under MODEL: compile the backbone for training. Only a config that names it has it.
-COMPILE = "COMPILE"
+# Compile the backbone for training with torch.compile.
+COMPILE_DEFAULT = False
+
+# Modules with the function that adds their keys. Importing them also registers their heads, so they
+# are imported only for configs that need them.
+PROJECTS: dict[str, str] = {
+    "resnest_d2.modeling.deeplab": "add_deeplab_config",
+    "detectron2.projects.point_rend": "add_pointrend_config",
+}
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add ResNeSt's keys under ``MODEL.RESNETS``; keys that are already there keep their values.
+    """Add ``MODEL.COMPILE`` and ResNeSt's keys under ``MODEL.RESNETS``, where they are missing.
 
     The names are those of the reference (``resnest.d2.add_resnest_config``), so its users' YAML
     files load unchanged. Unlike the reference it leaves ``STRIDE_IN_1X1`` alone, which ResNet
     baselines need at Detectron2's default; the ResNeSt builders do not read that key.
     """
     for key, value in RESNEST_DEFAULTS.items():
-        if key not in cfg.MODEL.RESNETS:
-            cfg.MODEL.RESNETS[key] = value
+        cfg.MODEL.RESNETS.setdefault(key, value)
+    cfg.MODEL.setdefault("COMPILE", COMPILE_DEFAULT)
 
 
 def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -47,16 +61,146 @@ def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
         opts: keys and values that override it, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Raises:
-        KeyError: a key that does not exist.
-        ValueError: a value that does not fit its key.
+        ConfigError: a key that does not exist, a value that does not fit its key, or YAML that
+            would run code.
     """
+    return merge_config(read_yaml(file), file, opts)
+
+
+def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """As :func:`read_config`, for the content of a file that was read."""
     cfg = get_cfg()
     add_resnest_config(cfg)
-    loaded = CfgNode.load_yaml_with_base(file, allow_unsafe=True)
-    keys = {*flat_keys(loaded), *opts[::2]}
-    add_project_config(cfg, keys)
-    if f"MODEL.{COMPILE}" in keys:
-        cfg.MODEL[COMPILE] = False
-    cfg.merge_from_file(file)
-    cfg.merge_from_list(list(opts))
+    _add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
+    with errors_of(file, cfg):
+        node = CfgNode(loaded)
+        version = node.get("VERSION") or guess_version(node, file)
+        if version > cfg.VERSION:
+            raise ValueError(f"VERSION is {version}, this Detectron2's is {cfg.VERSION}")
+        cfg = downgrade_config(cfg, to_version=version) if version < cfg.VERSION else cfg
+        cfg.merge_from_other_cfg(node)
+        cfg = upgrade_config(cfg)
+    with errors_of("the command line", cfg):
+        cfg.merge_from_list(list(opts))
     return cfg
+
+
+def dump_config(cfg: CfgNode) -> str:
+    """A config as YAML that any Detectron2 program can read.
+
+    Keys of this package are left out where they have their defaults.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    for node, defaults in ((cfg.MODEL.RESNETS, RESNEST_DEFAULTS), (cfg.MODEL, {"COMPILE": False})):
+        for key, default in defaults.items():
+            if node.get(key) == default:
+                node.pop(key, None)
+    return cfg.dump()
+
+
+@contextmanager
+def errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
+    """Turn what Detectron2 and OmegaConf raise on a wrong config into a ConfigError.
+
+    Args:
+        source: the file, or "the command line", which the message begins with.
+        cfg: a config whose keys are suggested for one that does not exist.
+    """
+    try:
+        yield
+    except KeyError as error:
+        name = str(error.args[0]).rpartition(" ")[2] if error.args else ""
+        hint = did_you_mean(name, flat_keys(cfg)) if cfg is not None else ""
+        raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
+    except (AssertionError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError) and source in str(error):
+            raise
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def flat_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all values below a config node, ``"MODEL.WEIGHTS"``, ..."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flat_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _add_project_config(cfg: CfgNode, keys: Collection[str]) -> None:
+    """Add the keys of each project that has some of ``keys`` which ``cfg`` lacks."""
+    for module, function in PROJECTS.items():
+        missing = set(keys) - set(flat_keys(cfg))
+        if not missing:
+            return
+        add_keys = getattr(importlib.import_module(module), function)
+        extended = cfg.clone()
+        add_keys(extended)
+        if missing & set(flat_keys(extended)):
+            add_keys(cfg)
+
+
+class _Loader(yaml.FullLoader):
+    """YAML's plain values, and Python's tuples and the like; nothing that calls or imports."""
+
+    # The only expression in Detectron2's own configs (Base-RetinaNet.yaml).
+    EXPRESSIONS: ClassVar = {
+        "[[x, x * 2**(1.0/3), x * 2**(2.0/3) ] for x in [32, 64, 128, 256, 512 ]]": [
+            [x, x * 2 ** (1.0 / 3), x * 2 ** (2.0 / 3)] for x in (32, 64, 128, 256, 512)
+        ]
+    }
+
+    def refuse(self, suffix: str, node: yaml.Node) -> Any:
+        """Refuse a tag that would run code."""
+        if suffix == "object/apply:eval":
+            (expression,) = self.construct_sequence(node)
+            if expression in self.EXPRESSIONS:
+                return self.EXPRESSIONS[expression]
+        line = node.start_mark.line + 1
+        raise ConfigError(f"line {line}: the tag !!python/{suffix} would run code; it was not read")
+
+    yaml_multi_constructors: ClassVar = {"tag:yaml.org,2002:python/": refuse}
+
+
+def read_yaml(file: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a YAML file over its ``_BASE_`` files (one, or a list of which later ones win).
+
+    Args:
+        file: a path or an address.
+        above: the files that led to this one by their ``_BASE_``.
+
+    Raises:
+        ConfigError: a file is no YAML, would run code, or is its own base.
+        OSError: a file cannot be read.
+    """
+    if file in above:
+        raise ConfigError(f"{file} is its own _BASE_")
+    with PathManager.open(file, "r") as stream:
+        try:
+            content = yaml.load(stream, _Loader) or {}
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ConfigError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} is no config: it holds a {type(content).__name__}")
+    bases = content.pop("_BASE_", [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        path = os.path.expanduser(base)
+        if not path.startswith(("/", "https://", "http://")):
+            path = os.path.normpath(os.path.join(os.path.dirname(file), path))
+        _merge(read_yaml(path, (*above, file)), merged, file)
+    _merge(content, merged, file)
+    return merged
+
+
+def _merge(new: dict[str, Any], into: dict[str, Any], file: str) -> None:
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(value, into[key], file)
+        elif isinstance(value, dict) and key in into:
+            raise ConfigError(f"{file}: {key} holds keys here, and a value in its _BASE_")
+        else:
+            into[key] = value

@@ -1,54 +1,72 @@
-"""Detectron2's LazyConfig: reading ``.py`` configs, overriding them, building their models."""
+"""Detectron2's LazyConfig: reading ``.py`` configs and overriding them."""
 
-import difflib
 import inspect
-import os
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import detectron2
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
 
-from ..modeling.norm import convert_sync_batchnorm
-from .projects import flat_keys
+from ..files import did_you_mean
+from . import ConfigError
+from .keys import flat_keys
 
-# What the commands read of a recipe, as in Detectron2's own; all else has a default.
-EVALUATION_KEYS = (
-    "dataloader.test",
-    "dataloader.evaluator",
-    "train.init_checkpoint",
-    "train.output_dir",
-)
-TRAINING_KEYS = (
-    *("dataloader.train", "lr_multiplier", "optimizer.params", "train.init_checkpoint"),
-    *("train.output_dir", "train.max_iter", "train.ddp", "train.checkpointer.period"),
-    *("train.eval_period", "train.log_period"),
-)
+# A LazyConfig saved as YAML may call these packages; a ``.py`` config is code and may call any.
+TRUSTED = ("detectron2.", "fvcore.", "resnest_d2.", "torch.nn.", "torch.optim.")
 
 
 def read_lazy_config(file: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a ``.py`` config.
+    """Read a ``.py`` config, which is code and is run.
 
     Args:
         file: its path.
         overrides: ``["train.max_iter=100", ...]`` in Hydra's grammar.
 
     Raises:
-        ValueError: the file is no config, or an override names a key that does not exist.
+        ConfigError: the file is no config, or an override names a key that does not exist.
     """
-    cfg = LazyConfig.load(file)
+    return _override(LazyConfig.load(file), file, overrides)
+
+
+def restore_lazy_config(
+    content: dict[str, Any], file: str, overrides: Sequence[str] = ()
+) -> DictConfig:
+    """A LazyConfig from the YAML that training saved of it.
+
+    Raises:
+        ConfigError: as :func:`read_lazy_config`, or it calls what is none of the known packages'.
+    """
+    for target in _targets(content):
+        found = locate(target) if target.startswith(TRUSTED) else None
+        if not f"{getattr(found, '__module__', '')}.".startswith(TRUSTED):
+            raise ConfigError(
+                f"{file} calls {target}, which is none of {', '.join(t[:-1] for t in TRUSTED)}: "
+                "take the .py config that it was saved from"
+            )
+    cfg = OmegaConf.create(content, flags={"allow_objects": True})
+    return _override(cfg, file, overrides)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        node = list(node.values())
+    for value in node if isinstance(node, list) else ():
+        yield from _targets(value)
+
+
+def _override(cfg: DictConfig, file: str, overrides: Sequence[str]) -> DictConfig:
     if "model" not in cfg:
-        raise ValueError(f"{file} defines no 'model'")
+        raise ConfigError(f"{file} defines no 'model'")
     for override in overrides:
         key, equals, _ = override.partition("=")
         if not equals:
-            raise ValueError(
+            raise ConfigError(
                 f"options of a .py config have the form key=value (train.init_checkpoint=x.pth), "
                 f"got {override!r}"
             )
@@ -56,10 +74,10 @@ def read_lazy_config(file: str, overrides: Sequence[str] = ()) -> DictConfig:
         try:
             LazyConfig.apply_overrides(cfg, [override])
         except (KeyError, OmegaConfBaseException) as error:
-            raise ValueError(f"option {override!r}: {error}") from error
+            raise ConfigError(f"option {override!r}: {error}") from error
         except Exception as error:  # Hydra's parser has a type of its own
             if type(error).__module__.startswith("hydra"):
-                raise ValueError(f"option {override!r}: {error}") from error
+                raise ConfigError(f"option {override!r}: {error}") from error
             raise
     return cfg
 
@@ -70,12 +88,10 @@ def _check_key(cfg: DictConfig, key: str) -> None:
     node = OmegaConf.select(cfg, parent, default=None) if parent else cfg
     if node is not None and OmegaConf.is_list(node):
         return
-    if isinstance(node, DictConfig) and (name in node or _takes(node, name)):
+    if OmegaConf.is_dict(node) and (name in node or _takes(node, name)):
         return
-    known = list(flat_keys(OmegaConf.to_container(cfg, resolve=False)))
-    close = difflib.get_close_matches(key, known, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    raise ValueError(f"there is no key {key!r} in the config{hint}")
+    known = flat_keys(OmegaConf.to_container(cfg, resolve=False))
+    raise ConfigError(f"there is no key {key!r} in the config{did_you_mean(key, known)}")
 
 
 def _takes(node: DictConfig, argument: str) -> bool:
@@ -93,7 +109,7 @@ def detectron2_config(path: str) -> DictConfig:
     """Read a LazyConfig that ships with Detectron2, ``"common/models/mask_rcnn_fpn.py"``.
 
     ``detectron2.model_zoo.get_config`` does the same, but cannot be imported with setuptools 81
-    or newer, for want of ``pkg_resources``.
+    or newer, which have no ``pkg_resources``.
 
     Raises:
         FileNotFoundError: this Detectron2 has no such config.
@@ -102,37 +118,3 @@ def detectron2_config(path: str) -> DictConfig:
     if not file.is_file():
         raise FileNotFoundError(f"this Detectron2 came without its config {file}")
     return LazyConfig.load(str(file))
-
-
-def build_lazy_detector(cfg: DictConfig) -> nn.Module:
-    """Instantiate ``cfg.model`` on ``cfg.train.device``; SyncBN works on any device.
-
-    Raises:
-        ValueError: a setting of the backbone that is not possible.
-    """
-    device = OmegaConf.select(cfg, "train.device", default="cpu")
-    return convert_sync_batchnorm(instantiate(cfg.model)).to(device)
-
-
-def is_lazy(file: str | os.PathLike) -> bool:
-    """Whether a config file is a LazyConfig: ``.py``, or what training saved of one as YAML."""
-    path = Path(file)
-    if path.suffix in (".yaml", ".yml"):  # keys of the other kind are upper case
-        return re.search(r"^model:", path.read_text(), re.MULTILINE) is not None
-    return path.suffix == ".py"
-
-
-def select(cfg: DictConfig, key: str, default: Any = None) -> Any:
-    """A value by its dotted name, or the default where there is none."""
-    return OmegaConf.select(cfg, key, default=default)
-
-
-def require_keys(cfg: DictConfig, keys: Sequence[str]) -> None:
-    """See that a LazyConfig has what a command needs.
-
-    Raises:
-        ValueError: it lacks a key; the message names it.
-    """
-    missing = [key for key in keys if select(cfg, key) is None]
-    if missing:
-        raise ValueError(f"the .py config lacks {', '.join(missing)}")

@@ -1,120 +1,102 @@
-"""From a command line to a config that fits the machine."""
+"""From a command line to a checked config that fits the machine."""
 
-import difflib
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from .. import model_zoo
-from .keys import read_config
-from .lazy import is_lazy, read_lazy_config, select
+from ..files import did_you_mean
+from . import ConfigError, require_int, require_one_of
+from .keys import errors_of, merge_config, read_yaml
+from .lazy import read_lazy_config, restore_lazy_config
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def load_config(config_file: str, opts: list[str] | None = None) -> CfgNode | DictConfig:
+def config_dir() -> Path:
+    """The folder of the zoo's configs: inside an installed package, beside it in a clone."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictConfig:
     """Read a config, YAML over the defaults of Detectron2 and ResNeSt or a LazyConfig.
 
     Args:
         config_file: path of a ``.yaml`` or ``.py`` file.
-        opts: what overrides it: ``["SOLVER.BASE_LR", "0.01", ...]`` for YAML,
-            ``["optimizer.lr=0.01", ...]`` for a LazyConfig.
+        opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]`` for YAML, ``["optimizer.lr=0.01",
+            ...]`` for a LazyConfig.
 
     Returns:
         the config, not frozen.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a key that does not exist, or a value that does not fit its key; the message
+        FileNotFoundError: there is no such file.
+        ConfigError: a key that does not exist, or a value that does not fit its key; the message
             names it.
     """
     if not os.path.isfile(config_file):
-        name = os.path.basename(config_file).rpartition(".")[0] or config_file
-        close = difflib.get_close_matches(name, model_zoo.names(), n=3)
-        hint = f"; did you mean configs/{' or '.join(c + '.yaml' for c in close)}?" if close else ""
+        root = config_dir()
+        known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
+        hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
         raise FileNotFoundError(f"--config-file: there is no file {config_file!r}{hint}")
-    opts = opts or []
     late = next((option for option in opts if option.startswith("--")), None)
     if late:
-        raise ValueError(f"{late} must stand before the config's own options: {' '.join(opts)}")
-    if is_lazy(config_file):
-        with _errors_of(config_file):
+        raise ConfigError(f"{late} must stand before the config's own options: {' '.join(opts)}")
+    with errors_of(config_file):
+        if config_file.endswith(".py"):
             cfg = read_lazy_config(config_file, opts)
-        _check_lazy(cfg)
-        return cfg
-    if len(opts) % 2:
-        raise ValueError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
-    with _errors_of(config_file):
-        cfg = read_config(config_file)
-    if opts:
-        with _errors_of("the command line"):
-            cfg = read_config(config_file, opts)
-    _check(cfg)
+        else:
+            content = read_yaml(config_file)
+            if "model" in content:  # keys of the other kind are upper case
+                cfg = restore_lazy_config(content, config_file, opts)
+            elif len(opts) % 2:
+                raise ConfigError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
+            else:
+                cfg = merge_config(content, config_file, opts)
+    settings = Settings.of(cfg)
+    _check_lazy(settings) if settings.is_lazy else _check(cfg)
+    try:
+        torch.device(settings.device)
+    except (RuntimeError, TypeError):
+        raise ConfigError(
+            f"{settings.key('device')} {settings.device!r} is no device of PyTorch"
+        ) from None
     return cfg
 
 
 def _check(cfg: CfgNode) -> None:
-    """Settings that Detectron2 trips over late, or in words that do not name the key."""
-    formats = ("BGR", "RGB", "L", "YUV-BT.601")
-    if cfg.INPUT.FORMAT not in formats:
-        raise ValueError(
-            f"INPUT.FORMAT must be one of {', '.join(formats)}, got {cfg.INPUT.FORMAT!r}"
-        )
+    """Refuse settings that Detectron2 trips over late, or in words that do not name the key."""
+    require_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, ("BGR", "RGB", "L", "YUV-BT.601"))
     if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
-        raise ValueError(
+        raise ConfigError(
             f"MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD} "
             "must have a value for each channel"
         )
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
-        raise ValueError(
+        raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN {sizes} must be the least and the greatest size with "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
         )
-    for key, value in (
-        ("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER),
-        ("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH),
-    ):
-        if value < 1:
-            raise ValueError(f"{key} must be at least 1, got {value}")
-    _check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
+    require_int("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER, 1)
+    require_int("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, 1)
 
 
-def _check_lazy(cfg: DictConfig) -> None:
-    """The same for a LazyConfig; keys that it does not have are nobody's fault here."""
-    for key in ("max_iter", "log_period", "checkpointer.period"):
-        value = select(cfg, f"train.{key}", 1)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"train.{key} must be at least 1, got {value!r}")
-    _check_device("train.device", select(cfg, "train.device", "cuda"))
+def _check_lazy(settings: Settings) -> None:
+    for key in ("train.max_iter", "train.log_period", "train.checkpointer.period"):
+        require_int(key, settings.get(key, 1), 1)
 
 
-def _check_device(key: str, name: str) -> None:
-    try:
-        torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"{key} {name!r} is no device of PyTorch") from None
-
-
-@contextmanager
-def _errors_of(source: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyError as error:
-        raise ValueError(f"{source}: {error.args[0]}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
-    except (AssertionError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def choose_device(cfg: CfgNode | DictConfig, num_gpus: int = 1, num_machines: int = 1) -> int:
+def choose_device(
+    cfg: CfgNode | DictConfig | Settings, num_gpus: int = 1, num_machines: int = 1
+) -> int:
     """Fit a config and ``--num-gpus`` to the machine.
 
     Without a GPU a config made for one runs on the CPU, in one process and without AMP, which
@@ -129,41 +111,30 @@ def choose_device(cfg: CfgNode | DictConfig, num_gpus: int = 1, num_machines: in
         number of processes to start.
 
     Raises:
-        ValueError: more GPUs are asked for than there are, or several machines without GPUs.
+        ConfigError: more GPUs are asked for than there are, or several machines without GPUs.
     """
+    settings = Settings.of(cfg)
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not get_device(cfg).startswith("cuda"):
-        if amp := _switch_off_amp(cfg):
-            logger.warning("%s needs a GPU: running on %s without it.", amp, get_device(cfg))
+    if not settings.device.startswith("cuda"):
+        if amp := _switch_off_amp(settings):
+            logger.warning("%s needs a GPU: running on %s without it.", amp, settings.device)
         return 1
     if num_gpus > available > 0:
-        raise ValueError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
+        raise ConfigError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
     if available:
         return max(num_gpus, 1)
     if num_machines > 1:
-        raise ValueError(f"--num-machines is {num_machines}, but no GPU was found on this one")
-    if isinstance(cfg, CfgNode):
-        cfg.MODEL.DEVICE = "cpu"
-    else:
-        cfg.train.device = "cpu"
-    amp = _switch_off_amp(cfg)
+        raise ConfigError(f"--num-machines is {num_machines}, but no GPU was found on this one")
+    settings.device = "cpu"
+    amp = _switch_off_amp(settings)
     without = f" and without {amp}" if amp else ""
     logger.warning("No GPU was found: running in one process on the CPU%s.", without)
     return 1
 
 
-def _switch_off_amp(cfg: CfgNode | DictConfig) -> str:
-    """The key that was on, or an empty text."""
-    if isinstance(cfg, CfgNode):
-        settings, key, value = cfg.SOLVER.AMP, "SOLVER.AMP", "ENABLED"
-    else:
-        settings, key, value = select(cfg, "train.amp", {}), "train.amp", "enabled"
-    if not settings or not settings.get(value, False):
+def _switch_off_amp(settings: Settings) -> str:
+    """The key's parent, if AMP was on, or an empty text."""
+    if not settings.amp:
         return ""
-    settings[value] = False
-    return key
-
-
-def get_device(cfg: CfgNode | DictConfig) -> str:
-    """The device that a config of either kind names."""
-    return cfg.MODEL.DEVICE if isinstance(cfg, CfgNode) else select(cfg, "train.device", "cuda")
+    settings.amp = False
+    return settings.key("amp").rpartition(".")[0]

@@ -1,66 +1,185 @@
-"""What running a detector needs to know of its config, whichever kind that is."""
+"""What the package asks of a config, whichever kind it is: the only place that knows both kinds."""
 
-from dataclasses import dataclass
+import copy
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import getitem
+from typing import Any
 
 import detectron2.data.transforms as T
 from detectron2.config import CfgNode, instantiate
-from detectron2.modeling import PanopticFPN
-from omegaconf import DictConfig
-from torch import nn
+from omegaconf import DictConfig, OmegaConf
 
-from .lazy import require_keys, select
+from . import ConfigError
 
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """Input, weights and data set of a config."""
-
-    weights: str
-    input_format: str
-    augmentation: T.Augmentation
-    dataset: str | None
-    """Whose class names are used if the checkpoint has none."""
-
-    @classmethod
-    def of(cls, cfg: CfgNode | DictConfig) -> "InferenceSettings":
-        """Read them.
-
-        Raises:
-            ValueError: a LazyConfig without the keys that the commands read.
-        """
-        if isinstance(cfg, CfgNode):
-            return cls(
-                cfg.MODEL.WEIGHTS,
-                cfg.INPUT.FORMAT,
-                T.ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST),
-                next(iter(cfg.DATASETS.TEST or cfg.DATASETS.TRAIN), None),
-            )
-        mapper = "dataloader.test.mapper"
-        keys = ("train.init_checkpoint", "model.input_format", f"{mapper}.augmentations")
-        require_keys(cfg, keys)
-        names = select(cfg, "dataloader.test.dataset.names", [])
-        augmentations = [instantiate(a) for a in select(cfg, f"{mapper}.augmentations")]
-        return cls(
-            cfg.train.init_checkpoint,
-            cfg.model.input_format,
-            T.AugmentationList(augmentations),
-            names if isinstance(names, str) else next(iter(names), None),
-        )
+# The commands read these keys of a .py config, as Detectron2's own do; others have defaults.
+EVALUATION_KEYS = (
+    *("dataloader.test", "dataloader.evaluator", "train.init_checkpoint", "train.output_dir"),
+)
+TRAINING_KEYS = (
+    *("dataloader.train", "lr_multiplier", "optimizer.params", "train.init_checkpoint"),
+    *("train.output_dir", "train.max_iter", "train.ddp", "train.checkpointer.period"),
+    *("train.eval_period", "train.log_period"),
+)
+MAPPER = "dataloader.test.mapper"
+INFERENCE_KEYS = ("train.init_checkpoint", "model.input_format", f"{MAPPER}.augmentations")
 
 
-def set_score_threshold(model: nn.Module, threshold: float, only_raise: bool = False) -> None:
-    """Set the least score of a detection in heads of every kind.
+class _Setting:
+    """A value that YAML configs and LazyConfigs keep under different keys."""
+
+    def __init__(self, yaml: str, lazy: str, default: Any = None) -> None:
+        self.keys = (yaml, lazy)
+        self.default = default
+
+    def key(self, settings: "Settings") -> str:
+        return self.keys[settings.is_lazy]
+
+    def __get__(self, settings: "Settings | None", owner: type) -> Any:
+        return self if settings is None else settings.get(self.key(settings), self.default)
+
+    def __set__(self, settings: "Settings", value: Any) -> None:
+        settings.set(self.key(settings), value)
+
+
+class Settings:
+    """A view of a config, read where a command starts and handed down.
 
     Args:
-        model: the model, changed in place.
-        threshold: the score, 0 to 1.
-        only_raise: leave what is higher already.
+        cfg: a ``CfgNode`` or a ``DictConfig``; setting an attribute changes it.
     """
-    for module in model.modules():
-        attributes = ["combine_instances_score_thresh"] if isinstance(module, PanopticFPN) else []
-        # FastRCNNOutputLayers, of each stage in a cascade, and dense detectors.
-        attributes += ["test_score_thresh"] if hasattr(module, "test_score_thresh") else []
-        for name in attributes:
-            setattr(
-                module, name, max(getattr(module, name), threshold) if only_raise else threshold
+
+    device = _Setting("MODEL.DEVICE", "train.device", "cuda")
+    output_dir = _Setting("OUTPUT_DIR", "train.output_dir")
+    weights = _Setting("MODEL.WEIGHTS", "train.init_checkpoint")
+    input_format = _Setting("INPUT.FORMAT", "model.input_format")
+    amp = _Setting("SOLVER.AMP.ENABLED", "train.amp.enabled", False)
+    images_per_batch = _Setting("SOLVER.IMS_PER_BATCH", "dataloader.train.total_batch_size")
+    mask_format = _Setting("INPUT.MASK_FORMAT", "dataloader.train.mapper.instance_mask_format")
+    num_keypoints = _Setting(
+        "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", "model.roi_heads.keypoint_head.num_keypoints"
+    )
+    reference_world_size = _Setting("SOLVER.REFERENCE_WORLD_SIZE", "train.reference_world_size", 0)
+
+    SCHEDULE_KEYS = (
+        ("SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.MAX_ITER"),
+        ("optimizer.lr", "train.max_iter"),
+    )
+
+    def __init__(self, cfg: CfgNode | DictConfig) -> None:
+        self.cfg = cfg
+        self.is_lazy = not isinstance(cfg, CfgNode)
+
+    @classmethod
+    def of(cls, cfg: "CfgNode | DictConfig | Settings") -> "Settings":
+        """The settings of a config; settings stay as they are."""
+        return cfg if isinstance(cfg, Settings) else cls(cfg)
+
+    def key(self, name: str) -> str:
+        """The config's key of an attribute, for messages."""
+        return vars(Settings)[name].key(self)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value by its dotted key, or the default where there is none."""
+        if self.is_lazy:
+            return OmegaConf.select(self.cfg, key, default=default)
+        try:
+            return reduce(getitem, key.split("."), self.cfg)
+        except (KeyError, TypeError):
+            return default
+
+    def set(self, key: str, value: Any) -> None:
+        """Set a value by its dotted key, in place."""
+        if self.is_lazy:
+            OmegaConf.update(self.cfg, key, value)
+            return
+        frozen = self.cfg.is_frozen()
+        self.cfg.defrost()
+        *parents, last = key.split(".")
+        reduce(getitem, parents, self.cfg)[last] = value
+        if frozen:
+            self.cfg.freeze()
+
+    def copy(self) -> "Settings":
+        """Settings of a copy of the config."""
+        return Settings(copy.deepcopy(self.cfg))
+
+    def require(self, keys: Sequence[str]) -> None:
+        """See that a LazyConfig has what a command needs.
+
+        Raises:
+            ConfigError: it lacks a key; the message names it.
+        """
+        missing = [key for key in keys if self.is_lazy and self.get(key) is None]
+        if missing:
+            raise ConfigError(f"the .py config lacks {', '.join(missing)}")
+
+    def datasets(self, split: str) -> tuple[str, list[str]]:
+        """The key that names the data sets of a split, "train" or "test", and the names."""
+        key = f"dataloader.{split}.dataset.names" if self.is_lazy else f"DATASETS.{split.upper()}"
+        names = self.get(key, ())
+        return key, [names] if isinstance(names, str) else list(names)
+
+    def set_datasets(self, split: str, names: Sequence[str]) -> None:
+        """Set the data sets of a split, in place."""
+        self.set(self.datasets(split)[0], list(names) if self.is_lazy else tuple(names))
+
+    @property
+    def num_classes_key(self) -> str:
+        """The key that sets how many classes of things the model tells apart."""
+        if self.is_lazy:
+            has_roi_heads = "roi_heads" in self.cfg.model
+            return "model.roi_heads.num_classes" if has_roi_heads else "model.num_classes"
+        is_retinanet = self.cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+        return f"MODEL.{'RETINANET' if is_retinanet else 'ROI_HEADS'}.NUM_CLASSES"
+
+    def set_num_classes(self, number: int) -> None:
+        """Set how many classes of things every head that has them tells apart, in place."""
+        keys = [self.num_classes_key]
+        if not self.is_lazy:
+            keys = ["MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"]
+            keys += ["MODEL.POINT_HEAD.NUM_CLASSES"] if "POINT_HEAD" in self.cfg.MODEL else []
+        for key in keys:
+            self.set(key, number)
+
+    def fit_to_classes(self, classes: Mapping[str, Any]) -> None:
+        """Set the numbers of classes and keypoints that a checkpoint was trained on, in place.
+
+        Args:
+            classes: what the checkpoint tells, under the names of Detectron2's metadata.
+        """
+        if classes.get("thing_classes"):
+            self.set_num_classes(len(classes["thing_classes"]))
+        if classes.get("keypoint_names") and self.num_keypoints is not None:
+            self.num_keypoints = len(classes["keypoint_names"])
+
+    def learns(self) -> tuple[bool, bool]:
+        """Whether the model learns masks, and whether it learns keypoints.
+
+        Raises:
+            ConfigError: it learns from maps of whole images.
+        """
+        if self.is_lazy:
+            heads = self.get("model.roi_heads", {})
+            return bool(heads.get("mask_head")), bool(heads.get("keypoint_head"))
+        model = self.cfg.MODEL
+        kind = model.META_ARCHITECTURE
+        if kind in ("PanopticFPN", "SemanticSegmentor"):
+            raise ConfigError(
+                f"--train-json and --val-json hold instances, MODEL.META_ARCHITECTURE {kind} "
+                "learns from maps of whole images: register such a data set in Python"
             )
+        has_roi_heads = kind != "RetinaNet"
+        return model.MASK_ON and has_roi_heads, model.KEYPOINT_ON and has_roi_heads
+
+    def test_augmentation(self) -> T.Augmentation:
+        """The resizing of images at inference.
+
+        Raises:
+            ConfigError: a LazyConfig lacks a key that inference reads.
+        """
+        self.require(INFERENCE_KEYS)
+        if self.is_lazy:
+            return T.AugmentationList([instantiate(a) for a in self.get(f"{MAPPER}.augmentations")])
+        sizes = self.cfg.INPUT
+        return T.ResizeShortestEdge([sizes.MIN_SIZE_TEST] * 2, sizes.MAX_SIZE_TEST)

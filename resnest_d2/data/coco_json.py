@@ -18,6 +18,9 @@ from detectron2.structures import BoxMode
 from PIL import ExifTags, Image
 from tqdm import tqdm
 
+from ..config import InputError
+from .rle import decode_counts
+
 logger = logging.getLogger(__name__)
 
 LISTED = 5  # so many examples are named in a message
@@ -78,11 +81,11 @@ def read_coco(
     for number, name in own.items():
         if categories.get(number) != name:
             known = ", ".join(f"{i} {n}" for i, n in categories.items())
-            raise ValueError(
+            raise InputError(
                 f"{file}: category {number} {name!r} is not one of the training set's: {known}"
             )
     if keypoint_names is not None and list(keypoint_names) != keypoints:
-        raise ValueError(
+        raise InputError(
             f"{file}: its keypoints {keypoints} are not those that the model is trained on, "
             f"{list(keypoint_names)}"
         )
@@ -100,11 +103,11 @@ def read_coco(
         name = _name(file, annotation, seen)
         image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
         if not _is_id(image_id) or image_id not in images:
-            raise ValueError(f"{name}: there is no image {image_id!r}")
+            raise InputError(f"{name}: there is no image {image_id!r}")
         if not _is_id(category_id) or category_id not in contiguous:
-            raise ValueError(f"{name}: there is no category {category_id!r}")
+            raise InputError(f"{name}: there is no category {category_id!r}")
         if annotation.get("iscrowd") not in (0, 1, None):
-            raise ValueError(f"{name}: 'iscrowd' must be 0 or 1, got {annotation['iscrowd']!r}")
+            raise InputError(f"{name}: 'iscrowd' must be 0 or 1, got {annotation['iscrowd']!r}")
         image = images[image_id]
         instance = {
             "bbox": _read_box(name, annotation),
@@ -133,7 +136,7 @@ def read_coco(
         # pycocotools needs both, numbers for ids, and takes 0 for "not matched".
         area, number = annotation.get("area"), annotation["id"]
         if area is not None and not _are_numbers([area]):
-            raise ValueError(f"{name}: 'area' must be a number, got {area!r}")
+            raise InputError(f"{name}: 'area' must be a number, got {area!r}")
         if None in (area, annotation.get("iscrowd")) or isinstance(number, str) or not number:
             data.evaluable = False
         data.num_masks += segmentation is not None
@@ -157,12 +160,12 @@ def _load(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is no JSON: {error}") from None
+        raise InputError(f"{file} is no JSON: {error}") from None
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f"{file} is not in COCO's format: it has no list {key!r}")
+            raise InputError(f"{file} is not in COCO's format: it has no list {key!r}")
         if not all(isinstance(entry, dict) for entry in content[key]):
-            raise ValueError(f"{file} is not in COCO's format: {key!r} holds more than objects")
+            raise InputError(f"{file} is not in COCO's format: {key!r} holds more than objects")
     return content
 
 
@@ -170,13 +173,13 @@ def _read_categories(
     file: Path, entries: Sequence[dict[str, Any]]
 ) -> tuple[dict[int, str], list[str], list[tuple[int, int]]]:
     if not entries:
-        raise ValueError(f"{file}: 'categories' is empty")
+        raise InputError(f"{file}: 'categories' is empty")
     names: dict[int, str] = {}
     for entry in entries:
         if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{file}: a category needs an integer 'id' and a 'name', got {entry}")
+            raise InputError(f"{file}: a category needs an integer 'id' and a 'name', got {entry}")
         if entry["id"] in names:
-            raise ValueError(f"{file}: category id {entry['id']} is there twice")
+            raise InputError(f"{file}: category id {entry['id']} is there twice")
         names[entry["id"]] = entry["name"]
     keypoints = next((entry["keypoints"] for entry in entries if entry.get("keypoints")), [])
     skeleton = next((entry["skeleton"] for entry in entries if entry.get("skeleton")), [])
@@ -186,7 +189,7 @@ def _read_categories(
     )
     in_range = joined and all(1 <= number <= len(keypoints) for pair in skeleton for number in pair)
     if not isinstance(keypoints, list) or not in_range:
-        raise ValueError(
+        raise InputError(
             f"{file}: a category's 'keypoints' must be a list of names, and its 'skeleton' pairs "
             "of their numbers, from 1 on"
         )
@@ -202,9 +205,9 @@ def _read_images(
     missing = []
     for entry in tqdm(entries, f"images of {file.name}", disable=len(entries) < SHOW_PROGRESS):
         if not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
-            raise ValueError(f"{file}: an image needs an 'id' and a 'file_name', got {entry}")
+            raise InputError(f"{file}: an image needs an 'id' and a 'file_name', got {entry}")
         if entry["id"] in images:
-            raise ValueError(f"{file}: image id {entry['id']} is there twice")
+            raise InputError(f"{file}: image id {entry['id']} is there twice")
         path = image_root / entry["file_name"]
         images[entry["id"]] = record = {"file_name": str(path), "image_id": entry["id"]}
         if path.is_file():
@@ -232,10 +235,10 @@ def _image_size(file: Path, entry: dict[str, Any], path: Path) -> tuple[int, int
             if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # Detectron2 turns it
                 size = size[::-1]
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file}: image {entry['id']}, {path}, cannot be read: {error}") from None
+        raise InputError(f"{file}: image {entry['id']}, {path}, cannot be read: {error}") from None
     named = (entry.get("width", size[0]), entry.get("height", size[1]))
     if named != size:
-        raise ValueError(
+        raise InputError(
             f"{file}: image {entry['id']} is said to be {named[0]!r} x {named[1]!r}, but {path} is "
             f"{size[0]} x {size[1]}"
         )
@@ -246,9 +249,9 @@ def _name(file: Path, annotation: dict[str, Any], seen: set[Any]) -> str:
     """What to call an annotation in a message."""
     number = annotation.get("id")
     if not _is_id(number):
-        raise ValueError(f"{file}: an annotation has no 'id': {annotation}"[:200])
+        raise InputError(f"{file}: an annotation has no 'id': {annotation}"[:200])
     if number in seen:
-        raise ValueError(f"{file}: annotation id {number} is there twice")
+        raise InputError(f"{file}: annotation id {number} is there twice")
     seen.add(number)
     return f"{file}: annotation {number}"
 
@@ -266,7 +269,7 @@ def _are_numbers(values: Any) -> bool:
 def _read_box(name: str, annotation: dict[str, Any]) -> list[float]:
     box = annotation.get("bbox")
     if not _are_numbers(box) or len(box) != 4:
-        raise ValueError(f"{name}: 'bbox' must be four numbers (x, y, width, height), got {box}")
+        raise InputError(f"{name}: 'bbox' must be four numbers (x, y, width, height), got {box}")
     return box
 
 
@@ -292,7 +295,7 @@ def _read_mask(
     if isinstance(mask, dict):
         return _read_rle(name, mask, image)
     if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-        raise ValueError(
+        raise InputError(
             f"{name}: 'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
         )
     polygons = [p for p in mask if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
@@ -305,60 +308,38 @@ def _read_rle(
 ) -> tuple[dict | None, str | None]:
     size, counts = mask.get("size"), mask.get("counts")
     if size != [image["height"], image["width"]]:
-        raise ValueError(
+        raise InputError(
             f"{name}: its RLE has size {size} (height, width), its image "
             f"[{image['height']}, {image['width']}]"
         )
     if isinstance(counts, str):
-        counts = _run_lengths(name, counts)
         is_string = True
+        try:
+            counts = decode_counts(counts)
+        except ValueError as error:
+            raise InputError(f"{name}: its RLE cannot be decoded: {error}") from error
     else:
         is_string = False
     if isinstance(counts, list):
         whole = _are_numbers(counts) and all(isinstance(c, int) and c >= 0 for c in counts)
         if not whole or sum(counts) != size[0] * size[1]:
-            raise ValueError(
+            raise InputError(
                 f"{name}: the counts of its RLE do not add up to {size[0]} x {size[1]}"
             )
         if not is_string:
             mask = mask_util.frPyObjects(mask, *size)
     else:
-        raise ValueError(f"{name}: 'counts' of its RLE must be a list of numbers or a string")
+        raise InputError(f"{name}: 'counts' of its RLE must be a list of numbers or a string")
     if not sum(counts[1::2]):
         return None, "have an empty RLE"
     return mask, None
-
-
-def _run_lengths(name: str, counts: str) -> list[int]:
-    """Read a compressed RLE as pycocotools does, which does not see where it is broken.
-
-    Each number takes characters of five bits and a sign to go on, the lowest first; from the fourth
-    on, numbers are differences to the last but one (``maskApi.c``, ``rleFrString``).
-    """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise ValueError(f"{name}: its RLE cannot be decoded: {character!r} is no part of one")
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
-        raise ValueError(f"{name}: its RLE cannot be decoded: it is cut short")
-    return lengths
 
 
 def _read_keypoints(name: str, annotation: dict[str, Any], number: int) -> list[float]:
     # All instances must have as many; without a label they count for nothing.
     values = annotation.get("keypoints") or [0] * 3 * number
     if not _are_numbers(values) or len(values) != 3 * number:
-        raise ValueError(
+        raise InputError(
             f"{name}: 'keypoints' must be {number} times x, y and visibility, as many as its "
             "category names"
         )

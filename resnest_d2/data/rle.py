@@ -1,4 +1,4 @@
-"""Masks to COCO's run-length encoding, looking only at where they are."""
+"""COCO's run-length encoding of masks, both ways."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -56,3 +56,32 @@ def _counts(mask: np.ndarray, has_any: np.ndarray) -> list[int]:
     edges[1:-1:2], edges[2:-1:2] = starts, ends
     counts = np.diff(edges)
     return (counts[:-1] if counts[-1] == 0 else counts).tolist()
+
+
+def decode_counts(text: str) -> list[int]:
+    """Lengths of runs in a compressed RLE.
+
+    pycocotools reads it too, but without seeing where it is broken. Each number takes characters
+    of five bits and a bit for "goes on", the lowest first; from the fourth on, numbers are
+    differences to the last but one (``maskApi.c``, ``rleFrString``).
+
+    Raises:
+        ValueError: a character that is no part of an RLE, or a number that is cut short.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} is no part of one")
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise ValueError("it is cut short")
+    return lengths

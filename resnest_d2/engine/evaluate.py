@@ -9,30 +9,24 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format, verify
 from omegaconf import DictConfig
 from torch import nn
 
-from ..modeling.build import build_detector
+from ..config.settings import Settings
+from ..modeling.detector import build_detector
 from ..weights import load_weights
 from .trainer import Trainer, with_augmentation
 
-
-def get_output_dir(cfg: CfgNode | DictConfig) -> str:
-    """Where a config says that results go."""
-    return cfg.OUTPUT_DIR if isinstance(cfg, CfgNode) else cfg.train.output_dir
+Config = CfgNode | DictConfig | Settings
 
 
-def get_weights(cfg: CfgNode | DictConfig) -> str:
-    """The weights that a config names."""
-    return cfg.MODEL.WEIGHTS if isinstance(cfg, CfgNode) else cfg.train.init_checkpoint
-
-
-def weights_to_evaluate(cfg: CfgNode | DictConfig, resume: bool = False) -> str:
+def weights_to_evaluate(cfg: Config, resume: bool = False) -> str:
     """The weights that a config names or, with ``resume``, the last ones in its output folder."""
-    checkpointer = DetectionCheckpointer(nn.Module(), get_output_dir(cfg))
+    settings = Settings.of(cfg)
+    checkpointer = DetectionCheckpointer(nn.Module(), settings.output_dir)
     if resume and checkpointer.has_checkpoint():
         return checkpointer.get_checkpoint_file()
-    return get_weights(cfg)
+    return settings.weights
 
 
-def load_for_evaluation(cfg: CfgNode | DictConfig, resume: bool = False) -> nn.Module:
+def load_for_evaluation(cfg: Config, resume: bool = False) -> nn.Module:
     """Build a config's model and load its weights.
 
     Args:
@@ -45,14 +39,15 @@ def load_for_evaluation(cfg: CfgNode | DictConfig, resume: bool = False) -> nn.M
         ValueError: the weights are damaged, a setting of the model is not possible, or
             ``TEST.AUG`` is for a model that Detectron2 cannot augment.
     """
-    model = build_detector(cfg).eval()
-    if isinstance(cfg, CfgNode) and cfg.TEST.AUG.ENABLED:
-        with_augmentation(cfg, model)  # before the evaluation that comes first
-    load_weights(model, weights_to_evaluate(cfg, resume))
+    settings = Settings.of(cfg)
+    model = build_detector(settings).eval()
+    if settings.get("TEST.AUG.ENABLED", False):
+        with_augmentation(settings.cfg, model)  # fail before the evaluation that comes first
+    load_weights(model, weights_to_evaluate(settings, resume))
     return model
 
 
-def evaluate_model(cfg: CfgNode | DictConfig, model: nn.Module) -> dict[str, Any]:
+def evaluate_model(cfg: Config, model: nn.Module) -> dict[str, Any]:
     """Evaluate on a config's test sets, and again with ``TEST.AUG`` if that is enabled.
 
     Args:
@@ -62,7 +57,9 @@ def evaluate_model(cfg: CfgNode | DictConfig, model: nn.Module) -> dict[str, Any
     Returns:
         metrics by task.
     """
-    if not isinstance(cfg, CfgNode):
+    settings = Settings.of(cfg)
+    cfg = settings.cfg
+    if settings.is_lazy:
         loader, evaluator = map(instantiate, (cfg.dataloader.test, cfg.dataloader.evaluator))
         results = inference_on_dataset(model, loader, evaluator)
         if comm.is_main_process():

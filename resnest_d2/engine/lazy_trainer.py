@@ -18,14 +18,12 @@ from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from ..commands.errors import one_line_errors
-from ..config.classes import num_classes_key
-from ..config.lazy import select
-from ..evaluation.evaluators import dataset_names
-from ..modeling.build import build_detector
+from ..config import ConfigError
+from ..config.settings import Settings
+from ..modeling.detector import build_detector
 from .checkpoint import TrainingCheckpointer, class_metadata
-from .checks import check_training
 from .evaluate import evaluate_model
+from .trainer import check_training, prepare_to_train
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +31,18 @@ logger = logging.getLogger(__name__)
 def scale_to_world_size(cfg: DictConfig, num_workers: int) -> None:
     """Fit batch, rate and length to the number of processes, in place.
 
-    By the rule of Detectron2's ``DefaultTrainer.auto_scale_workers``; ``lr_multiplier`` counts in
-    parts of the whole and stays.
+    The rule is that of Detectron2's ``DefaultTrainer.auto_scale_workers``; ``lr_multiplier`` counts
+    in parts of the whole and stays.
 
     Raises:
-        ValueError: ``train.reference_world_size`` does not divide the batch.
+        ConfigError: ``train.reference_world_size`` does not divide the batch.
     """
-    reference = select(cfg, "train.reference_world_size", 0)
+    reference = Settings.of(cfg).reference_world_size
     if reference in (0, num_workers):
         return
     loader = cfg.dataloader.train
     if loader.total_batch_size % reference:
-        raise ValueError(
+        raise ConfigError(
             f"dataloader.train.total_batch_size {loader.total_batch_size} must be a multiple of "
             f"train.reference_world_size {reference}; 0 for the latter scales nothing"
         )
@@ -67,53 +65,64 @@ def scale_to_world_size(cfg: DictConfig, num_workers: int) -> None:
 
 def build_trainer(cfg: DictConfig, model: nn.Module) -> TrainerBase:
     """Make the loop that trains ``model``, without hooks."""
+    settings = Settings.of(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    clip = select(cfg, "train.clip_gradients")
+    clip = settings.get("train.clip_gradients")
     if clip is not None and clip.enabled:
-        settings = {key.upper(): value for key, value in clip.items()}
-        clip_cfg = CfgNode({"SOLVER": {"CLIP_GRADIENTS": settings}})
+        clipping = {key.upper(): value for key, value in clip.items()}
+        clip_cfg = CfgNode({"SOLVER": {"CLIP_GRADIENTS": clipping}})
         optimizer = maybe_add_gradient_clipping(clip_cfg, optimizer)
     loader = instantiate(cfg.dataloader.train)
-    names = dataset_names(cfg, "train")[1]
-    images = cfg.dataloader.train.total_batch_size // comm.get_world_size()
-    check_training(
-        model,
-        images,
-        names,
-        num_classes_key(cfg),
-    )
+    check_training(settings, model)
     parallel = create_ddp_model(model, **cfg.train.ddp)
-    make = AMPTrainer if select(cfg, "train.amp.enabled", False) else SimpleTrainer
+    make = AMPTrainer if settings.amp else SimpleTrainer
     return make(parallel, loader, optimizer)
 
 
-def train(cfg: DictConfig, resume: bool = False) -> dict[str, Any]:
-    """Train the model of a LazyConfig.
+class LazyTrainer:
+    """Trains the model of a LazyConfig as :class:`Trainer` trains that of a YAML config.
 
     Args:
-        cfg: the config.
-        resume: go on from the last checkpoint in ``train.output_dir``, if there is one.
+        cfg: the config; batch, rate and length are fitted to the number of processes.
 
-    Returns:
-        metrics of the last evaluation, by task.
+    Raises:
+        ConfigError: the config cannot be trained.
     """
-    results: dict[str, Any] = {}
-    with one_line_errors():
+
+    def __init__(self, cfg: DictConfig) -> None:
         scale_to_world_size(cfg, comm.get_world_size())
-        model = build_detector(cfg).train()
-        trainer = build_trainer(cfg, model)
-        checkpointer = TrainingCheckpointer(
+        self.cfg = cfg
+        model = prepare_to_train(Settings.of(cfg), build_detector(cfg).train())
+        self.results: dict[str, Any] = {}
+        self.loop = build_trainer(cfg, model)
+        self.checkpointer = TrainingCheckpointer(
             model,
             cfg.train.output_dir,
-            class_metadata(dataset_names(cfg, "train")[1]),
-            trainer=trainer,
+            class_metadata(Settings.of(cfg).datasets("train")[1]),
+            trainer=self.loop,
         )
-        trainer.register_hooks(_build_hooks(cfg, model, checkpointer, results))
-        checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
-        first = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    trainer.train(first, cfg.train.max_iter)
-    return results
+        self.loop.register_hooks(_build_hooks(cfg, model, self.checkpointer, self.results))
+        self.start_iter = 0
+
+    def resume_or_load(self, resume: bool = False) -> None:
+        """Load ``train.init_checkpoint`` or, with ``resume``, the last checkpoint if there is one.
+
+        Raises:
+            FileNotFoundError, ValueError: as :meth:`TrainingCheckpointer.resume_or_load`.
+        """
+        self.checkpointer.resume_or_load(self.cfg.train.init_checkpoint, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            self.start_iter = self.loop.iter + 1
+
+    def train(self) -> dict[str, Any]:
+        """Train to ``train.max_iter``.
+
+        Returns:
+            metrics of the last evaluation, by task.
+        """
+        self.loop.train(self.start_iter, self.cfg.train.max_iter)
+        return self.results
 
 
 def _build_hooks(
@@ -131,14 +140,14 @@ def _build_hooks(
     options = cfg.train
     scheduler = instantiate(cfg.lr_multiplier)
     made = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=scheduler)]
-    if select(cfg, "train.precise_bn.enabled", False) and get_bn_modules(model):
+    if Settings.of(cfg).get("train.precise_bn.enabled", False) and get_bn_modules(model):
         loader = instantiate(OmegaConf.merge(cfg.dataloader.train, {"num_workers": 0}))
         made.append(
             hooks.PreciseBN(options.eval_period, model, loader, options.precise_bn.num_iter)
         )
     if comm.is_main_process():
         made.append(hooks.PeriodicCheckpointer(checkpointer, **options.checkpointer))
-    if dataset_names(cfg, "test")[1]:
+    if Settings.of(cfg).datasets("test")[1]:
         made.append(hooks.EvalHook(options.eval_period, evaluate_and_keep))
     if comm.is_main_process():
         writers = default_writers(options.output_dir, options.max_iter)

@@ -1,6 +1,5 @@
-"""Detectron2's default trainer with evaluators, test-time augmentation and SyncBN on any device."""
+"""Detectron2's default trainer, with what ResNeSt detectors and Detectron2's projects need."""
 
-import copy
 import logging
 import os
 import weakref
@@ -10,21 +9,23 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config.classes import num_classes_key
-from ..evaluation.evaluators import build_evaluator
-from ..modeling.norm import convert_sync_batchnorm
+from ..config import ConfigError
+from ..config.settings import Settings
+from ..evaluation import build_evaluator
+from ..modeling.resnest import ResNeSt
+from ..modeling.split_attention import SplitAttentionConv2d
+from ..modeling.sync_batchnorm import CpuSyncBatchNorm, sync_batchnorm_on_cpus
 from .checkpoint import TrainingCheckpointer, class_metadata
-from .checks import check_grad_checkpoint, check_training
-from .compile import compile_for_training
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +34,94 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """The detector with test-time augmentation; of a panoptic model, the part that detects.
 
     Raises:
-        ValueError: Detectron2 has no test-time augmentation for this model.
+        ConfigError: Detectron2 has no test-time augmentation for this model.
     """
     if isinstance(model, DistributedDataParallel):
         model = model.module
     if isinstance(model, PanopticFPN):
         # Detectron2's augmentation trips over its inference(), which takes no boxes.
-        model = copy.copy(model)
-        model.__class__ = GeneralizedRCNN
+        detector = GeneralizedRCNN(
+            backbone=model.backbone,
+            proposal_generator=model.proposal_generator,
+            roi_heads=model.roi_heads,
+            pixel_mean=model.pixel_mean.flatten().tolist(),
+            pixel_std=model.pixel_std.flatten().tolist(),
+            input_format=model.input_format,
+        )
+        model = detector.to(model.device).train(model.training)
     try:
         return GeneralizedRCNNWithTTA(cfg, model)
     except AssertionError as error:
-        raise ValueError(
+        raise ConfigError(
             f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
         ) from error
+
+
+def prepare_to_train(settings: Settings, model: nn.Module) -> nn.Module:
+    """Fit a model to the processes and options that it is trained with.
+
+    In a process group on CPUs, its SyncBN becomes one that computes there. ``MODEL.COMPILE``
+    compiles the backbone in place: for the first size of batch as it is, for the second with
+    symbols for what differs, as is ``torch.compile``'s default.
+
+    Raises:
+        ConfigError: a setting that has no effect on this model, or two that exclude each other.
+    """
+    if settings.device == "cpu" and comm.get_world_size() > 1:
+        model = sync_batchnorm_on_cpus(model)
+    checkpointed = settings.get("MODEL.RESNETS.GRAD_CHECKPOINT", False)
+    if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):
+        raise ConfigError(
+            "MODEL.RESNETS.GRAD_CHECKPOINT saves nothing with MODEL.BACKBONE.NAME "
+            f"{settings.get('MODEL.BACKBONE.NAME')!r}: only ResNeSt backbones have it"
+        )
+    if settings.get("MODEL.COMPILE", False):
+        if checkpointed:
+            raise ConfigError(
+                "MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot both be True: a graph "
+                "cannot span blocks that are computed twice; choose speed or memory"
+            )
+        model.backbone.compile()
+        logger.info("The backbone is compiled in the first iterations, which takes minutes")
+    return model
+
+
+def check_training(settings: Settings, model: nn.Module) -> None:
+    """See that a model can be trained on data sets that are loaded.
+
+    Raises:
+        ConfigError: one image a process, where the attention's batch norm needs more; more classes
+            in the data than in the model.
+    """
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
+    for name in settings.datasets("train")[1]:
+        needs = len(MetadataCatalog.get(name).get("thing_classes", None) or [])
+        if has is not None and needs > has:
+            key = settings.num_classes_key
+            raise ConfigError(f"{key} is {has}, but data set {name!r} has {needs} classes")
+    world = comm.get_world_size()
+    if settings.images_per_batch // world > 1:
+        return
+    synchronised = (CpuSyncBatchNorm, nn.SyncBatchNorm) if world > 1 else ()
+    for module in model.modules():
+        norm = module.bn1 if isinstance(module, SplitAttentionConv2d) else None
+        if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
+            raise ConfigError(
+                f"{type(norm).__name__} cannot be trained on one value per channel: the "
+                "attention's batch norm sees a 1x1 map and the batch size of this process is 1. "
+                f"Use at least two images a process ({settings.key('images_per_batch')} over the "
+                'number of processes), or MODEL.RESNETS.NORM "SyncBN" over several processes, or '
+                'MODEL.RESNETS.NORM "FrozenBN" or "GN"'
+            )
 
 
 def _check_world_size(cfg: CfgNode) -> None:
     """Detectron2's own check of this is an assertion that names half of it."""
     reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
     if reference not in (0, comm.get_world_size()) and images % reference:
-        raise ValueError(
+        raise ConfigError(
             f"SOLVER.IMS_PER_BATCH {images} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
             f"{reference}, the number of processes that it is meant for; with "
             "SOLVER.REFERENCE_WORLD_SIZE 0 nothing is scaled and every number means what it says"
@@ -64,15 +132,15 @@ class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for ResNeSt detectors.
 
     It chooses evaluators by ``evaluator_type``, evaluates with test-time augmentation at the end
-    of training if ``TEST.AUG.ENABLED``, lets SyncBN in the heads run on CPUs too, and brings what
-    Detectron2's projects train with: DeepLab's crops and polynomial schedule.
+    of training if ``TEST.AUG.ENABLED``, keeps class names in its checkpoints, and brings DeepLab's
+    crops and polynomial schedule.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         """Build model, optimizer and loader.
 
         Raises:
-            ValueError: one image a process, where the attention's batch norm needs more; more
+            ConfigError: one image a process, where the attention's batch norm needs more; more
                 classes in the data than in the model; no test-time augmentation for the model; a
                 batch size that ``SOLVER.REFERENCE_WORLD_SIZE`` does not divide.
         """
@@ -80,20 +148,12 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
         if self.cfg.TEST.AUG.ENABLED:
             with_augmentation(self.cfg, self.model)
-        check_training(
-            self.model,
-            self.cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
-            self.cfg.DATASETS.TRAIN,
-            num_classes_key(self.cfg),
-        )
+        check_training(Settings.of(self.cfg), self.model)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build ``cfg.MODEL``; the whole model's SyncBN works on any device."""
-        model = convert_sync_batchnorm(super().build_model(cfg))
-        check_grad_checkpoint(cfg, model)
-        compile_for_training(cfg, model)
-        return model
+        """Build ``cfg.MODEL``, ready for the processes that train it."""
+        return prepare_to_train(Settings.of(cfg), super().build_model(cfg))
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:

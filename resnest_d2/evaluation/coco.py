@@ -5,7 +5,6 @@ import importlib.util
 import itertools
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,38 +13,38 @@ import torch
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
+from ..config import InputError
 from ..data.rle import encode_masks
 from ..files import write_text
 
 logger = logging.getLogger(__name__)
 
-# Which implementation evaluates, for this process and those that it starts.
-VARIABLE = "RESNEST_D2_COCO_EVAL"
 IMPLEMENTATIONS = ("hotcoco", "pycocotools")
-# What a task needs of predictions.
+_chosen = ""  # the implementation that this process was told to take
+# Each task evaluates one field of a detection.
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 def choose_implementation(name: str | None = None) -> str:
-    """Set or look up the implementation of COCO's metrics.
+    """Set or look up the implementation of COCO's metrics in this process.
 
     Args:
-        name: one of :data:`IMPLEMENTATIONS`, for the rest of this process and its children; None
-            looks up what was chosen, by default hotcoco if it is installed.
+        name: one of :data:`IMPLEMENTATIONS`, from now on; None looks up the one that was chosen,
+            by default hotcoco if it is installed.
 
     Raises:
-        ValueError: there is no such implementation, or it is not installed.
+        InputError: there is no such implementation, or it is not installed.
     """
-    chosen = name or os.environ.get(VARIABLE, "")
+    global _chosen
     is_installed = importlib.util.find_spec("hotcoco") is not None
-    if not chosen:
-        return "hotcoco" if is_installed else "pycocotools"
-    if chosen not in IMPLEMENTATIONS:
-        raise ValueError(f"--coco-eval must be one of {', '.join(IMPLEMENTATIONS)}, got {chosen!r}")
-    if chosen == "hotcoco" and not is_installed:
-        raise ValueError("--coco-eval hotcoco: it is not installed: pip install hotcoco")
-    os.environ[VARIABLE] = chosen
-    return chosen
+    if name:
+        if name not in IMPLEMENTATIONS:
+            listed = ", ".join(IMPLEMENTATIONS)
+            raise InputError(f"--coco-eval must be one of {listed}, got {name!r}")
+        if name == "hotcoco" and not is_installed:
+            raise InputError("--coco-eval hotcoco: it is not installed: pip install hotcoco")
+        _chosen = name
+    return _chosen or ("hotcoco" if is_installed else "pycocotools")
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -78,7 +77,7 @@ class FastCOCOEvaluator(COCOEvaluator):
                 super().process([one], [output])
                 continue
             instances = instances.to(self._cpu_device)
-            # Also BitMasks and arrays, as Detectron2 takes them.
+            # BitMasks and arrays, too, as Detectron2 takes them.
             pred_masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
             masks = encode_masks(torch.as_tensor(pred_masks).bool())
             instances.remove("pred_masks")
@@ -145,7 +144,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         known = {image["id"] for image in self._coco_api.dataset["images"]}
         strange = next((d["image_id"] for d in found if d["image_id"] not in known), None)
         if strange is not None:
-            raise ValueError(
+            raise InputError(
                 f"a prediction is of image {strange!r}, which data set {self._metadata.name!r} "
                 "does not have"
             )
@@ -154,12 +153,12 @@ class FastCOCOEvaluator(COCOEvaluator):
         """Refuse what pycocotools would stumble over and hotcoco would count as a miss."""
         field = FIELDS[task]
         if any(field not in detection for detection in found):
-            raise ValueError(f"the predictions have no {field!r}, which task {task!r} evaluates")
+            raise InputError(f"the predictions have no {field!r}, which task {task!r} evaluates")
         if task != "segm":
             return
         for annotation in self._coco_api.dataset["annotations"]:
             if not annotation.get("segmentation"):
-                raise ValueError(
+                raise InputError(
                     f"annotation {annotation['id']!r} of data set {self._metadata.name!r} has no "
                     f"'segmentation', which task {task!r} evaluates"
                 )
@@ -172,7 +171,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         for detection in found:
             number = detection["category_id"]
             if number not in by_class:
-                raise ValueError(
+                raise InputError(
                     f"a prediction is of class {number}, but data set {self._metadata.name!r} has "
                     f"classes 0 to {len(by_class) - 1}"
                 )
@@ -210,7 +209,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         )
         predicted = len(found[0]["keypoints"]) // 3
         if not sigmas == annotated == predicted:
-            raise ValueError(
+            raise InputError(
                 f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values, the annotations {annotated} "
                 f"keypoints and the predictions {predicted}; they must be as many"
             )

@@ -1,6 +1,5 @@
 """Evaluators by data set type, and the check that a data set is there at all."""
 
-import difflib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -25,7 +24,9 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from PIL import Image
 
-from ..config.lazy import select
+from ..config import ConfigError
+from ..config.settings import Settings
+from ..files import did_you_mean
 from .coco import FastCOCOEvaluator, choose_implementation
 
 # Metadata of Detectron2's data sets that are paths.
@@ -95,7 +96,7 @@ def build_evaluator(
         keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
 
     Raises:
-        ValueError: the data set has no evaluator type, or one that is not known.
+        ConfigError: the data set has no evaluator type, or one that is not known.
     """
     factories = EVALUATORS[_evaluator_type(dataset_name)]
     if instances_only and _coco in factories:
@@ -109,31 +110,14 @@ def build_evaluator(
 def _evaluator_type(dataset_name: str) -> str:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in EVALUATORS:
-        raise ValueError(
+        raise ConfigError(
             f"data set {dataset_name!r} has evaluator_type {kind!r} in its metadata; known are "
             f"{', '.join(EVALUATORS)}"
         )
     return kind
 
 
-def dataset_names(cfg: CfgNode | DictConfig, split: str) -> tuple[str, list[str]]:
-    """The data sets of a config.
-
-    Args:
-        cfg: a config of either kind.
-        split: "train" or "test".
-
-    Returns:
-        the key that names them, and the names.
-    """
-    if isinstance(cfg, CfgNode):
-        return f"DATASETS.{split.upper()}", list(cfg.DATASETS[split.upper()])
-    key = f"dataloader.{split}.dataset.names"
-    names = select(cfg, key, ())
-    return key, [names] if isinstance(names, str) else list(names)
-
-
-def check_datasets(cfg: CfgNode | DictConfig, train: bool = True) -> None:
+def check_datasets(cfg: CfgNode | DictConfig | Settings, train: bool = True) -> None:
     """See that the data sets of a config are registered and on disk, before anything is built.
 
     Args:
@@ -142,15 +126,15 @@ def check_datasets(cfg: CfgNode | DictConfig, train: bool = True) -> None:
         train: whether the training sets are needed.
 
     Raises:
-        ValueError: a name is not registered, none is given where one is needed, an annotation file
+        ConfigError: a name is not registered, none is given where one is needed, an annotation file
             is truncated, or there is no evaluator for a test set.
         FileNotFoundError: a file or folder of a data set is missing; the message tells the layout.
         ImportError: panoptic quality is to be computed, and panopticapi is not installed.
     """
     for split in ("train", "test") if train else ("test",):
-        key, names = dataset_names(cfg, split)
+        key, names = Settings.of(cfg).datasets(split)
         if not names and (split == "train" or not train):
-            raise ValueError(f"{key} is empty; it must name at least one data set")
+            raise ConfigError(f"{key} is empty; it must name at least one data set")
         for name in names:
             _check_dataset(key, name)
             if split == "test" and _panoptic in EVALUATORS[_evaluator_type(name)]:
@@ -159,9 +143,8 @@ def check_datasets(cfg: CfgNode | DictConfig, train: bool = True) -> None:
 
 def _check_dataset(key: str, name: str) -> None:
     if name not in DatasetCatalog:
-        close = difflib.get_close_matches(name, DatasetCatalog.list(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(f"{key}: data set {name!r} is not registered{hint}")
+        hint = did_you_mean(name, DatasetCatalog.list())
+        raise ConfigError(f"{key}: data set {name!r} is not registered{hint}")
     metadata = MetadataCatalog.get(name)
     if metadata.get("made_on_first_use", False):
         return
@@ -200,4 +183,4 @@ def _check_json(key: str, name: str, path: str) -> None:
     with open(path, "rb") as stream:
         stream.seek(max(os.path.getsize(path) - 64, 0))
         if not stream.read().rstrip().endswith((b"}", b"]")):
-            raise ValueError(f"{key}: {path} of data set {name!r} is truncated or no JSON")
+            raise ConfigError(f"{key}: {path} of data set {name!r} is truncated or no JSON")

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -132,6 +131,8 @@ def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
 
 
 def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
+    import cv2  # an extra
+
     capture = cv2.VideoCapture(str(file))
     writer = None
     done = 0

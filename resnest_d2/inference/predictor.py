@@ -8,13 +8,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.utils.visualizer import ColorMode, Visualizer
+from detectron2.modeling import PanopticFPN
 from omegaconf import DictConfig
 from PIL import Image
+from torch import nn
 
-from ..config.classes import fit_to_classes
-from ..config.settings import InferenceSettings
-from ..modeling.build import build_detector
+from ..config.settings import Settings
+from ..modeling.detector import build_detector
 from ..weights import load_detector, read_classes
 
 
@@ -36,14 +36,15 @@ class Predictor:
         UntrainedParametersError: the weights leave parameters untouched.
     """
 
-    def __init__(self, cfg: CfgNode | DictConfig, allow_untrained: bool = False) -> None:
-        settings = InferenceSettings.of(cfg)
-        cfg = fit_to_classes(cfg, read_classes(settings.weights))
+    def __init__(self, cfg: CfgNode | DictConfig | Settings, allow_untrained: bool = False) -> None:
+        settings = Settings.of(cfg).copy()
+        self.augmentation = settings.test_augmentation()
         self.input_format = settings.input_format
-        self.augmentation = settings.augmentation
-        self.model = build_detector(cfg).eval()
+        settings.fit_to_classes(read_classes(settings.weights))
+        self.model = build_detector(settings).eval()
         classes = load_detector(self.model, settings.weights, allow_untrained)
-        self.metadata = MetadataCatalog.get(settings.dataset or "__unused")
+        names = settings.datasets("test")[1] or settings.datasets("train")[1]
+        self.metadata = MetadataCatalog.get(next(iter(names), "__unused"))
         if any(self.metadata.get(key, None) != value for key, value in classes.items()):
             self.metadata = Metadata(name="classes of the checkpoint", **classes)
 
@@ -81,6 +82,8 @@ class Predictor:
         Returns:
             a picture of shape (H * scale, W * scale, 3), uint8, RGB.
         """
+        from detectron2.utils.visualizer import ColorMode, Visualizer  # needs Matplotlib, OpenCV
+
         visualizer = Visualizer(image, self.metadata, scale, instance_mode=ColorMode.IMAGE)
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
@@ -90,3 +93,21 @@ class Predictor:
         if "instances" in output:
             visualizer.draw_instance_predictions(output["instances"].to("cpu"))
         return visualizer.output.get_image()
+
+
+def set_score_threshold(model: nn.Module, threshold: float, only_raise: bool = False) -> None:
+    """Set the least score of a detection in heads of every kind.
+
+    Args:
+        model: the model, changed in place.
+        threshold: the score, 0 to 1.
+        only_raise: leave what is higher already.
+    """
+    for module in model.modules():
+        attributes = ["combine_instances_score_thresh"] if isinstance(module, PanopticFPN) else []
+        # FastRCNNOutputLayers, of each stage in a cascade, and dense detectors.
+        attributes += ["test_score_thresh"] if hasattr(module, "test_score_thresh") else []
+        for name in attributes:
+            setattr(
+                module, name, max(getattr(module, name), threshold) if only_raise else threshold
+            )

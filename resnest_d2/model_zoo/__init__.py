@@ -5,27 +5,19 @@ A name is a config's path under ``configs/`` without its ending: ``"cascade_resn
 published about them is in :mod:`resnest_d2.model_zoo.published`.
 """
 
-import difflib
-from pathlib import Path
-
 import torch
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config.keys import read_config
-from ..config.lazy import is_lazy, read_lazy_config
-from ..modeling.build import build_detector
+from ..config import InputError
+from ..config.load import config_dir, load_config
+from ..config.settings import Settings
+from ..files import did_you_mean
+from ..modeling.detector import build_detector
 from .published import PUBLICATIONS, Publication
 
 LAZY = "lazy/"
-
-
-def _config_dir() -> Path:
-    # Inside the package when it was installed from a wheel, beside it in a clone.
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
 
 
 def names(lazy: bool = False) -> list[str]:
@@ -34,7 +26,7 @@ def names(lazy: bool = False) -> list[str]:
     Args:
         lazy: those that are LazyConfigs (``.py``), in place of those in YAML.
     """
-    root = _config_dir()
+    root = config_dir()
     paths = sorted(path.relative_to(root) for path in root.rglob("*.py" if lazy else "*.yaml"))
     return [
         path.with_suffix("").as_posix()
@@ -46,16 +38,15 @@ def names(lazy: bool = False) -> list[str]:
 def _known(name: str) -> str:
     """The name without its ending, if there is such a model."""
     if not isinstance(name, str):
-        raise ValueError(f"a model's name is a string, got {name!r}")
+        raise InputError(f"a model's name is a string, got {name!r}")
     stem = name.removesuffix(".yaml").removesuffix(".py")
     known = names() + names(lazy=True)
     if stem not in known or name == f"{stem}.{'yaml' if stem.startswith(LAZY) else 'py'}":
-        # By the last part too, so that a folder may be forgotten.
-        parts = {n.rpartition("/")[2]: n for n in reversed(known)}
-        same = [n for n in known if n.rpartition("/")[2] == stem.lower().rpartition("/")[2]]
-        near = difflib.get_close_matches(stem.lower(), parts, n=3, cutoff=0.3)
-        close = list(dict.fromkeys([*same, *(parts[n] for n in near)]))[:3]
-        raise ValueError(f"no model {name!r}; did you mean {' or '.join(close or known)}?")
+        # By the last part, so that a folder may be forgotten.
+        last = stem.lower().rpartition("/")[2]
+        same = [n for n in known if n.rpartition("/")[2] == last]
+        hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(last, known, 0.3)
+        raise InputError(f"no model {name!r}{hint}")
     return stem
 
 
@@ -66,10 +57,10 @@ def get_config_file(name: str) -> str:
         name: a name of :func:`names`, with or without its ending.
 
     Raises:
-        ValueError: there is no such model; the message lists the closest names.
+        InputError: there is no such model; the message lists the closest names.
     """
     name = _known(name)
-    return str(_config_dir() / f"{name}{'.py' if name.startswith(LAZY) else '.yaml'}")
+    return str(config_dir() / f"{name}{'.py' if name.startswith(LAZY) else '.yaml'}")
 
 
 def get_config(name: str) -> CfgNode | DictConfig:
@@ -79,8 +70,7 @@ def get_config(name: str) -> CfgNode | DictConfig:
         Detectron2's defaults, ResNeSt's keys, those of the project that the head comes from, and
         the model's file; for a name under ``lazy/``, what the file defines.
     """
-    file = get_config_file(name)
-    return read_lazy_config(file) if is_lazy(file) else read_config(file)
+    return load_config(get_config_file(name))
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -92,20 +82,17 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
         device: where to put it; None takes a GPU if there is one.
 
     Raises:
-        ValueError: there is no such model, no checkpoint of it, or one that does not fill it.
+        InputError: there is no such model, no checkpoint of it, or one that does not fill it.
     """
-    cfg = get_config(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(cfg, CfgNode):
-        cfg.MODEL.DEVICE = device
-    else:
-        cfg.train.device = device
-    checkpoint = get_checkpoint_url(name) if trained else None
-    model = build_detector(cfg)
-    if checkpoint is not None:
-        from ..weights import load_weights  # above the zoo, whose names it knows
+    if trained:
+        get_checkpoint_url(name)  # names a model that nobody has published
+    settings = Settings.of(get_config(name))
+    settings.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_detector(settings)
+    if trained:
+        from ..weights import load_weights  # it stands above the zoo, whose names it knows
 
-        load_weights(model, checkpoint)
+        load_weights(model, f"resnest://COCO/{_known(name)}")
     return model.eval()
 
 
@@ -117,11 +104,11 @@ def get_checkpoint_url(name: str) -> str:
     """Address of the published trained model; a LazyConfig has that of its YAML twin.
 
     Raises:
-        ValueError: there is no such model, or nobody has published a checkpoint of it.
+        InputError: there is no such model, or nobody has published a checkpoint of it.
     """
     publication = _publication(name)
     if publication is None:
-        raise ValueError(f"no checkpoint of {_known(name)!r} was published")
+        raise InputError(f"no checkpoint of {_known(name)!r} was published")
     return publication.url
 
 
@@ -131,7 +118,7 @@ def published(name: str) -> dict[str, float]:
     They were measured on COCO val2017, those of ``cascade_resnest200_dcn_3x_ms`` on test-dev.
 
     Raises:
-        ValueError: there is no such model.
+        InputError: there is no such model.
     """
     publication = _publication(name)
     return {} if publication is None else dict(publication.metrics)

@@ -1,4 +1,4 @@
-"""Deformable convolution v1 and v2 through torchvision: CPU and GPU, no compiled Detectron2."""
+"""Deformable convolution v1 and v2 by torchvision: CPU and GPU, no compiled Detectron2."""
 
 import torch
 from torch import nn
@@ -6,22 +6,19 @@ from torchvision.ops import deform_conv2d
 
 
 def offset_channels(kernel_size: int, deform_groups: int, modulated: bool) -> int:
-    """Channels that the offset convolution must have: (dy, dx) and, for v2, a mask, per tap."""
+    """Channels of the offset convolution: (dy, dx) and, for v2, a mask, for each group and tap."""
     return (3 if modulated else 2) * kernel_size**2 * deform_groups
 
 
 class DeformConv2d(nn.Conv2d):
-    """Deformable convolution (Dai et al. 2017; modulated: Zhu et al. 2019) without its own offsets.
+    """Deformable convolution (arXiv:1703.06211, v2: arXiv:1811.11168) whose offsets are an input.
 
-    The offsets are an input. Their layout is that of Detectron2's compiled operator: the first
-    two thirds are (dy, dx) interleaved, per deformable group and tap, the last third is the mask
-    before its sigmoid. The number of deformable groups follows from the number of channels.
-
-    Half precision is computed in fp32: half-precision offsets cannot address large maps exactly.
+    The offsets have the layout of Detectron2's compiled operator: two thirds are (dy, dx)
+    interleaved, per deformable group and tap; the last third is the mask before its sigmoid. Half
+    precision is computed in fp32, because half-precision offsets cannot address large maps.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
-            ``torch.nn.Conv2d``.
+        *args, **kwargs: as in ``torch.nn.Conv2d``.
         modulated: whether the offsets carry a mask (v2).
         norm: a module applied to the output, or None.
     """
@@ -38,29 +35,17 @@ class DeformConv2d(nn.Conv2d):
 
         Args:
             x: shape (N, in_channels, H, W).
-            offset: shape (N, ``offset_channels(...)``, H', W'), H' and W' those of the output.
+            offset: shape (N, ``offset_channels(...)``, H', W'), with the output's H' and W'.
 
         Returns:
             shape (N, out_channels, H', W'), in the type of ``x``.
         """
-        compute_type = torch.float64 if x.dtype == torch.float64 else torch.float32
-        offset = offset.to(compute_type)
-        mask: torch.Tensor | None = None
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        offset, mask = offset.to(dtype), None
         if self.modulated:
-            split = offset.shape[1] // 3 * 2
-            mask = offset[:, split:].sigmoid()
-            offset = offset[:, :split]
-        bias = self.bias
-        out = deform_conv2d(
-            x.to(compute_type),
-            offset,
-            self.weight.to(compute_type),
-            bias if bias is None else bias.to(compute_type),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            mask=mask,
-        ).to(x.dtype)
-        if self.norm is not None:
-            out = self.norm(out)
-        return out
+            offset, mask = offset.tensor_split([offset.shape[1] // 3 * 2], dim=1)
+            mask = mask.sigmoid()
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        geometry = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        out = deform_conv2d(x.to(dtype), offset, weight, bias, mask=mask, **geometry).to(x.dtype)
+        return out if self.norm is None else self.norm(out)

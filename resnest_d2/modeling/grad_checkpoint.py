@@ -13,7 +13,7 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     """Let batch norms below ``module`` normalise as in training, their averages unmoved."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    discarded = torch.zeros((), dtype=torch.long)  # on the CPU: to count there starts no kernel
+    discarded = torch.zeros((), dtype=torch.long)  # on the CPU, where counting starts no kernel
     try:
         for norm in norms:
             norm.momentum = 0.0
@@ -22,15 +22,14 @@ def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for norm, (momentum, batches) in zip(norms, saved, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked = batches
+            norm.momentum, norm.num_batches_tracked = momentum, batches
 
 
 @torch.compiler.disable  # Dynamo cannot trace the context that keeps the statistics
 def checkpoint_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Run ``block.compute(x)`` and recompute it in the backward pass.
+    """Run ``block.compute(x)``, and run it again in the backward pass instead of keeping its maps.
 
-    Running statistics are updated by the first pass only.
+    The first pass alone updates running statistics.
     """
     return checkpoint(
         block.compute,

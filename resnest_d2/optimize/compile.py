@@ -5,7 +5,6 @@ import threading
 from typing import Any
 
 import torch
-import torch._dynamo.utils
 import torch._inductor.config
 import torch.fx.experimental._config
 from detectron2.modeling import Backbone
@@ -14,23 +13,24 @@ from torch import nn
 logger = logging.getLogger(__name__)
 
 
-# Pixels of an image. On less, layers fall one by one under the size from which PyTorch takes oneDNN
-# for a convolution, and every one that does would be a compilation.
+# On images of fewer pixels, layers fall one by one under the size from which PyTorch takes oneDNN
+# for a convolution, and each crossing recompiles.
 SMALLEST_COMPILED = 320 * 320
+# The settings that a compilation needs are the process's, so one model compiles at a time.
+_COMPILING = threading.Lock()
 
 
 class _CompiledCall:
-    """What a module's call becomes: compiled for the first size it meets, and once for all others.
+    """A module's call, compiled for the first size that it meets, and once for all others.
 
-    Of one size Inductor can lay the weights out in advance, which a camera's pictures gain from;
-    the second function has height and width as symbols. Small images but the first size take the
-    module as it is.
+    For a fixed size Inductor pre-packs the weights, which pays off for a camera's pictures; the
+    second function has height and width as symbols. Small images other than the first size run
+    uncompiled.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.first_size: torch.Size | None = None
         self.known: set[tuple[Any, ...]] = set()
-        self.lock = threading.Lock()
         self.plain = module._call_impl
         self.of_one_size = torch.compile(module._call_impl, dynamic=False)
         self.of_all_sizes = torch.compile(module._call_impl, dynamic=True)
@@ -38,31 +38,32 @@ class _CompiledCall:
     @torch.no_grad()  # weights are only frozen without gradients
     def __call__(self, image: torch.Tensor) -> Any:
         image = image.contiguous()  # strides would be a compilation each
-        device = image.device.type
-        # What PyTorch compiles anew for.
-        setting = (image.shape, image.dtype, device, torch.is_inference_mode_enabled())
-        setting += (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device))
-        if setting in self.known:
+        pixels = image.shape[-2] * image.shape[-1]
+        if self.first_size not in (None, image.shape) and pixels < SMALLEST_COMPILED:
+            return self.plain(image)
+        if self._case(image) in self.known:
             return self._compute(image)
-        # These settings are the process's. As options of torch.compile neither would reach Dynamo,
-        # which reads them while it traces.
+        # As options of torch.compile these would not reach Dynamo, which reads them as it traces.
         with (
-            self.lock,
+            _COMPILING,
             torch._inductor.config.patch(freezing=True),
             torch.fx.experimental._config.patch(use_duck_shape=False),  # squares are not special
         ):
-            if self.first_size is None:
-                self.first_size = image.shape
+            self.first_size = self.first_size or image.shape
             features = self._compute(image)
-            self.known.add(setting)
+            self.known.add(self._case(image))
         return features
 
+    def _case(self, image: torch.Tensor) -> tuple[Any, ...]:
+        """The conditions that PyTorch compiles anew for; there are few of them."""
+        device = image.device.type
+        case = (image.shape == self.first_size, min(image.shape[0], 2), image.dtype, device)
+        case += (torch.is_inference_mode_enabled(), torch.is_autocast_enabled(device))
+        return (*case, torch.get_autocast_dtype(device))
+
     def _compute(self, image: torch.Tensor) -> Any:
-        if image.shape == self.first_size:
-            return self.of_one_size(image)
-        if image.shape[-2] * image.shape[-1] < SMALLEST_COMPILED:
-            return self.plain(image)
-        return self.of_all_sizes(image)
+        is_first = image.shape == self.first_size
+        return self.of_one_size(image) if is_first else self.of_all_sizes(image)
 
 
 def compile_model(model: nn.Module) -> None:
@@ -92,8 +93,3 @@ def _refuse_to_load(backbone: nn.Module, *_: Any) -> None:
             "a compiled model keeps the weights it was compiled with: load them into the model "
             "first, then call optimize_for_inference(model, compile=True)"
         )
-
-
-def count_compilations() -> int:
-    """How many graphs Dynamo has compiled in this process."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]

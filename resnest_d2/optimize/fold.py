@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,17 +12,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..modeling.deform_conv import DeformConv2d
-from ..modeling.norm import SyncBatchNorm
+from ..modeling.split_attention import SplitAttentionConv2d
+from ..modeling.sync_batchnorm import CpuSyncBatchNorm
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
 
-# What may be folded is known by its code: a subclass with a forward of its own may do anything.
+# A layer is known by its code: a subclass with a forward of its own may do anything.
 CONVOLUTIONS = frozenset({nn.Conv2d.forward, nn.ConvTranspose2d.forward})
 CONVOLUTIONS_WITH_NORM = frozenset({Conv2d.forward, DeformConv2d.forward})
 NORMS = frozenset(
     {
         *(_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward),
-        *(NaiveSyncBatchNorm.forward, SyncBatchNorm.forward),
+        *(NaiveSyncBatchNorm.forward, CpuSyncBatchNorm.forward),
     }
 )
 
@@ -104,10 +106,10 @@ def fold_norms(model: nn.Module) -> int:
     """Fold every batch norm that follows a convolution, in place.
 
     Known are Detectron2's layers, which hold their norm as ``norm`` (backbones, pyramids, heads,
-    deformable convolutions), and neighbours in an ``nn.Sequential``, which is taken to be called
-    whole: nobody looks at what the convolution alone gives. What is not only that stays as
-    it is: subclasses with a ``forward`` of their own, layers with hooks or parametrizations, and
-    convolutions that have more than one place in the model.
+    deformable convolutions), the two norms of split attention, and neighbours in an
+    ``nn.Sequential``, which is taken to be called whole: nobody looks at what the convolution alone
+    gives. Everything else stays as it is: subclasses with a ``forward`` of their own, layers with
+    hooks or parametrizations, and convolutions that have more than one place in the model.
 
     Returns:
         how many were folded.
@@ -119,8 +121,19 @@ def fold_norms(model: nn.Module) -> int:
             fold(module, module.norm)
             module.norm = None
             count += 1
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            count += _fold_neighbours(module, places)
+        pairs: list[tuple[str, str]] = []
+        is_attention = getattr(type(module), "attention", None) is SplitAttentionConv2d.attention
+        if is_attention and type(module).forward is SplitAttentionConv2d.forward:
+            pairs = [("conv", "bn0"), ("fc1", "bn1")]
+        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            names = list(module._modules)
+            pairs = list(pairwise(names))
+        for first, second in pairs:
+            conv, norm = getattr(module, first), getattr(module, second)
+            if places[id(conv)] == 1 and _is_bare(conv) and is_foldable(norm):
+                fold(conv, norm)
+                setattr(module, second, None if is_attention else nn.Identity())
+                count += 1
     return count
 
 
@@ -129,15 +142,7 @@ def _children(parent: nn.Module) -> list[nn.Module]:
     return [child for child in parent._modules.values() if child is not None]
 
 
-def _fold_neighbours(sequence: nn.Sequential, places: Counter[int]) -> int:
-    count = 0
-    for index in range(len(sequence) - 1):
-        conv, norm = sequence[index], sequence[index + 1]
-        if places[id(conv)] > 1 or not is_foldable(norm):
-            continue
-        bare = getattr(conv, "norm", None) is None and getattr(conv, "activation", None) is None
-        if bare and takes_norm(conv, CONVOLUTIONS | {Conv2d.forward}):
-            fold(conv, norm)
-            sequence[index + 1] = nn.Identity()
-            count += 1
-    return count
+def _is_bare(conv: Any) -> bool:
+    """Whether a layer is a convolution with nothing behind it."""
+    alone = getattr(conv, "norm", None) is None and getattr(conv, "activation", None) is None
+    return alone and takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM)

@@ -1,0 +1,199 @@
+"""Train a small ResNeSt Mask R-CNN on the digits set and show what it learned."""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+from tqdm import tqdm
+
+from ..config.load import choose_device, config_dir, load_config
+from ..data import build_digits
+from ..engine import Trainer
+from ..files import write_text
+from ..inference import Predictor
+from . import one_line_errors
+
+NUM_PICTURES = 12
+LOGGERS = ("detectron2", "fvcore", "resnest_d2")
+PAIRS_PER_ROW = 3
+SCALE = 2.5
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Define and read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", default="output/demo", metavar="DIR")
+    parser.add_argument(
+        "--config-file", default=str(config_dir() / "mask_resnest14_digits.yaml"), metavar="FILE"
+    )
+    parser.add_argument("opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    return parser.parse_args(arguments)
+
+
+def log_to_file(file: Path) -> None:
+    """Keep Detectron2's long log out of the terminal, where the progress bar is; warnings stay."""
+    handler = logging.FileHandler(file, mode="w")
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.handlers = [handler, console]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, evaluate, draw, and print where everything is; the exit code is 2 on wrong input."""
+    args = parse_args(arguments)
+    output = Path(args.output)
+    with one_line_errors():
+        cfg = load_config(args.config_file, args.opts)
+        cfg.OUTPUT_DIR = str(output)
+        output.mkdir(parents=True, exist_ok=True)
+        # Detectron2 appends to it, and the curves should show this run only.
+        (output / "metrics.json").unlink(missing_ok=True)
+        log_to_file(output / "log.txt")
+        choose_device(cfg)
+        print(f"Data set: {build_digits()}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
+
+    start = time.monotonic()
+    # pycocotools prints its tables; they belong in the log.
+    with open(output / "evaluation.txt", "w") as tables, contextlib.redirect_stdout(tables):
+        with one_line_errors():
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=False)
+        trainer.register_hooks([ProgressBar()])
+        trainer.train()
+    minutes = (time.monotonic() - start) / 60
+    results = {
+        # COCO's "no object of that size" is NaN, which is not JSON.
+        f"{task}/{metric}": None if math.isnan(value) else value
+        for task, metrics in trainer._last_eval_results.items()
+        for metric, value in metrics.items()
+    }
+    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+
+    plot_curves(output / "metrics.json", output / "curves.png")
+    cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
+    images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    draw_grid(Predictor(cfg), images[:NUM_PICTURES], output / "predictions.png")
+    report(results, len(images), minutes, output)
+    return 0
+
+
+def report(results: dict[str, float], num_images: int, minutes: float, output: Path) -> None:
+    """Print the short table."""
+    print(f"\nTrained and evaluated in {minutes:.1f} minutes; on {num_images} validation images:\n")
+    print("         AP   AP50   AP75")
+    for task, name in (("bbox", "box "), ("segm", "mask")):
+        if f"{task}/AP" not in results:
+            continue
+        values = (results[f"{task}/{metric}"] for metric in ("AP", "AP50", "AP75"))
+        print(f"  {name} " + " ".join(f"{value:6.1f}" for value in values))
+    print()
+    for file, what in (
+        ("predictions.png", "ground truth beside prediction"),
+        ("curves.png", "losses and AP over iterations"),
+        ("results.json", "all metrics"),
+        ("model_final.pth", "the trained model"),
+    ):
+        print(f"  {output / file}: {what}")
+
+
+class ProgressBar(HookBase):
+    """Shows iterations, time left and the loss on standard error."""
+
+    def before_train(self) -> None:
+        """Open the bar."""
+        trainer = self.trainer
+        self._bar = tqdm(
+            total=trainer.max_iter, initial=trainer.start_iter, unit="it", desc="train"
+        )
+
+    def after_step(self) -> None:
+        """Move it on."""
+        loss = self.trainer.storage.histories().get("total_loss")
+        if loss is not None:
+            self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        """Close it."""
+        self._bar.close()
+
+
+def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Read what Detectron2's ``JSONWriter`` wrote.
+
+    Returns:
+        for each metric its (iteration, value) pairs, in order; of an iteration that was written
+        twice, after a resumed run, the last.
+    """
+    series: dict[str, dict[int, float]] = {}
+    for line in Path(file).read_text().splitlines():
+        entry = json.loads(line)
+        for name, value in entry.items():
+            if name != "iteration" and isinstance(value, (int, float)):
+                series.setdefault(name, {})[entry["iteration"]] = value
+    return {name: sorted(points.items()) for name, points in series.items()}
+
+
+def plot_curves(metrics_file: str | Path, picture: str | Path) -> None:
+    """Draw the losses and the AP of all tasks over iterations to a PNG file."""
+    from matplotlib.figure import Figure
+
+    series = read_metrics(metrics_file)
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name in sorted(n for n in series if n.startswith(("loss_", "total_loss"))):
+        width = 2.0 if name == "total_loss" else 1.0
+        left.plot(*zip(*series[name], strict=True), label=name, linewidth=width)
+    left.set(title="training loss", xlabel="iteration", ylabel="loss", yscale="log")
+    for name in sorted(n for n in series if n.endswith(("/AP", "/AP50"))):
+        right.plot(*zip(*series[name], strict=True), marker="o", label=name)
+    right.set(title="validation", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(picture, dpi=110)
+
+
+def draw_grid(predictor: Predictor, dicts: Sequence[dict[str, Any]], picture: str | Path) -> None:
+    """Draw each image twice, with its annotations and with its detections, to a PNG file.
+
+    Args:
+        predictor: the detector.
+        dicts: images in Detectron2's dataset format.
+        picture: the file to write.
+    """
+    from detectron2.utils.visualizer import Visualizer
+    from matplotlib.figure import Figure
+
+    rows = -(-len(dicts) // PAIRS_PER_ROW)
+    columns = 2 * PAIRS_PER_ROW
+    figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
+    axes = np.atleast_2d(figure.subplots(rows, columns)).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for index, entry in enumerate(dicts):
+        image = read_image(entry["file_name"], format="RGB")
+        truth = Visualizer(image, predictor.metadata, SCALE).draw_dataset_dict(entry).get_image()
+        axes[2 * index].imshow(truth)
+        axes[2 * index].set_title("ground truth", fontsize=9)
+        axes[2 * index + 1].imshow(predictor.draw(image, predictor(image), SCALE))
+        axes[2 * index + 1].set_title("prediction", fontsize=9, color="tab:blue")
+    figure.savefig(picture, dpi=90)

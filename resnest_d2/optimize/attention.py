@@ -1,0 +1,68 @@
+"""Split attention for inference: the same function in fewer passes over memory."""
+
+import torch
+from torch import nn
+
+from ..modeling.split_attention import HALF, SplitAttentionConv2d
+from .fold import CONVOLUTIONS, CONVOLUTIONS_WITH_NORM, has_hooks, takes_norm
+
+
+class FusedSplitAttentionConv2d(SplitAttentionConv2d):
+    """A :class:`SplitAttentionConv2d` that pools and sums in fewer passes.
+
+    Pooling before summing over the splits takes one pass and no temporary of the map's size. The
+    weighted sum of two splits, whose weights sum to 1, is one interpolation.
+
+    Args:
+        source: the layer whose parts are taken over.
+    """
+
+    def __init__(self, source: SplitAttentionConv2d) -> None:
+        nn.Module.__init__(self)
+        self.radix, self.groups, self.channels = source.radix, source.groups, source.channels
+        self.deformable = source.deformable
+        for name in ("conv", "bn0", "fc1", "bn1", "fc2"):
+            setattr(self, name, getattr(source, name))
+
+    def pool(self, splits: torch.Tensor) -> torch.Tensor:
+        """As in the base class."""
+        dtype = torch.float32 if splits.dtype in HALF else splits.dtype
+        return (
+            splits.flatten(1, 2)
+            .mean((2, 3), keepdim=True, dtype=dtype)
+            .view(splits.shape[0], self.radix, self.channels, 1, 1)
+            .sum(1)
+        )
+
+    def weighted_sum(self, splits: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """As in the base class."""
+        if self.radix == 1:
+            return splits[:, 0] * attention[:, 0]
+        if self.radix == 2:
+            return torch.lerp(splits[:, 1], splits[:, 0], attention[:, 0])
+        return super().weighted_sum(splits, attention)
+
+
+def fuse_attention(model: nn.Module) -> int:
+    """Put the fused layer in place of every split attention below ``model``.
+
+    Subclasses, and layers that have hooks or whose convolutions were replaced, stay as they are.
+
+    Returns:
+        how many there were.
+    """
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is SplitAttentionConv2d and _is_plain(child):
+                setattr(parent, name, FusedSplitAttentionConv2d(child).train(child.training))
+                count += 1
+    return count
+
+
+def _is_plain(layer: SplitAttentionConv2d) -> bool:
+    """Whether all of a layer is as its class made it."""
+    convolutions = (layer.conv, layer.fc1, layer.fc2)
+    return not any(map(has_hooks, layer.modules())) and all(
+        takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM) for conv in convolutions
+    )
