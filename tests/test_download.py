@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from http.client import BadStatusLine, HTTPException
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
@@ -19,17 +20,19 @@ from safetensors.torch import save
 from server import Server, content, cut_off, silent, slow, status
 
 import resnest_d2
-from resnest_d2 import model_zoo, zoo_table
+from resnest_d2 import model_zoo
+from resnest_d2.config import InputError
+from resnest_d2.model_zoo.published import PUBLICATIONS, Publication, Publisher
 from resnest_d2.weights import (
     FetchError,
+    UnreadableError,
     catalog,
     convert,
-    download,
-    handler,
+    fetch,
+    files,
     load_weights,
-    writing,
+    read_checkpoint,
 )
-from resnest_d2.weights.reading import read_checkpoint
 
 NAME = "resnest://ImageNet/tiny"
 SMALL = ["MODEL.RESNETS.WIDTH_PER_GROUP", 8, "MODEL.RESNETS.NORM", "BN"]
@@ -63,7 +66,7 @@ def tiny(server, data, tmp_path, monkeypatch):
         monkeypatch.setattr(catalog, name, server.url + folder)
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RESNEST_D2_MIRROR", raising=False)
-    monkeypatch.setattr(download, "TIMEOUT", 1.0)
+    monkeypatch.setattr(fetch, "TIMEOUT", 1.0)
     return file
 
 
@@ -98,7 +101,7 @@ def test_the_first_source(server, tiny, data, imagenet, tmp_path, capfd):
     server.answers.clear()
     assert PathManager.get_local_path(NAME) == path
     assert server.requests == [f"/a/{tiny}"]
-    with pytest.raises(FetchError):
+    with pytest.raises(FetchError, match=f"cannot get {tiny}: .*HTTP 404 Not Found"):
         PathManager.get_local_path(NAME, force=True)
     assert_complete(path, imagenet)
 
@@ -142,6 +145,92 @@ def test_without_a_good_source(kind, server, tiny, data, tmp_path, monkeypatch):
         assert part in str(error.value)
     assert "\n" not in str(error.value)
     assert cached(tmp_path) == []
+
+
+DEFECTS = (TypeError, KeyError, AttributeError, RuntimeError, ValueError)
+
+
+@pytest.mark.parametrize("kind", DEFECTS)
+@pytest.mark.parametrize("step", ["read_checkpoint", "describe_conversion", "write_checkpoint"])
+def test_a_defect_of_the_conversion_surfaces(
+    kind, step, server, tiny, data, tmp_path, monkeypatch, caplog
+):
+    """It says nothing of the source: no other one is asked, and nothing is left behind."""
+    server.answers = {f"{folder}{tiny}": content(data) for folder in ("a/", "b/", "c/torch/")}
+
+    def broken(*args, **kwargs):
+        raise kind("a defect")
+
+    monkeypatch.setattr(fetch, step, broken)
+    with pytest.raises(kind, match="a defect") as error:
+        fetch.local_path(catalog.find(NAME))  # PathManager would ask twice after a TypeError
+    assert type(error.value) is kind
+    assert server.requests == [f"/a/{tiny}"]
+    assert cached(tmp_path) == []
+    assert "was taken, after" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", [UnreadableError, OSError, PermissionError])
+def test_a_file_of_no_use_leads_to_the_next_source(
+    kind, server, tiny, data, imagenet, monkeypatch, caplog
+):
+    server.answers = {f"{folder}/{tiny}": content(data) for folder in "ab"}
+    errors = [kind("of no use")]
+    read = fetch.read_checkpoint
+
+    def once(*args, **kwargs):
+        if errors:
+            raise errors.pop()
+        return read(*args, **kwargs)
+
+    monkeypatch.setattr(fetch, "read_checkpoint", once)
+    with caplog.at_level("INFO"):
+        assert_complete(PathManager.get_local_path(NAME), imagenet)
+    assert server.requests == [f"/a/{tiny}", f"/b/{tiny}"]
+    assert f"after {server.url}a/{tiny} (of no use)" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [BadStatusLine, HTTPException, ConnectionResetError])
+def test_a_server_that_speaks_no_http_leads_to_the_next_source(
+    kind, server, tiny, data, imagenet, monkeypatch
+):
+    server.answers[f"b/{tiny}"] = content(data)
+    open_url = fetch.urlopen
+
+    def urlopen(request, **kwargs):
+        if "/a/" in request.full_url:
+            raise kind("no HTTP")
+        return open_url(request, **kwargs)
+
+    monkeypatch.setattr(fetch, "urlopen", urlopen)
+    assert_complete(PathManager.get_local_path(NAME), imagenet)
+    assert server.requests == [f"/b/{tiny}"]
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, ConnectionError])
+def test_whatever_the_hubs_client_raises_leads_to_the_next_source(
+    kind, server, tiny, data, imagenet, monkeypatch, caplog
+):
+    def hf_hub_download(*args, **kwargs):
+        raise kind("the hub is closed")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setitem(catalog.HUB, "tiny", "resnest14d.test")
+    server.answers[f"c/torch/{tiny}"] = content(data)
+    with caplog.at_level("INFO"):
+        assert_complete(PathManager.get_local_path(NAME), imagenet)
+    assert "model.safetensors (the hub is closed)" in caplog.text
+
+
+def test_names_that_do_not_exist():
+    for name, suggestion in {
+        "resnest://ImageNet/resnst50": "did you mean resnest://ImageNet/resnest50",
+        "timm://resnest50d_in1k": "did you mean timm://resnest50d.in1k",
+        "resnest://": "known are resnest://ImageNet/resnest50, ",
+    }.items():
+        assert not PathManager.exists(name)
+        with pytest.raises(InputError, match=f"unknown weights '{name}'; {suggestion}"):
+            PathManager.get_local_path(name)
 
 
 def test_redirected_and_slow(server, tiny, data, imagenet):
@@ -225,7 +314,7 @@ def test_an_unhashed_file_of_no_use(hub, tiny, server, data, imagenet, tmp_path,
     other.parent.mkdir()
     file.rename(other)
     with pytest.raises(FetchError, match=r"it is of a ResNeSt-14, not of a ResNeSt-26"):
-        handler.local_path(
+        fetch.local_path(
             catalog.Entry(
                 "timm://resnest26d.test", (catalog.HubFile("timm/resnest26d.test"),), None
             )
@@ -281,26 +370,21 @@ def test_a_full_disk(server, tiny, data, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(download, "CHUNK", 1000)
-        patch.setattr(download, "replacing", full_file(data))
+        patch.setattr(fetch, "CHUNK", 1000)
+        patch.setattr(fetch, "NamedTemporaryFile", full_file)
         with pytest.raises(FetchError, match="cannot write weights to .*: No space left") as error:
             PathManager.get_local_path(NAME)
     assert "$FVCORE_CACHE names another folder" in str(error.value)
     with monkeypatch.context() as patch:
-        patch.setattr(writing.torch, "save", full)
+        patch.setattr(files.torch, "save", full)
         with pytest.raises(FetchError, match="cannot write weights to .*: No space left on device"):
             PathManager.get_local_path(NAME)
     assert cached(tmp_path) == []
 
 
-def full_file(data):
-    """In place of ``replacing``: /dev/full, which is always full."""
-
-    @contextmanager
-    def replacing(target):
-        yield Path("/dev/full")
-
-    return replacing
+def full_file(**kwargs):
+    """In place of a temporary file: /dev/full, which is always full."""
+    return open("/dev/full", "wb", buffering=0)
 
 
 def test_no_permission(tiny, tmp_path):
@@ -347,8 +431,8 @@ def test_a_cache_that_is_only_to_be_read(server, tiny, data, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(handler, "file_lock", refuse)
-    monkeypatch.setattr(handler, "get_cache_dir", lambda: "/somewhere/else")
+    monkeypatch.setattr(fetch, "file_lock", refuse)
+    monkeypatch.setattr(fetch, "get_cache_dir", lambda: "/somewhere/else")
     assert PathManager.get_local_path(NAME) == path
 
 
@@ -430,15 +514,15 @@ def detector(server, tiny, monkeypatch, tmp_path):
     """A small detector as the published model ``faster_resnest50``, in the reference's bucket."""
     cfg = model_zoo.get_config("faster_resnest50")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *SMALL, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32])
-    model = resnest_d2.modeling.build.build_detector(cfg).eval()
+    model = resnest_d2.modeling.detector.build_detector(cfg).eval()
     randomize(model)
     file = tmp_path / "detector.pth"
     torch.save({"model": model.state_dict(), "optimizer": {}, "iteration": 5}, file)
     name = f"faster-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     server.answers[f"c/detectron/{name}"] = content(file.read_bytes())
-    publisher = zoo_table.Publisher("", server.url + "c/detectron/", 2)
-    publication = zoo_table.Publication("faster", name, {"bbox/AP": 1.0}, publisher=publisher)
-    monkeypatch.setitem(zoo_table.PUBLICATIONS, "faster_resnest50", publication)
+    publisher = Publisher("", server.url + "c/detectron/", 2)
+    publication = Publication("faster", name, {"bbox/AP": 1.0}, publisher=publisher)
+    monkeypatch.setitem(PUBLICATIONS, "faster_resnest50", publication)
     catalog._by_file.cache_clear()
     yield cfg, model
     catalog._by_file.cache_clear()
@@ -450,13 +534,13 @@ def test_a_detector_by_name_and_by_its_old_address(detector, server):
     assert PathManager.get_local_path("resnest://COCO/lazy/faster_resnest50") == path
     content = torch.load(path, weights_only=True)
     assert set(content) == {"model", "__author__", "input", "source"}  # nothing of the training
-    other = resnest_d2.modeling.build.build_detector(cfg)
+    other = resnest_d2.modeling.detector.build_detector(cfg)
     assert load_weights(other, "resnest://COCO/faster_resnest50") == []
     expected = model.state_dict()
     assert all(torch.equal(v, expected[k]) for k, v in other.state_dict().items())
     # The reference's users have the bucket's address in their configs.
     old = "https://s3.us-west-1.wasabisys.com/resnest/detectron/"
-    file = zoo_table.PUBLICATIONS["faster_resnest50"].file
+    file = PUBLICATIONS["faster_resnest50"].file
     assert load_weights(other, old + file) == []
     assert len(server.requests) == 1
 
@@ -484,7 +568,7 @@ def test_addresses_of_old_have_names():
 
 def test_another_file_under_such_an_address_is_only_downloaded(server, tiny):
     server.answers["c/else.txt"] = content(b"something else")
-    path = handler.WeightsHandler()._get_local_path(server.url + "c/else.txt")
+    path = fetch.WeightsHandler()._get_local_path(server.url + "c/else.txt")
     assert Path(path).read_bytes() == b"something else"
 
 

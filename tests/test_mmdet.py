@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resnest_d2 import model_zoo
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights import convert
 
 DATA = Path(__file__).parent / "data"

@@ -17,7 +17,7 @@ from resnest_d2 import model_zoo
 from resnest_d2.commands.publish_checkpoint import read_results
 from resnest_d2.engine import load_config
 from resnest_d2.engine.checkpoint import TrainingCheckpointer
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import (
     UntrainedParametersError,

@@ -22,7 +22,7 @@ from torchvision.models import resnet50
 import resnest_d2
 from resnest_d2 import model_zoo
 from resnest_d2.engine.checkpoint import TrainingCheckpointer
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import (
     RecordingCheckpointer,
@@ -30,11 +30,12 @@ from resnest_d2.weights import (
     convert,
     load_detector,
     load_weights,
+    loading,
     read_classes,
 )
 from resnest_d2.weights.catalog import input_format_of
 from resnest_d2.weights.convert import describe_conversion
-from resnest_d2.weights.writing import detectron2_checkpoint
+from resnest_d2.weights.files import Checkpoint
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 NAMES = Path(__file__).parent / "data/mmdet_names.json.gz"
@@ -80,7 +81,7 @@ def test_wrapped_files_in_model_weights(prefix, imagenet, tmp_path):
 def test_a_trainer_of_another_project_gets_it_too(imagenet, tmp_path):
     """Detectron2's own checkpointer loads what the names resolve to."""
     file = tmp_path / "converted.pth"
-    torch.save(detectron2_checkpoint(describe_conversion(imagenet)), file)
+    torch.save(Checkpoint.of({}, describe_conversion(imagenet)).to_dict(), file)
     model = small_detector()
     DetectionCheckpointer(model).load(str(file))
     weight = model.backbone.bottom_up.res5[0].conv2.fc2.weight
@@ -193,7 +194,8 @@ def test_a_broken_file_is_named(tmp_path, content, reason, ending):
     if isinstance(content, str) and "truncated" in content:
         file.write_bytes(file.read_bytes()[:-1000])
     if ending == ".pkl" and content in SAVED:
-        reason = "is"  # torch.save's files are no such pickles
+        # torch.save's files are no such pickles.
+        reason = "is (no checkpoint, or a damaged one|of type int, not a dict of tensors)"
     with pytest.raises(ValueError, match=f"MODEL.WEIGHTS: {file} {reason}") as error:
         load_weights(backbone, str(file))
     assert "\n" not in str(error.value)
@@ -441,6 +443,46 @@ def test_odd_content_is_no_crash(kind, imagenet, tmp_path):
             load_weights(small_backbone(), str(file))
     else:
         assert load_weights(small_backbone(), str(file)) == []
+
+
+@pytest.mark.parametrize("kind", [TypeError, KeyError, AttributeError, RuntimeError])
+def test_defects_surface(kind, imagenet_file, monkeypatch):
+    """They are not taken for files without classes, nor for files that cannot be read."""
+
+    def broken(*args, **kwargs):
+        raise kind("a defect")
+
+    for step in ("classes_in", "read_checkpoint"):
+        with monkeypatch.context() as patch:
+            patch.setattr(loading, step, broken)
+            with pytest.raises(kind, match="a defect"):
+                read_classes(imagenet_file)
+    for step in ("read_checkpoint", "unwrap", "rename", "network_of"):
+        with monkeypatch.context() as patch:
+            patch.setattr(loading, step, broken)
+            with pytest.raises(kind, match="a defect") as error:
+                load_weights(small_backbone(), imagenet_file)
+        assert type(error.value) is kind
+
+
+def test_classes_of_unreadable_files(imagenet_file, tmp_path, monkeypatch):
+    """Loading them will tell why they are unreadable."""
+    assert read_classes(str(tmp_path / "absent.pth")) == {}
+    cut = tmp_path / "cut.pth"
+    for content in (b"", b"<html>", bytes(range(256)), Path(imagenet_file).read_bytes()[:-1000]):
+        cut.write_bytes(content)
+        assert read_classes(str(cut)) == {}
+    torch.save(torch.nn.Linear(1, 1), cut)
+    assert read_classes(str(cut)) == {}
+    save_file({"a": torch.zeros(1)}, cut)
+    cut.write_bytes(cut.read_bytes()[:20])
+    assert read_classes(str(cut)) == {}
+
+    def refuse(*args, **kwargs):
+        raise PermissionError("no permission")
+
+    monkeypatch.setattr(loading, "read_checkpoint", refuse)
+    assert read_classes(imagenet_file) == {}
 
 
 @pytest.mark.parametrize("classes", CLASSES)

@@ -1,107 +1,125 @@
-"""Files of published weights to files in Detectron2's names."""
+"""Convert published ResNeSt weights to a file in Detectron2's names."""
 
+import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
 
+from ..config import InputError
 from ..files import sha256
+from ..weights import FetchError, UnreadableError, read_checkpoint
 from ..weights.catalog import input_format_of
 from ..weights.convert import Conversion, describe_conversion
-from ..weights.input_format import from_dict
-from ..weights.loading import CLASSES_KEY, classes_in, local_file
-from ..weights.network import network_of
-from ..weights.reading import read_checkpoint
-from ..weights.writing import ENDINGS, detectron2_checkpoint, write_checkpoint
+from ..weights.files import CLASSES_KEY, ENDINGS, Checkpoint, classes_in, write_checkpoint
+from ..weights.naming import network_of
+from . import one_line_errors
 
-_PART = re.compile(r"(stem|res\d|linear|backbone\.[a-z_]+|[^.]+\.[^.]+)")
+_PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+\.[^.]+")
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A file that was written, and what it was made of."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 2 if there is nothing to convert."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "source", help="a file, an address, or a name: resnest://..., timm://<model>.<tag>"
+    )
+    parser.add_argument("target", type=Path, help="file to write, .pth or .safetensors")
+    parser.add_argument(
+        "--drop-unknown", action="store_true", help="leave out keys of no known name"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
+    args = parser.parse_args(arguments)
+    setup_logger(name="resnest_d2")
+    with one_line_errors():
+        check_target(args.target, args.overwrite)
+        conversion, checkpoint = read(args.source, args.drop_unknown)
+        write_checkpoint(checkpoint, args.target)
+        print(format_summary(args.source, conversion, checkpoint))
+        print(f"wrote    {args.target} (SHA-256 {sha256(args.target)})")
+    return 0
 
-    target: Path
-    sha256: str
-    conversion: Conversion
-    content: dict[str, Any]
-    """What a ``.pth`` file holds."""
 
-    @property
-    def network(self) -> str:
-        """Name of the backbone, "ResNeSt-50"."""
-        return str(network_of(self.conversion.weights) or "no ResNet")
-
-    def parts(self) -> dict[str, list[str]]:
-        """The tensors of each part of the model, by their new names."""
-        found: dict[str, list[str]] = {}
-        for key in self.conversion.weights:
-            found.setdefault(_PART.match(key).group(), []).append(key)
-        return found
-
-
-def check_target(target: Path, overwrite: bool = False) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
     """Refuse a target before any work is done.
 
     Raises:
-        ValueError: its ending is not one of a known format.
+        InputError: its ending is not one of a known format.
         FileExistsError: it is there and is not to be replaced.
         FileNotFoundError: its folder is not there.
     """
     if target.suffix not in ENDINGS:
-        raise ValueError(f"{target} must end in {' or '.join(ENDINGS)}")
+        raise InputError(f"{target} must end in {' or '.join(ENDINGS)}")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {target.parent}")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; --overwrite replaces it")
 
 
-def convert_file(source: str, target: Path, drop_unknown: bool = False) -> Converted:
-    """Convert a file of published weights to Detectron2's names.
+def read(source: str, drop_unknown: bool) -> tuple[Conversion, Checkpoint]:
+    """Read and convert a file of published weights.
 
     Args:
         source: a path, a name (``resnest://``, ``timm://``) or an address.
-        target: the file to write, ``.pth`` or ``.safetensors``.
         drop_unknown: leave out keys of no known name.
 
     Raises:
-        OSError: the source cannot be had or the target cannot be written.
-        ValueError: the source is no checkpoint of a ResNeSt.
+        OSError: the file is not there or cannot be fetched.
+        UnreadableError: it is no checkpoint of a ResNeSt.
     """
     if "://" not in source and not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {source}")
-    checkpoint = read_checkpoint(local_file(source))
     try:
-        conversion = describe_conversion(checkpoint, drop_unknown)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    apart = checkpoint.get("classifier")  # in a file that was converted before
-    if isinstance(apart, Mapping):
-        classifier = {key: value for key, value in apart.items() if isinstance(value, torch.Tensor)}
-        conversion = conversion._replace(weights={**conversion.weights, **classifier})
-    content = detectron2_checkpoint(conversion)
-    found = from_dict(checkpoint.get("input")) or input_format_of(source)
-    if found:
-        content["input"] = found.to_dict()
-    classes = _classes(checkpoint)
-    if classes:
-        content[CLASSES_KEY] = classes
-    write_checkpoint(content, target)
-    return Converted(target, sha256(target), conversion, content)
+        file = PathManager.get_local_path(source)
+    except OSError as error:
+        if source in str(error) or isinstance(error, FetchError):
+            raise
+        raise OSError(f"{source}: {error}") from error
+    content = read_checkpoint(file, name=source)
+    try:
+        conversion = describe_conversion(content, drop_unknown)
+        checkpoint = Checkpoint.of(content, conversion)
+    except UnreadableError as error:
+        raise UnreadableError(f"{source}: {error}") from error
+    return conversion, replace(
+        checkpoint,
+        input_format=checkpoint.input_format or input_format_of(source),
+        classes=checkpoint.classes or _mmdetection_classes(content.get("meta")),
+    )
 
 
-def _classes(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Names of the classes, as our trainers and MMDetection 2 and 3 keep them."""
-    ours = classes_in(checkpoint)
-    if ours:
-        return ours
-    meta = checkpoint.get("meta")
+def _mmdetection_classes(meta: Any) -> dict[str, Any]:
+    """Return the names of the classes in the ``meta`` of MMDetection 2 or 3."""
     if not isinstance(meta, Mapping):
         return {}
     dataset = meta.get("dataset_meta")
     inner = dataset if isinstance(dataset, Mapping) else {}
     names = meta.get("CLASSES") or inner.get("CLASSES") or inner.get("classes")
     return classes_in({CLASSES_KEY: {"thing_classes": names}})
+
+
+def format_summary(source: str, conversion: Conversion, checkpoint: Checkpoint) -> str:
+    """Tell what was read, what it became, and what was left out."""
+    container = f", under {conversion.container!r}" if conversion.container else ""
+    network = network_of(conversion.weights) or "no ResNet"
+    kind = "a detector" if conversion.backbone is None else "a backbone"
+    tensors = {**conversion.weights, **checkpoint.classifier}
+    millions = sum(tensor.numel() for tensor in tensors.values()) / 1e6
+    lines = [
+        f"read     {source}: names of {conversion.naming}{container}",
+        f"holds    {network}, {kind}: {len(tensors)} tensors, {millions:.2f} M values",
+    ]
+    parts: dict[str, list[str]] = {}
+    for key in tensors:
+        parts.setdefault(_PART.match(key).group(), []).append(key)
+    for part, keys in parts.items():
+        origin = conversion.origins.get(keys[0], keys[0])
+        example = "" if origin == keys[0] else f"   {origin} -> {keys[0]}"
+        lines.append(f"{len(keys):8} {part}{example}")
+    if conversion.dropped:
+        lines.append(f"left out {', '.join(conversion.dropped)}")
+    return "\n".join(lines)

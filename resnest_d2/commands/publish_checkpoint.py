@@ -1,28 +1,76 @@
-"""Making a trained model ready for others: weights alone, a hash in the name, and a model card."""
+"""Make a trained model ready for others: weights alone, a hash in the name, and a model card."""
 
+import argparse
 import json
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
-from omegaconf import DictConfig
+from detectron2.utils.logger import setup_logger
+from torch import nn
 
+from ..config import InputError
+from ..config.keys import flat_keys
 from ..config.load import load_config
-from ..config.projects import flat_keys
+from ..config.settings import Settings
 from ..files import sha256, write_text
-from ..modeling.build import build_detector
-from ..weights import CLASSES_KEY, classes_in, describe_conversion, of_model, parts, read_checkpoint
-from ..weights.writing import write_checkpoint
+from ..modeling.detector import build_detector
+from ..weights import UnreadableError, read_checkpoint
+from ..weights.convert import describe_conversion
+from ..weights.files import ENDINGS, Checkpoint, write_checkpoint
+from ..weights.input_format import of_model
+from ..weights.loading import parts
+from . import one_line_errors
 
-# Whose metrics are results; metrics.json of training has times and losses too.
+# Metrics of these are results; training's metrics.json has times and losses too.
 TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 _ABSENT = object()
-# Of the machine that a model was trained on.
+# These keys tell of the machine that a model was trained on.
 _PERSONAL = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 2 if the files do not belong together."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="model_final.pth, say")
+    parser.add_argument("output", type=Path, help="folder for the weights and the model card")
+    parser.add_argument(
+        "--config-file",
+        type=Path,
+        metavar="FILE",
+        help="the model's config (default: config.yaml beside the checkpoint)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="JSON file of metrics (default: metrics.json beside the checkpoint, if it is there)",
+    )
+    parser.add_argument("--name", help="of the model (default: that of the config)")
+    parser.add_argument("--format", choices=[e.lstrip(".") for e in ENDINGS], default="pth")
+    parser.add_argument(
+        "--opts", default=[], nargs=argparse.REMAINDER, help="overrides of the config"
+    )
+    args = parser.parse_args(arguments)
+    setup_logger(name="resnest_d2")
+    folder = args.checkpoint.parent
+    beside = folder / "metrics.json"
+    with one_line_errors():
+        written = publish(
+            args.checkpoint,
+            args.output,
+            args.config_file or folder / "config.yaml",
+            args.results or (beside if beside.is_file() else None),
+            args.name,
+            f".{args.format}",
+            args.opts,
+        )
+    print("\n".join(map(str, written)))
+    return 0
 
 
 def publish(
@@ -44,204 +92,170 @@ def publish(
         output: folder to write to; it is made if it is not there.
         config_file: the model's config, YAML or LazyConfig.
         results: ``metrics.json`` of training, or a JSON file of metrics by task.
-        name: of the model; that of the config's file, or of its folder if that is "config".
+        name: the model's; that of the config's file, or of its folder if that is "config".
         ending: ``.pth`` or ``.safetensors``.
         opts: overrides of the config.
 
     Returns:
-        the files that were written: weights, card and, of a YAML config, what it sets otherwise
-        than Detectron2.
+        the files that were written: weights, card and, for a YAML config, the settings that differ
+        from Detectron2's.
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: the checkpoint does not fit the config, is damaged, or there are no results in
-            the file of results.
+        InputError: the checkpoint does not fit the config or is damaged, or the file of results
+            has none.
     """
     for file in filter(None, (checkpoint, results)):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
     if name is not None and Path(name).name != name:
-        raise ValueError(f"a name is the beginning of a file's name, got {name!r}")
-    cfg = load_config(str(config_file), list(opts))
+        raise InputError(f"a name is the beginning of a file's name, got {name!r}")
+    settings = Settings.of(load_config(str(config_file), list(opts)))
     metrics = read_results(results) if results else {}
     content = read_checkpoint(checkpoint)
     try:
-        weights = describe_conversion(content).weights
-    except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
-    images = _check_fit(weights, cfg, checkpoint, config_file)
-    published: dict[str, Any] = {"model": weights, "__author__": "resnest_d2"}
-    if images:
-        published["input"] = images
-    if classes_in(content):
-        published[CLASSES_KEY] = classes_in(content)
+        conversion = describe_conversion(content)
+        published = Checkpoint.of(content, conversion)
+    except UnreadableError as error:
+        raise UnreadableError(f"{checkpoint}: {error}") from error
+    on_cpu = settings.copy()
+    on_cpu.device = "cpu"
+    model = build_detector(on_cpu)
+    problem = _misfit(conversion.weights, model)
+    if problem:
+        raise InputError(f"{checkpoint} is not of the model in {config_file}: {problem}")
+    published = replace(published, input_format=of_model(model))
 
-    is_yaml = isinstance(cfg, CfgNode)
-    settings = _differing(cfg) if is_yaml else _as_yaml(cfg)
+    text = settings_text(settings)
     output.mkdir(parents=True, exist_ok=True)
-    name = name or _name(config_file)
+    config_name = config_file.parent.name if config_file.stem == "config" else config_file.stem
+    name = name or config_name
     unnamed = output / f"{name}-unnamed{ending}"
     write_checkpoint(published, unnamed)
     digest = sha256(unnamed)
-    target = output / f"{name}-{digest[:8]}{ending}"
-    unnamed.replace(target)
+    target = unnamed.replace(output / f"{name}-{digest[:8]}{ending}")
     card = target.with_suffix(".md")
-    write_text(card, _card(name, target, digest, published, settings, is_yaml, metrics))
-    if not is_yaml:
+    write_text(card, _card(name, target, digest, published, text, settings.is_lazy, metrics))
+    if settings.is_lazy:
         return [target, card]
     config = target.with_suffix(".yaml")
-    write_text(config, settings)
+    write_text(config, text)
     return [target, card, config]
 
 
 def read_results(file: Path) -> dict[str, float]:
-    """The last metrics in a file, ``{"bbox/AP": 42.8, ...}``.
+    """Read the last metrics in a file, ``{"bbox/AP": 42.8, ...}``.
 
-    Known are Detectron2's ``metrics.json``, a JSON object a line, and one JSON object of metrics by
-    task or with flat names.
+    The file is Detectron2's ``metrics.json``, a JSON object a line, or one JSON object of metrics
+    by task or with flat names.
 
     Raises:
-        ValueError: there are none.
+        InputError: there are none.
     """
-    found: dict[str, float] = {}
     try:
         text = file.read_text()
     except UnicodeDecodeError:
-        raise ValueError(f"{file} is no JSON but a binary file") from None
+        raise InputError(f"{file} is no JSON but a binary file") from None
     try:
         entries = [json.loads(text)]
     except json.JSONDecodeError:
         try:
             entries = [json.loads(line) for line in text.splitlines() if line.strip()]
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file} is no JSON: {error}") from error
+            raise InputError(f"{file} is no JSON: {error}") from error
+    found: dict[str, float] = {}
     for entry in entries:
         if isinstance(entry, Mapping):
             found.update(_flat(entry))
     if not found:
         known = ", ".join(f"{task}/AP" for task in TASKS)
-        raise ValueError(f"{file} holds no results such as {known}")
+        raise InputError(f"{file} holds no results such as {known}")
     return found
 
 
 def _flat(entry: Mapping[str, Any]) -> dict[str, float]:
     flat = {}
     for key, value in entry.items():
-        inner = value if isinstance(value, Mapping) else {"": value}
-        for metric, number in inner.items():
-            full = f"{key}/{metric}".rstrip("/")
-            task = full.partition("/")[0].removesuffix("_TTA")
+        for metric, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+            task = key.partition("/")[0].removesuffix("_TTA")
             if task in TASKS and isinstance(number, int | float) and math.isfinite(number):
-                flat[full] = float(number)
+                flat[f"{key}/{metric}".rstrip("/")] = float(number)
     return flat
 
 
-def _check_fit(
-    weights: Mapping[str, torch.Tensor],
-    cfg: CfgNode | DictConfig,
-    checkpoint: Path,
-    config_file: Path,
-) -> dict[str, Any] | None:
-    """Refuse weights that are not the config's; tell what images its model takes."""
-    if isinstance(cfg, CfgNode):
-        cfg = cfg.clone()
-        cfg.MODEL.DEVICE = "cpu"
-    else:
-        cfg.train.device = "cpu"
-    model = build_detector(cfg)
-    states = {k: v for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
-    optional = ("pixel_mean", "pixel_std")
-    absent = [k for k in states if k not in weights and k not in optional]
-    other = [
-        k for k, v in states.items() if k in weights and tuple(weights[k].shape) != tuple(v.shape)
-    ]
-    too_many = [
-        k
-        for k in weights
-        if k not in states and not k.endswith("num_batches_tracked") and k not in optional
-    ]
+def _misfit(weights: Mapping[str, Any], model: nn.Module) -> str:
+    """Say how weights differ from a model's; "" if they fill it."""
+    optional = ("pixel_mean", "pixel_std", "num_batches_tracked")
+    states = model.state_dict()
+    names = [key for key in {**states, **weights} if key.rpartition(".")[2] not in optional]
+    common = [key for key in names if key in states and key in weights]
     for keys, what in (
-        (absent, "lacks"),
-        (other, "has other shapes for"),
-        (too_many, "has besides the model"),
+        ([key for key in names if key not in weights], "lacks"),
+        ([k for k in common if weights[k].shape != states[k].shape], "has other shapes for"),
+        ([key for key in names if key not in states], "has besides the model"),
     ):
         if keys:
-            raise ValueError(
-                f"{checkpoint} is not of the model in {config_file}: it {what} {len(keys)} "
-                f"parameters, in {parts(keys)}"
-            )
-    found = of_model(model)
-    return found.to_dict() if found else None
+            return f"it {what} {len(keys)} parameters, in {parts(keys)}"
+    return ""
 
 
-def _name(config_file: Path) -> str:
-    return config_file.parent.name if config_file.stem == "config" else config_file.stem
+def settings_text(settings: Settings) -> str:
+    """Write a config as YAML; a ``CfgNode`` without what Detectron2 sets alike."""
+    if settings.is_lazy:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "config.yaml"
+            LazyConfig.save(settings.cfg, str(file))
+            return file.read_text()
+    defaults, changed = Settings.of(get_cfg()), CfgNode()
+    for key in flat_keys(settings.cfg):
+        value = settings.get(key)
+        if key not in _PERSONAL and defaults.get(key, _ABSENT) != value:
+            *parents, last = key.split(".")
+            node = changed
+            for parent in parents:
+                node = node.setdefault(parent, CfgNode())
+            node[last] = value
+    changed.VERSION = settings.cfg.VERSION  # without it Detectron2 guesses, and says so
+    return changed.dump()
 
 
 def _card(
     name: str,
     file: Path,
     digest: str,
-    published: Mapping[str, Any],
+    published: Checkpoint,
     settings: str,
-    is_yaml: bool,
+    is_lazy: bool,
     metrics: Mapping[str, float],
 ) -> str:
-    """A model card in Markdown, with the front matter of the Hugging Face hub."""
-    weights = published["model"]
-    values = sum(tensor.numel() for tensor in weights.values())
+    """Write a model card in Markdown, with the front matter of the Hugging Face hub."""
+    values = sum(tensor.numel() for tensor in published.weights.values())
     lines = ["---", "library_name: detectron2", "tags:", "- resnest", "- object-detection", "---"]
-    lines += [f"# {name}", ""]
     lines += [
+        *(f"# {name}", ""),
         f"- File: `{file.name}`, {file.stat().st_size / 1e6:.1f} MB, {values / 1e6:.1f} M values",
         f"- SHA-256: `{digest}`",
     ]
-    if published.get("input"):
-        images = published["input"]
+    if published.input_format:
+        images = published.input_format.to_dict()
         lines.append(f"- Images: {images['channels']}, mean {images['mean']}, std {images['std']}")
-    names = (published.get(CLASSES_KEY) or {}).get("thing_classes")
+    names = published.classes.get("thing_classes")
     if names:
-        lines.append(f"- Classes ({len(names)}): {', '.join(map(str, names))}")
+        lines.append(f"- Classes ({len(names)}): {', '.join(names)}")
     lines += ["", "## Results", ""]
     if metrics:
         lines += ["| metric | value |", "|---|---:|"]
         lines += [f"| {metric} | {value:.2f} |" for metric, value in metrics.items()]
     else:
         lines.append("None were given.")
-    what = "Settings that differ from Detectron2's defaults" if is_yaml else "The LazyConfig"
-    if is_yaml:
+    if not is_lazy:
+        config = file.with_suffix(".yaml").name
         lines += [
             *("", "## Use", "", "In a clone of resnest_d2:", "", "```sh"),
-            f"tools/predict.py --config-file {file.with_suffix('.yaml').name} --input photo.jpg "
+            f"tools/predict.py --config-file {config} --input photo.jpg "
             f"--output drawn --opts MODEL.WEIGHTS {file.name}",
             "```",
         ]
+    what = "The LazyConfig" if is_lazy else "Settings that differ from Detectron2's defaults"
     lines += ["", "## Config", "", f"{what}:", "", "```yaml", settings.rstrip(), "```", ""]
     return "\n".join(lines)
-
-
-def _as_yaml(cfg: DictConfig) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "config.yaml"
-        LazyConfig.save(cfg, str(file))
-        return file.read_text()
-
-
-def _differing(cfg: CfgNode) -> str:
-    """As YAML, what a config sets otherwise than Detectron2."""
-    defaults = get_cfg()
-    changed = CfgNode()
-    for key in flat_keys(cfg):
-        *parents, last = key.split(".")
-        ours, theirs = cfg, defaults
-        for parent in parents:
-            ours = ours[parent]
-            theirs = theirs.get(parent, {})
-        if key in _PERSONAL or theirs.get(last, _ABSENT) == ours[last]:
-            continue
-        node = changed
-        for parent in parents:
-            node = node.setdefault(parent, CfgNode())
-        node[last] = ours[last]
-    changed.VERSION = cfg.VERSION  # without it Detectron2 guesses, and says so
-    return changed.dump()

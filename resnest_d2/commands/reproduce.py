@@ -131,7 +131,8 @@ def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[str, bool]:
     publication: Publication = PUBLICATIONS[name.removeprefix(model_zoo.LAZY)]
     if weights_dir is None:
         weights = f"resnest://COCO/{name}"
-        return PathManager.get_local_path(weights), read_note(weights)["verified"]
+        path = PathManager.get_local_path(weights)
+        return path, read_note(path)["verified"]
     file = weights_dir / publication.checkpoint
     own = weights_dir / f"{name}.pth"
     if not file.is_file() and own.is_file():

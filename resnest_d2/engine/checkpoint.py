@@ -1,4 +1,4 @@
-"""Checkpoints of training: they hold the names of the classes, and say what they did not fill."""
+"""Checkpoints of training, which keep the classes and images that a model was trained on."""
 
 import logging
 from collections.abc import Sequence
@@ -7,33 +7,26 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from ..weights import (
-    CLASS_METADATA,
-    CLASSES_KEY,
-    RecordingCheckpointer,
-    checkpoint_errors,
-    of_model,
-    parts,
-    require_file,
-)
+from ..config import InputError
+from ..weights import RecordingCheckpointer
+from ..weights.files import CLASS_METADATA, CLASSES_KEY, INPUT_KEY
+from ..weights.input_format import of_model
+from ..weights.loading import parts, require_file
 
 logger = logging.getLogger(__name__)
 
 
 def class_metadata(datasets: Sequence[str]) -> dict[str, Any]:
-    """The classes of data sets that are loaded; the first that says so decides."""
+    """Return the classes of data sets that are loaded; the first set that has a key decides."""
     found: dict[str, Any] = {}
-    for name in datasets:
-        metadata = MetadataCatalog.get(name)
-        for key in CLASS_METADATA:
-            value = metadata.get(key, None)
-            if value:
-                found.setdefault(key, value)
+    for metadata in map(MetadataCatalog.get, datasets):
+        values = {key: metadata.get(key, None) for key in CLASS_METADATA}
+        found = {key: value for key, value in values.items() if value} | found
     return found
 
 
 class _Classes:
-    """What a checkpoint keeps of the data that it was trained on."""
+    """The classes that a model is trained on, as part of its checkpoints."""
 
     def __init__(self, metadata: dict[str, Any], folder: str) -> None:
         self.metadata = metadata
@@ -45,14 +38,14 @@ class _Classes:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         theirs, ours = state.get("thing_classes"), self.metadata.get("thing_classes")
         if theirs and ours and list(theirs) != list(ours):
-            raise ValueError(
+            raise InputError(
                 f"the checkpoint in {self.folder} was trained on the classes {list(theirs)}, the "
                 f"data have {list(ours)}; resume with the same data or in another folder"
             )
 
 
 class _Input:
-    """The images that a model is trained on, for those who load its weights later."""
+    """The format of the images that a model is trained on, as part of its checkpoints."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -62,7 +55,7 @@ class _Input:
         return {} if found is None else found.to_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do: loading has compared it with the model."""
+        """Do nothing: loading has compared the format with the model's."""
 
 
 class TrainingCheckpointer(RecordingCheckpointer):
@@ -71,15 +64,15 @@ class TrainingCheckpointer(RecordingCheckpointer):
     Args:
         model: the model.
         save_dir: where checkpoints are saved.
-        classes: as :func:`class_metadata` returns it; saved in each checkpoint.
-        checkpointables: what else is saved and resumed.
+        classes: saved in each checkpoint; :func:`class_metadata` returns them.
+        checkpointables: other objects that are saved and resumed.
     """
 
     def __init__(
         self, model: nn.Module, save_dir: str, classes: dict[str, Any], **checkpointables: Any
     ) -> None:
-        # Before the others: if the classes do not fit, nothing is resumed.
-        kept = {CLASSES_KEY: _Classes(classes, save_dir), "input": _Input(model)}
+        # The classes come first: if they do not fit, nothing is resumed.
+        kept = {CLASSES_KEY: _Classes(classes, save_dir), INPUT_KEY: _Input(model)}
         super().__init__(model, save_dir, **kept, **checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -87,15 +80,12 @@ class TrainingCheckpointer(RecordingCheckpointer):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the checkpoint is damaged, is of another network or lacks parts of the
+            InputError: the checkpoint is damaged, is of another network or lacks parts of the
                 backbone, or was trained on other classes and is resumed.
         """
         last = resume and self.has_checkpoint()
-        file = self.get_checkpoint_file() if last else path
-        if file:
-            require_file(file)
-        with checkpoint_errors(file):
-            content = super().resume_or_load(path, resume=resume)
+        require_file(self.get_checkpoint_file() if last else path)
+        content = super().resume_or_load(path, resume=resume)
         if path and not last:
             self._require_backbone(path)
             self._log_new_parts(path)
@@ -104,7 +94,7 @@ class TrainingCheckpointer(RecordingCheckpointer):
     def _require_backbone(self, path: str) -> None:
         absent = self.untouched_backbone()
         if absent:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.WEIGHTS {path} leaves {len(absent)} parameters of the backbone at random "
                 f"values, in {parts(absent)}: give weights of this backbone, or MODEL.WEIGHTS '' "
                 "to train from scratch"
@@ -114,12 +104,8 @@ class TrainingCheckpointer(RecordingCheckpointer):
         resized = self.incompatible.incorrect_shapes
         if resized:
             listed = ", ".join(f"{name} {theirs} -> {ours}" for name, theirs, ours in resized)
-            logger.warning(
-                "%d parameters of %s have another shape here and start anew: %s",
-                len(resized),
-                path,
-                listed,
-            )
+            message = "%d parameters of %s have another shape here and start anew: %s"
+            logger.warning(message, len(resized), path, listed)
         names = {name for name, *_ in resized}
         absent = [name for name in self.untouched() if name not in names]
         if absent:

@@ -1,17 +1,18 @@
-"""The published weight files, the places that hold them and the images that they were made for.
+"""The published weight files, the places that hold them and the images that they are made for.
 
-Where a name has eight hex digits at its end, they are the start of the file's SHA-256, by the
-convention of torch.hub, which timm and OpenMMLab follow too.
+Eight hex digits at the end of a file's name are the start of its SHA-256, by the convention of
+torch.hub, which timm and OpenMMLab follow too.
 """
 
-import difflib
 import os
 from dataclasses import dataclass
 from functools import cache
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from detectron2.config import CfgNode
 
+from ..config import InputError
+from ..files import did_you_mean
 from ..model_zoo.published import AUTHORS, MMDETECTION, PUBLICATIONS
 from .input_format import (
     DETECTRON2_FILES,
@@ -39,7 +40,7 @@ class HubFile:
 
     @property
     def mirrored(self) -> str:
-        """Its path in a mirror."""
+        """The file's path in a mirror."""
         return f"{self.repository}/{self.filename}"
 
 
@@ -54,28 +55,26 @@ class WebFile:
 
     @property
     def mirrored(self) -> str:
-        """Its path in a mirror: its name."""
+        """The file's path in a mirror, which is its name."""
         return unquote(self.url.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Weights that have a name."""
+    """Weights that have a name in ``MODEL.WEIGHTS``, and the images that they are made for."""
 
     name: str
-    """As in ``MODEL.WEIGHTS``."""
     sources: tuple[WebFile | HubFile, ...]
-    """Where they are, in the order in which they are tried."""
+    """The places of the weights, in the order in which they are tried."""
     input_format: InputFormat
-    """The images that they were made for."""
 
     @property
     def cached(self) -> str:
-        """Path of the converted file in the cache, without its ending."""
+        """The path of the converted file in the cache, without its ending."""
         return self.name.replace("://", "/")
 
 
-# Of the authors' release; the two at the end are GluonCV's, converted by timm.
+# The authors' release; the two at the end are GluonCV's, converted by timm.
 IMAGENET: dict[str, str] = {
     "resnest50": "resnest50-528c19ca.pth",
     "resnest101": "resnest101-22405ba7.pth",
@@ -92,19 +91,14 @@ IMAGENET: dict[str, str] = {
     "resnest26": "gluon_resnest26-50eb607c.pth",
 }
 GLUON = ("resnest14", "resnest26")
-# The authors' backbones in Detectron2's names.
-DETECTRON2: dict[str, str] = {
-    "resnest50": "resnest50_detectron-255b5649.pth",
-    "resnest101": "resnest101_detectron-486f69a8.pth",
-    "resnest200": "resnest200_detectron-02644020.pth",
-    "resnest269": "resnest269_detectron-69df4066.pth",
+# The authors' backbones in Detectron2's names, and OpenMMLab's conversions of them.
+DETECTRON2: dict[str, tuple[str, ...]] = {
+    "resnest50": ("resnest50_detectron-255b5649.pth", "resnest50_d2-7497a55b.pth"),
+    "resnest101": ("resnest101_detectron-486f69a8.pth", "resnest101_d2-f3b931b2.pth"),
+    "resnest200": ("resnest200_detectron-02644020.pth", "resnest200_d2-ca88e41f.pth"),
+    "resnest269": ("resnest269_detectron-69df4066.pth",),
 }
-# OpenMMLab's conversions of these, and of the files for ImageNet.
-OPENMMLAB_DETECTRON2: dict[str, str] = {
-    "resnest50": "resnest50_d2-7497a55b.pth",
-    "resnest101": "resnest101_d2-f3b931b2.pth",
-    "resnest200": "resnest200_d2-ca88e41f.pth",
-}
+# OpenMMLab's conversions of files for ImageNet.
 OPENMMLAB_IMAGENET: dict[str, str] = {
     "resnest50": "resnest50_imagenet_converted-1ebf0afe.pth",
     "resnest101": "resnest101_imagenet_converted-032caa52.pth",
@@ -133,66 +127,46 @@ BUCKET = AUTHORS.root.removesuffix("detectron/")
 
 
 def names() -> list[str]:
-    """All names of weights; of ``timm://`` those of timm's own ResNeSts."""
-    imagenet = [*IMAGENET, *(f"{name}_detectron" for name in DETECTRON2)]
-    return [
-        *(f"{RESNEST}ImageNet/{name}" for name in imagenet),
-        *(f"{RESNEST}COCO/{name}" for name in PUBLICATIONS),
-        *(f"{TIMM}{name}" for name in HUB.values()),
-    ]
+    """Return all names of weights; those of ``timm://`` are timm's own ResNeSts."""
+    return list(_entries())
 
 
 def find(path: str) -> Entry:
-    """What a name of weights, or the address of a file that has one, stands for.
+    """Look a name of weights up.
 
     Raises:
-        ValueError: there is nothing of that name; the message has the closest ones.
+        InputError: there is nothing of that name; the message has the closest ones.
     """
-    kind, _, name = path.removeprefix(RESNEST).partition("/")
-    if path.startswith(TIMM) and "/" not in path.removeprefix(TIMM).strip("/"):
-        hub = HubFile(f"timm/{path.removeprefix(TIMM).strip('/')}")
-        if "." in hub.repository:  # any tag, for timm adds new ones
-            return Entry(path.strip("/"), (hub,), IMAGENET_RGB)
-    if path.startswith(RESNEST) and kind == "ImageNet":
-        base = name.removesuffix("_detectron")
-        if name in IMAGENET:
-            return Entry(path, _imagenet(name), IMAGENET_RGB)
-        if base in DETECTRON2:
-            return Entry(path, _detectron2(base), DETECTRON2_RGB)
-    name = name.removeprefix("lazy/")  # the same models
-    if path.startswith(RESNEST) and kind == "COCO" and name in PUBLICATIONS:
-        path = f"{RESNEST}COCO/{name}"
-        input_format = MSRA_BGR if name.startswith("baselines/") else DETECTRON2_RGB
-        return Entry(path, (WebFile(PUBLICATIONS[name].url),), input_format)
-    known = names()
-    close = difflib.get_close_matches(path, known, n=3, cutoff=0.3) or known
-    raise ValueError(f"unknown weights {path!r}; did you mean {' or '.join(close)}?")
+    model = path.removeprefix(TIMM).strip("/")
+    if path.startswith(TIMM) and "." in model and "/" not in model:  # timm adds new tags
+        return Entry(TIMM + model, (HubFile(f"timm/{model}"),), IMAGENET_RGB)
+    entries = _entries()
+    name = path.replace("://COCO/lazy/", "://COCO/")  # LazyConfigs are of the same models
+    if name in entries:
+        return entries[name]
+    suggestion = did_you_mean(path, entries) or f"; known are {', '.join(entries)}"
+    raise InputError(f"unknown weights {path!r}{suggestion}")
 
 
 def find_address(url: str) -> Entry | None:
-    """The weights that are the file at an address, under their name; None if they have none."""
+    """Look up the weights whose file is at an address; None if they have no name."""
     return _by_file().get(unquote(url.rpartition("/")[2]))
 
 
 def input_format_of(path: str) -> InputFormat | None:
-    """The images that weights were made for, by their name, address or file's name."""
-    if path.startswith((RESNEST, TIMM)):
-        try:
-            return find(path).input_format
-        except ValueError:
-            return None
+    """Return the images that weights are made for, by their name, address or file name."""
     for start, input_format in DETECTRON2_FILES.items():
         if path.startswith(start):
             return input_format
-    entry = find_address(path)
+    try:
+        entry = find(path) if path.startswith((RESNEST, TIMM)) else find_address(path)
+    except InputError:
+        return None
     return entry.input_format if entry else None
 
 
 def check_colours(cfg: CfgNode) -> None:
-    """Warn of colours in a config that its weights were not made for.
-
-    ``INPUT.FORMAT`` and the normalisation are far from ``MODEL.WEIGHTS`` in a config.
-    """
+    """Warn of ``INPUT.FORMAT`` and a normalisation that ``MODEL.WEIGHTS`` are not made for."""
     weights = cfg.MODEL.WEIGHTS
     ours = InputFormat(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
     warn_if_it_differs(f"MODEL.WEIGHTS {weights}", input_format_of(weights), ours)
@@ -201,31 +175,38 @@ def check_colours(cfg: CfgNode) -> None:
 @cache
 def _by_file() -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
-    for name in names():
-        entry = find(name)
+    for entry in _entries().values():
         for source in entry.sources:
             if isinstance(source, WebFile):
                 entries.setdefault(source.mirrored, entry)
     return entries
 
 
+def _entries() -> dict[str, Entry]:
+    found = [Entry(f"{RESNEST}ImageNet/{name}", _imagenet(name), IMAGENET_RGB) for name in IMAGENET]
+    for name in DETECTRON2:
+        entry = Entry(f"{RESNEST}ImageNet/{name}_detectron", _detectron2(name), DETECTRON2_RGB)
+        found.append(entry)
+    for name, publication in PUBLICATIONS.items():
+        input_format = MSRA_BGR if name.startswith("baselines/") else DETECTRON2_RGB
+        found.append(Entry(f"{RESNEST}COCO/{name}", (WebFile(publication.url),), input_format))
+    found += [Entry(TIMM + name, (HubFile(f"timm/{name}"),), IMAGENET_RGB) for name in HUB.values()]
+    return {entry.name: entry for entry in found}
+
+
 def _imagenet(name: str) -> tuple[WebFile | HubFile, ...]:
-    """The release, its mirrors, the hub, the old bucket."""
+    """Return the release, its mirrors, the hub and the old bucket, as far as they have the file."""
     file = IMAGENET[name]
+    hub = [HubFile(f"timm/{HUB[name]}")] if name in HUB else []
     if name in GLUON:
-        return WebFile(TIMM_GLUON + file), HubFile(f"timm/{HUB[name]}")
-    sources: list[WebFile | HubFile] = [WebFile(RELEASE + file), WebFile(TIMM_RELEASE + file)]
+        return WebFile(TIMM_GLUON + file), *hub
+    mirrors = [RELEASE + file, TIMM_RELEASE + file]
     if name in OPENMMLAB_IMAGENET:
-        mirror = f"{OPENMMLAB}mmclassification/v0/resnest/{OPENMMLAB_IMAGENET[name]}"
-        sources.append(WebFile(mirror))
-    if name in HUB:
-        sources.append(HubFile(f"timm/{HUB[name]}"))
-    return *sources, WebFile(f"{BUCKET}torch/{file}")
+        mirrors.append(f"{OPENMMLAB}mmclassification/v0/resnest/{OPENMMLAB_IMAGENET[name]}")
+    return *map(WebFile, mirrors), *hub, WebFile(f"{BUCKET}torch/{file}")
 
 
 def _detectron2(name: str) -> tuple[WebFile, ...]:
-    sources = [WebFile(BUCKET + "detectron/" + DETECTRON2[name])]
-    if name in OPENMMLAB_DETECTRON2:
-        converted = OPENMMLAB_DETECTRON2[name]
-        sources.insert(0, WebFile(f"{OPENMMLAB}pretrain/third_party/{quote(converted)}"))
-    return tuple(sources)
+    file, *converted = DETECTRON2[name]
+    mirrors = [WebFile(f"{OPENMMLAB}pretrain/third_party/{name}") for name in converted]
+    return *mirrors, WebFile(f"{BUCKET}detectron/{file}")

@@ -1,121 +1,205 @@
-"""Fetching published files: from a mirror, the web and the Hugging Face hub, whole and checked."""
+"""Weights by name: fetched, checked, converted and cached for Detectron2's PathManager."""
 
-import hashlib
+import json
 import logging
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
-from typing import TypeVar
+from tempfile import NamedTemporaryFile
+from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import HTTPURLHandler, PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from ..files import replacing, sha256
+from ..files import sha256, write_text
+from . import catalog
 from .catalog import HubFile, WebFile
-from .reading import what_text_is_it
+from .convert import UnreadableError, describe_conversion
+from .files import Checkpoint, describe_text, read_checkpoint, write_checkpoint
+from .naming import network_of
 
 logger = logging.getLogger(__name__)
+
+Source = WebFile | HubFile | Path
 
 # A folder, or the address of one, that is asked before all other sources.
 MIRROR_VARIABLE = "RESNEST_D2_MIRROR"
 # Seconds that a server may be silent.
 TIMEOUT = 30.0
 CHUNK = 1 << 20
-
-Result = TypeVar("Result")
+# Version of the converted files; others in the cache are made anew.
+CACHE_VERSION = 1
 
 
 class FetchError(OSError):
-    """Weights cannot be had; the message says all there is to say."""
+    """No source provided the weights; the message lists each one's failure."""
 
 
 class CacheError(FetchError):
-    """The folder for weights cannot be written, whatever they come from."""
+    """The folder for weights cannot be written, whichever source they come from."""
 
 
-class SourceError(FetchError):
-    """A source does not give a file; the next one may."""
+class WeightsHandler(PathHandler):
+    """Resolve a name of published weights to a local file that any Detectron2 trainer can load.
+
+    The file is fetched from the first source that has it, checked against its hash, read as
+    tensors only, converted to Detectron2's names and cached beside a note of its source's hash.
+    A backbone's converted file asks ``DetectionCheckpointer`` to match names by their ends, so it
+    fits a backbone with any prefix.
+
+    Names are ``resnest://ImageNet/<variant>``, ``resnest://COCO/<zoo name>`` and
+    ``timm://<model>.<tag>``. The addresses of the reference's bucket and of MMDetection's ResNeSt
+    detectors stand for the weights that are, or were, there.
+    """
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [catalog.RESNEST, catalog.TIMM, catalog.BUCKET, catalog.OPENMMLAB_DETECTORS]
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return False  # a name, not a file: makes checkpointers ask for the local path
+
+    def _exists(self, path: str, **kwargs: Any) -> bool:
+        try:
+            return bool(self._entry(path))
+        except ValueError:
+            return False
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        if set(mode) & set("wax+"):
+            raise ValueError(f"{path} is a name of published weights and cannot be written")
+        return open(self._get_local_path(path), mode, buffering)
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        entry = self._entry(path)
+        if entry is None:  # some other file at an address where weights are, too
+            return HTTPURLHandler()._get_local_path(path, force=force, **kwargs)
+        return str(local_path(entry, force))
+
+    def _entry(self, path: str) -> catalog.Entry | None:
+        is_name = path.startswith((catalog.RESNEST, catalog.TIMM))
+        return catalog.find(path) if is_name else catalog.find_address(path)
 
 
-@dataclass(frozen=True)
-class Fetched:
-    """A file that came from somewhere."""
-
-    path: Path
-    source: str
-    """Address or path that it came from."""
-    sha256: str
-    is_verified: bool
-    """Whether the hash is one that its name or the hub promises."""
-    is_temporary: bool
-    """Whether it was downloaded into the folder for weights, not found in somebody's."""
+def register_handlers() -> None:
+    """Register the handler in Detectron2's PathManager; a second call does nothing."""
+    PathManager.register_handler(WeightsHandler(), allow_override=True)
 
 
-def promised_hash(name: str) -> str:
-    """The start of SHA-256 that a file's name promises; "" if it promises none."""
-    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
-    return match.group(1) if match else ""
+def local_path(entry: catalog.Entry, force: bool = False) -> Path:
+    """Return the converted file of published weights, fetching them if it is not cached.
+
+    Args:
+        entry: the weights.
+        force: fetch and convert them in any case.
+
+    Raises:
+        FetchError: no source has a file of a ResNeSt, or the cache cannot be written.
+    """
+    wanted = os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache"))
+    for cache in (wanted, get_cache_dir()):  # another folder if the wanted one cannot be written
+        folder = Path(cache) / "resnest_d2"
+        target = folder / f"{entry.cached}.pth"
+        # Without the lock, which a folder that is only to be read could not hold.
+        if not force and _is_current(target):
+            break
+    else:
+        with _writing_to(folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file_lock(str(target)):
+                if force or not _is_current(target):
+                    fetch(entry.sources, folder, partial(_convert, entry, target))
+    note = read_note(target)
+    if not note["verified"]:
+        message = "%s came from %s without a hash to check it against; it was read as tensors only"
+        logger.warning(message, entry.name, note["source"])
+    return target
 
 
-def hash_problem(file: Path, name: str) -> str | None:
-    """Why a file is not the one that the hash in ``name`` promises, or None."""
-    return _problem(file, sha256(file), promised_hash(name))
+def read_note(path: str | Path) -> dict[str, Any]:
+    """Return what was noted of a cached file's source, sha256 and verified; {} if nothing was."""
+    try:
+        content = json.loads(Path(path).with_suffix(".json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def _problem(file: Path, actual: str, promised: str) -> str | None:
-    with file.open("rb") as stream:
-        text = what_text_is_it(stream.read(512))
-    if text:
-        return f"it is {text}"
-    if not actual.startswith(promised):
-        return f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}"
-    return None
+def _is_current(target: Path) -> bool:
+    note = read_note(target)
+    if not target.is_file() or not {"source", "sha256", "verified"} <= note.keys():
+        return False
+    expected = (CACHE_VERSION, target.stat().st_size)
+    return (note.get("version"), note.get("bytes")) == expected
+
+
+def _convert(entry: catalog.Entry, target: Path, file: Path, source: dict[str, Any]) -> None:
+    """Convert a file that was fetched, and note where it came from."""
+    content = read_checkpoint(file, name="it")
+    conversion = describe_conversion(content)
+    if not source["verified"]:
+        _check_network(entry.name, conversion.weights)
+    checkpoint = Checkpoint.of(content, conversion)
+    checkpoint = replace(checkpoint, input_format=entry.input_format, source=source)
+    note = target.with_suffix(".json")
+    with _writing_to(target.parent):
+        note.unlink(missing_ok=True)
+        write_checkpoint(checkpoint, target)
+        text = {**source, "bytes": target.stat().st_size, "version": CACHE_VERSION}
+        write_text(note, json.dumps(text, indent=1) + "\n")
+    logger.info("%s from %s is now %s", entry.name, source["source"], target)
+
+
+def _check_network(name: str, weights: Iterable[str]) -> None:
+    """Refuse weights of another depth than their name says, for which no hash vouches."""
+    said = re.search(r"(resnest|resnet)(\d+)", name.rpartition("://")[2])
+    expected = f"{'ResNeSt' if said[1] == 'resnest' else 'ResNet'}-{said[2]}" if said else ""
+    found = network_of(weights)
+    if said and found and str(found) != expected:
+        raise UnreadableError(f"it is of a {found}, not of a {expected}")
 
 
 def fetch(
-    sources: Sequence[WebFile | HubFile], folder: Path, use: Callable[[Fetched], Result]
-) -> Result:
-    """Use the first of several files that can be had and used.
+    sources: Sequence[WebFile | HubFile],
+    folder: Path,
+    use: Callable[[Path, dict[str, Any]], None],
+) -> None:
+    """Use the first of several files that can be fetched and used.
 
-    What ``$RESNEST_D2_MIRROR`` names comes first, then a file that lies in ``folder``, then the
+    The mirror in ``$RESNEST_D2_MIRROR`` comes first, then a file that lies in ``folder``, then the
     sources in their order.
 
     Args:
-        sources: where the same weights are.
+        sources: places of the same weights.
         folder: an existing folder for downloads.
-        use: what to do with the file; a ValueError of it means that the file is no use.
-
-    Returns:
-        what ``use`` returns.
+        use: called with the file and with its source, sha256, and whether the hash is verified;
+            an OSError or UnreadableError leads to the next source.
 
     Raises:
-        FetchError: no source gives its file, with a reason for each; or the folder cannot be
-            written.
+        FetchError: no source provides its file, or the folder cannot be written.
     """
     reasons = []
-    for label, attempt in _attempts(sources, folder):
-        try:
-            fetched = attempt()
+    for source in _with_mirrors(sources, folder):
+        with NamedTemporaryFile(dir=folder, prefix="download-", buffering=0) as download:
             try:
-                result = use(fetched)
-            finally:
-                if fetched.is_temporary:
-                    fetched.path.unlink(missing_ok=True)
-        except CacheError:
-            raise
-        except Exception as error:  # of servers, disks, mirrors and files there is no end of kinds
-            reasons.append(f"{label} ({_reason(error)})")
-            continue
+                file = _file_of(source, download)
+                use(file, _check_hash(file, source))
+            except CacheError:
+                raise
+            except (OSError, UnreadableError) as error:
+                reasons.append(f"{source} ({_reason(error)})")
+                continue
         if reasons:
-            logger.info("%s was taken, after %s", fetched.source, "; ".join(reasons))
-        return result
+            logger.info("%s was taken, after %s", source, "; ".join(reasons))
+        return
     names = " or ".join(dict.fromkeys(source.mirrored for source in sources))
     raise FetchError(
         f"cannot get {names}: {'; '.join(reasons)}. Fetch it by other means and save it as "
@@ -123,33 +207,96 @@ def fetch(
     )
 
 
-Attempt = tuple[str, Callable[[], Fetched]]
-
-
-def _attempts(sources: Sequence[WebFile | HubFile], folder: Path) -> Iterator[Attempt]:
+def _with_mirrors(sources: Sequence[WebFile | HubFile], folder: Path) -> Iterator[Source]:
+    names = list(dict.fromkeys(source.mirrored for source in sources))
     mirror = os.environ.get(MIRROR_VARIABLE, "")
-    places = {source.mirrored: promised_hash(source.mirrored) for source in sources}
-    for place, promised in places.items():
-        if "://" in mirror:
-            url = f"{mirror.rstrip('/')}/{place}"
-            yield url, partial(_download, url, folder, promised)
-        elif mirror:
-            path = Path(os.path.expanduser(mirror)) / place
-            yield str(path), partial(_local, path, promised)
-    for place, promised in places.items():
-        path = folder / place
-        if path.is_file():
-            yield str(path), partial(_local, path, promised)
-    for source in sources:
-        if isinstance(source, HubFile):
-            yield str(source), partial(_from_hub, source)
-        else:
-            promised = promised_hash(source.mirrored)
-            yield source.url, partial(_download, source.url, folder, promised)
+    if "://" in mirror:
+        yield from (WebFile(f"{mirror.rstrip('/')}/{name}") for name in names)
+    elif mirror:
+        yield from (Path(os.path.expanduser(mirror)) / name for name in names)
+    yield from (folder / name for name in names if (folder / name).is_file())
+    yield from sources
+
+
+def _file_of(source: Source, download: IO[bytes]) -> Path:
+    """Return a source's local file, which is ``download`` if it comes from the web."""
+    if isinstance(source, WebFile):
+        _download(source.url, download)
+        return Path(download.name)
+    if isinstance(source, HubFile):
+        return _from_hub(source)
+    if not source.is_file():
+        raise FetchError("there is no such file")
+    return source
+
+
+def _download(url: str, file: IO[bytes]) -> None:
+    folder = Path(file.name).parent
+    try:
+        request = Request(url, headers={"User-Agent": "resnest_d2"})
+        with urlopen(request, timeout=TIMEOUT) as response:
+            length = int(response.headers.get("Content-Length") or 0)
+            free = shutil.disk_usage(folder).free
+            if length > free:
+                raise FetchError(
+                    f"it takes {length} bytes, and {free} are free in {folder}; $FVCORE_CACHE "
+                    "names another folder"
+                )
+            name = url.rpartition("/")[2]
+            with tqdm(desc=name, total=length or None, unit="B", unit_scale=True) as bar:
+                while chunk := response.read(CHUNK):
+                    with _writing_to(folder):
+                        file.write(chunk)
+                    bar.update(len(chunk))
+    except (HTTPException, ValueError) as error:  # addresses and headers that make no sense
+        raise FetchError(_reason(error)) from error
+    if length and file.tell() != length:
+        raise FetchError(f"cut off after {file.tell()} of {length} bytes")
+
+
+def _from_hub(source: HubFile) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise FetchError("needs huggingface_hub: pip install huggingface_hub safetensors") from None
+    try:
+        return Path(hf_hub_download(source.repository, source.filename))
+    except Exception as error:  # its HTTP client and its accelerators raise types of their own
+        raise FetchError(_reason(error)) from error
+
+
+def _check_hash(file: Path, source: Source) -> dict[str, Any]:
+    """Refuse a file with another hash than promised; return what is noted of it."""
+    actual, blob = sha256(file), file.resolve()
+    # The hub's cache keeps large files under their SHA-256.
+    name = blob.name if isinstance(source, HubFile) else str(source)
+    problem = hash_problem(file, name, actual)
+    if problem and isinstance(source, HubFile):
+        blob.unlink()  # else it stands in the way of a good one
+    if problem:
+        raise FetchError(problem)
+    return {"source": str(source), "sha256": actual, "verified": bool(promised_hash(name))}
+
+
+def promised_hash(name: str) -> str:
+    """Return the start of SHA-256 that a file's name promises; "" if it promises none."""
+    match = re.search(r"-([0-9a-f]{8,64})\.\w+$|^([0-9a-f]{64})$", name)
+    return match[1] or match[2] if match else ""
+
+
+def hash_problem(file: Path, name: str, actual: str = "") -> str | None:
+    """Say why a file, whose SHA-256 may be known, is not what its published name promises."""
+    with file.open("rb") as stream:
+        text = describe_text(stream.read(512))
+    if text:
+        return f"it is {text}"
+    actual, promised = actual or sha256(file), promised_hash(name)
+    is_right = actual.startswith(promised)
+    return None if is_right else f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}"
 
 
 def _reason(error: Exception) -> str:
-    """In a few words, without the address."""
+    """Tell an error in a few words, without the address."""
     if isinstance(error, HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, URLError):
@@ -158,78 +305,12 @@ def _reason(error: Exception) -> str:
         return f"silent for {TIMEOUT:g} seconds"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _local(path: Path, promised: str) -> Fetched:
-    if not path.is_file():
-        raise SourceError("there is no such file")
-    actual = sha256(path)
-    _require(path, actual, promised)
-    return Fetched(path, str(path), actual, bool(promised), is_temporary=False)
-
-
-def _require(path: Path, actual: str, promised: str) -> None:
-    problem = _problem(path, actual, promised)
-    if problem:
-        raise SourceError(problem)
-
-
-def _download(url: str, folder: Path, promised: str) -> Fetched:
-    """Download into the folder; a file that is not whole or not the promised one leaves nothing."""
-    target = folder / f"download-{uuid.uuid4().hex}"
-    digest = hashlib.sha256()
-    request = Request(url, headers={"User-Agent": "resnest_d2"})
-    with urlopen(request, timeout=TIMEOUT) as response, replacing(target) as temporary:
-        length = int(response.headers.get("Content-Length") or 0)
-        free = shutil.disk_usage(folder).free
-        if length > free:
-            raise SourceError(
-                f"it takes {length} bytes, and {free} are free in {folder}; $FVCORE_CACHE names "
-                "another folder"
-            )
-        received = 0
-        with (
-            temporary.open("wb", buffering=0) as stream,
-            tqdm(
-                desc=url.rpartition("/")[2], total=length or None, unit="B", unit_scale=True
-            ) as bar,
-        ):
-            while chunk := response.read(CHUNK):
-                with writing_to(folder):
-                    stream.write(chunk)
-                digest.update(chunk)
-                received += len(chunk)
-                bar.update(len(chunk))
-        if length and received != length:
-            raise SourceError(f"cut off after {received} of {length} bytes")
-        _require(temporary, digest.hexdigest(), promised)
-    return Fetched(target, url, digest.hexdigest(), bool(promised), is_temporary=True)
-
-
-def _from_hub(file: HubFile) -> Fetched:
-    try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise SourceError(
-            "needs huggingface_hub: pip install huggingface_hub safetensors"
-        ) from None
-    path = Path(hf_hub_download(file.repository, file.filename))
-    # The hub's cache keeps large files under the SHA-256 that the hub has for them.
-    promised = path.resolve().name
-    promised = promised if re.fullmatch(r"[0-9a-f]{64}", promised) else ""
-    actual = sha256(path)
-    problem = _problem(path, actual, promised)
-    if problem:
-        path.resolve().unlink()  # else it stands in the way of a good one
-        raise SourceError(problem)
-    return Fetched(path, str(file), actual, bool(promised), is_temporary=False)
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
-    """Errors of the disk as a CacheError that names the folder and how to choose another."""
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Turn errors of the disk into a CacheError that tells how to choose another folder."""
     try:
         yield
     except FetchError:

@@ -1,7 +1,7 @@
 """Channel order and normalisation: what weights were made for, and what a model is fed."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,34 +15,28 @@ TOLERANCE = 1.0
 
 @dataclass(frozen=True)
 class InputFormat:
-    """Images as a network sees them."""
+    """Images as a network sees them, in values from 0 to 255."""
 
     channels: str
     """``INPUT.FORMAT``; "" where it is not known."""
     mean: tuple[float, ...]
-    """``MODEL.PIXEL_MEAN``, of values from 0 to 255."""
     std: tuple[float, ...]
-    """``MODEL.PIXEL_STD``."""
 
     def __str__(self) -> str:
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return f"{self.channels or 'images'} with mean {mean} and std {std}"
 
     def fits(self, other: "InputFormat") -> bool:
-        """Whether weights for one of them work with the other."""
+        """Return whether weights for one of them work with the other."""
         if self.channels and other.channels and self.channels != other.channels:
             return False
-        return _close(self.mean, other.mean) and _close(self.std, other.std)
+        ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
+        is_close = (abs(a - b) <= TOLERANCE for a, b in zip(ours, theirs, strict=False))
+        return len(ours) == len(theirs) and all(is_close)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-def _close(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    if len(ours) != len(theirs):
-        return False
-    return all(abs(a - b) <= TOLERANCE for a, b in zip(ours, theirs, strict=True))
 
 
 # The authors' and timm's files for ImageNet, in torchvision's constants times 255.
@@ -59,7 +53,7 @@ DETECTRON2_FILES = {
 
 
 def from_dict(content: Any) -> InputFormat | None:
-    """What a checkpoint says of its images; None if it says nothing that can be understood."""
+    """Read what ``to_dict`` returned; None for anything else."""
     if not isinstance(content, Mapping):
         return None
     try:
@@ -70,11 +64,11 @@ def from_dict(content: Any) -> InputFormat | None:
 
 
 def of_model(model: nn.Module) -> InputFormat | None:
-    """What a model of Detectron2 is fed; None if it does not say."""
+    """Return what a model of Detectron2 is fed; None if it does not say."""
     mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
     if mean is None or std is None or mean.is_meta:
         return None
-    # As they are in the config, not as they are in fp32.
+    # Six digits are the config's values; fp32 has added more.
     values = (tuple(float(f"{v:.6g}") for v in t.flatten().tolist()) for t in (mean, std))
     return InputFormat(getattr(model, "input_format", None) or "", *values)
 
@@ -83,16 +77,14 @@ def warn_if_it_differs(weights: str, theirs: InputFormat | None, ours: InputForm
     """Log once that weights were made for other images than they will see.
 
     Args:
-        weights: what to call them.
-        theirs: what they were made for.
-        ours: what INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD say.
+        weights: what the message calls them.
+        theirs: the images that they were made for.
+        ours: the images that the config sets.
     """
     if theirs is None or ours is None or theirs.fits(ours):
         return
-    log_first_n(
-        logging.WARNING,
+    message = (
         f"{weights} was made for {theirs}, but INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD "
-        f"are those of {ours}: results will be worse than they could be",
-        name=__name__,
-        key="message",
+        f"are those of {ours}: results will be worse than they could be"
     )
+    log_first_n(logging.WARNING, message, name=__name__, key="message")

@@ -1,43 +1,30 @@
-"""Loading a checkpoint and knowing what it left untouched."""
+"""Loading a checkpoint into a model, and knowing what it left untouched."""
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from ..config import InputError
 from ..modeling.resnest import ResNeSt
 from .catalog import input_format_of
-from .convert import describe_conversion, recognize, unwrap
-from .fetch import FetchError
-from .input_format import from_dict, of_model, warn_if_it_differs
-from .network import network_of
-from .reading import UnreadableError, read_beside_weights, read_checkpoint
-from .writing import detectron2_checkpoint
+from .convert import UnreadableError, rename, unwrap
+from .files import Checkpoint, classes_in, read_checkpoint
+from .input_format import of_model, warn_if_it_differs
+from .naming import Network, network_of
 
 logger = logging.getLogger(__name__)
 
-# Where training puts the names of its classes in a checkpoint.
-CLASSES_KEY = "classes"
-# What of the data predictions need to be named and drawn.
-CLASS_METADATA = (
-    "thing_classes",
-    "thing_dataset_id_to_contiguous_id",
-    "stuff_classes",
-    "stuff_dataset_id_to_contiguous_id",
-    "keypoint_names",
-    "keypoint_connection_rules",
-)
 
-
-class UntrainedParametersError(ValueError):
+class UntrainedParametersError(InputError):
     """Weights did not reach all of a model that is about to be used, not trained."""
 
 
@@ -49,77 +36,67 @@ class RecordingCheckpointer(DetectionCheckpointer):
     """
 
     incompatible = None
-    _weights = ""
+    _path = ""
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As the base class; a failure leaves the checkpointer as it was.
+        """Load as the base class does; a failure leaves the checkpointer as it was.
 
         Raises:
-            ValueError: the file is no checkpoint, or one of another network.
+            OSError: the file is not there or cannot be fetched.
+            UnreadableError: the file is no checkpoint, or one of another network.
         """
-        self._weights = path
+        self._path = path
         try:
             return super().load(path, *args, **kwargs)
+        except UnreadableError as error:
+            name = "" if path in str(error) else f" {path}"
+            raise UnreadableError(f"MODEL.WEIGHTS{name}: {error}") from error
         except OSError as error:
-            if path and path in str(error):
+            if path in str(error):
                 raise
             raise OSError(f"MODEL.WEIGHTS {path}: {error}") from error
         finally:
             self._parsed_url_during_load = None
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a file of any kind that the base class or :func:`convert` knows.
-
-        The base class would execute what is in a pickle.
-        """
-        content = self._convert(read_checkpoint(filename))
+        """Read any known file; the base class would execute what is in a pickle."""
+        name = f"MODEL.WEIGHTS {self._path}"
         query = parse_qs(self._parsed_url_during_load.query)
-        if query.pop("matching_heuristics", None) == ["True"]:
-            content["matching_heuristics"] = True
+        by_suffix = query.pop("matching_heuristics", None) == ["True"]
         if query:
-            raise ValueError(
-                f"MODEL.WEIGHTS {self._weights}: after '?' only matching_heuristics=True is known"
-            )
-        if "model" in content:
-            return content
-        if not filename.endswith((".pkl", ".pyth")):
-            return {"model": content}
-        # Detectron's files of Caffe2's names, with detectors under "blobs", and pycls's.
-        tensors = content.get("blobs", content.get("model_state", content))
+            raise InputError(f"{name}: after '?' only matching_heuristics=True is known")
+        states = self.model.state_dict()
+        checkpoint = self._read(filename, network_of(states))
+        theirs = checkpoint.input_format or input_format_of(self._path)
+        warn_if_it_differs(name, theirs, of_model(self.model))
+        classifier = {k: v for k, v in checkpoint.classifier.items() if k in states}
+        weights = {**checkpoint.weights, **classifier}
+        by_suffix = by_suffix or checkpoint.by_suffix
+        checkpoint = replace(checkpoint, weights=weights, by_suffix=by_suffix)
+        return {**checkpoint.rest, **checkpoint.to_dict()}
+
+    def _read(self, filename: str, expected: Network | None) -> Checkpoint:
+        content = read_checkpoint(filename)
+        container, tensors = unwrap(content)
+        found = network_of(tensors)
+        if found is not None and expected is not None and not found.fits(expected):
+            raise UnreadableError(f"it is of a {found}, the model has a {expected}")
+        conversion = rename(tensors, container)
+        checkpoint = Checkpoint.of(content, conversion)
+        is_foreign = not conversion.naming and container != "model"
+        if not is_foreign or not filename.endswith((".pkl", ".pyth")):
+            return checkpoint
+        # Detectron's files are in Caffe2's names, files of pycls in their own.
         kept = {k: v for k, v in tensors.items() if not k.endswith(("_momentum", "_tracked"))}
         author = "Caffe2" if filename.endswith(".pkl") else "pycls"
-        return {"model": kept, "__author__": author, "matching_heuristics": True}
-
-    def _convert(self, content: dict[str, Any]) -> dict[str, Any]:
-        try:
-            _, tensors = unwrap(content)
-            self._check_network(tensors)
-            if recognize(tensors) is None:
-                return content
-            conversion = describe_conversion(content)
-        except ValueError as error:
-            raise ValueError(f"MODEL.WEIGHTS {self._weights}: {error}") from error
-        # What training resumes from lies beside a "model"; in a bare dict all are weights.
-        beside = content if conversion.container == "model" else {}
-        return {**beside, **detectron2_checkpoint(conversion)}
-
-    def _check_network(self, tensors: dict[str, torch.Tensor]) -> None:
-        ours, theirs = network_of(self.model.state_dict()), network_of(tensors)
-        if ours is not None and theirs is not None and not theirs.fits(ours):
-            raise ValueError(f"it is of a {theirs}, the model has a {ours}")
+        return replace(checkpoint, weights=kept, author=author, by_suffix=True)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        states = self.model.state_dict()
-        classifier = checkpoint.get("classifier")
-        if isinstance(classifier, Mapping):
-            checkpoint["model"] |= {k: v for k, v in classifier.items() if k in states}
-        theirs = from_dict(checkpoint.get("input")) or input_format_of(self._weights)
-        warn_if_it_differs(f"MODEL.WEIGHTS {self._weights}", theirs, of_model(self.model))
         self.incompatible = super()._load_model(checkpoint)
         return self.incompatible
 
     def untouched(self) -> list[str]:
-        """Names of the parameters and statistics that no file has reached, in the model's order."""
+        """Name the parameters and statistics that no file has reached, in the model's order."""
         states = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         if self.incompatible is None:
             return states
@@ -127,22 +104,21 @@ class RecordingCheckpointer(DetectionCheckpointer):
         return [s for s in states if s in {*self.incompatible.missing_keys, *shapes}]
 
     def untouched_backbone(self) -> list[str]:
-        """Those of them that are of the backbone and that its file should have had.
+        """Name those that are of the backbone and that its file should have had.
 
-        Offsets of deformable convolutions are new to every file for ImageNet, and of plain ResNets
-        some files, in which norms are folded, have no statistics.
+        No file for ImageNet has the offsets of deformable convolutions, and some files of plain
+        ResNets have norms without statistics, which are folded.
         """
         found = []
         for prefix, module in self.model.named_modules():
             if isinstance(module, ResNet):
                 start = f"{prefix}." if prefix else ""
-                whole = isinstance(module, ResNeSt)
-                found += [
-                    name
-                    for name in self.untouched()
-                    if name.startswith(start) and (whole or ".norm." not in name)
-                ]
-        return [name for name in found if "conv2_offset" not in name]
+                skipped = (
+                    "conv2_offset" if isinstance(module, ResNeSt) else r"conv2_offset|\.norm\."
+                )
+                names = (name for name in self.untouched() if name.startswith(start))
+                found += [name for name in names if not re.search(skipped, name)]
+        return found
 
 
 def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> list[str]:
@@ -150,134 +126,79 @@ def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> 
 
     Args:
         model: what to load into, in place.
-        path: as in ``MODEL.WEIGHTS``; "" loads nothing.
-        allow_untrained: accept that parameters keep their random values, and only warn.
+        path: a file, an address or a name, as in ``MODEL.WEIGHTS``; "" loads nothing.
+        allow_untrained: only warn of parameters that keep their random values.
 
     Returns:
         names of the parameters and statistics that the file left untouched.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no checkpoint, or a damaged one.
+        UnreadableError: the file is no checkpoint, is damaged or is of another network.
         UntrainedParametersError: the file left something untouched.
     """
     return _load(model, path, allow_untrained)[0]
 
 
 def load_detector(model: nn.Module, path: str, allow_untrained: bool = False) -> dict[str, Any]:
-    """As :func:`load_weights`, and tell which classes the model was trained on.
+    """Load as :func:`load_weights` does, and tell which classes the model was trained on.
 
     Returns:
-        metadata under Detectron2's names (``thing_classes``, ...); empty for files that hold none,
-        as all but those of this package's trainers.
+        metadata under Detectron2's names (``thing_classes``, ...); {} for files that hold none,
+        which are all but those of this package's trainers.
     """
     return classes_in(_load(model, path, allow_untrained)[1])
 
 
+def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
+    checkpointer = RecordingCheckpointer(model)
+    require_file(path)
+    content = checkpointer.load(path)
+    untouched = checkpointer.untouched()
+    if untouched:
+        why = ""
+        for name, theirs, ours in checkpointer.incompatible.incorrect_shapes[:1] if path else ():
+            why = f" ({name} has shape {theirs} in the file and {ours} in the model)"
+        source = path or 'is ""'
+        message = (
+            f"MODEL.WEIGHTS {source} leaves {len(untouched)} parameters at random values, in "
+            f"{parts(untouched)}{why}: give the checkpoint of a trained detector, and its config"
+        )
+        if not allow_untrained:
+            raise UntrainedParametersError(message)
+        logger.warning(message)
+    return untouched, content
+
+
 def read_classes(path: str) -> dict[str, Any]:
-    """The classes that a checkpoint was trained on, without loading it into a model.
+    """Return the classes that a checkpoint was trained on, without loading it into a model.
 
     Args:
-        path: as in ``MODEL.WEIGHTS``; only local files are looked at, for those of this package's
-            trainers are.
+        path: as in ``MODEL.WEIGHTS``; only local files are looked at, because files of this
+            package's trainers are local.
 
     Returns:
-        as :func:`load_detector`; empty for files that are not there or not readable.
+        as :func:`load_detector`; {} for files that are not there or not readable.
     """
     if not os.path.isfile(path):
         return {}
     try:
-        return classes_in(read_beside_weights(path))
-    except Exception:  # loading it into the model will tell why
+        return classes_in(read_checkpoint(path, with_weights=False))
+    except (OSError, UnreadableError):  # loading it into the model will tell why
         return {}
-
-
-def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """The classes that a checkpoint was trained on; empty if it does not say so in our way."""
-    classes = checkpoint.get(CLASSES_KEY)
-    if not isinstance(classes, Mapping):
-        return {}
-    for key in ("thing_classes", "stuff_classes"):
-        names = classes.get(key, [])
-        is_list = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
-        if not is_list or (key in classes and not names):
-            return {}
-    found = {key: classes[key] for key in CLASS_METADATA if key in classes}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
 def require_file(path: str) -> None:
-    """See that weights which are a file of this machine are there.
+    """Refuse weights that should be a file of this machine and are not.
 
     Raises:
-        FileNotFoundError: they are not.
+        FileNotFoundError: there is no such file.
     """
     local = urlparse(path)._replace(query="").geturl() if "?" in path else path
-    if "://" not in path and not PathManager.isfile(local):
+    if path and "://" not in path and not PathManager.isfile(local):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
 
 
-def local_file(source: str) -> str:
-    """The local file of a path, a name or an address.
-
-    Raises:
-        OSError: it cannot be had; the message names it.
-    """
-    try:
-        return PathManager.get_local_path(source)
-    except OSError as error:
-        if source in str(error) or isinstance(error, FetchError):
-            raise
-        raise OSError(f"{source}: {error}") from error
-
-
-def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
-    checkpointer = RecordingCheckpointer(model)
-    if not path:
-        return _report(checkpointer, 'MODEL.WEIGHTS is ""', allow_untrained), {}
-    require_file(path)
-    with checkpoint_errors(path):
-        content = checkpointer.load(path)
-    what = f"MODEL.WEIGHTS {path}"
-    return _report(checkpointer, what, allow_untrained), content
-
-
-@contextmanager
-def checkpoint_errors(path: str) -> Iterator[None]:
-    """Turn the many ways in which reading a damaged file fails into a ValueError that names it."""
-    try:
-        yield
-    except UnreadableError as error:
-        named = "" if str(path) in str(error) else f" {path}"
-        raise ValueError(f"MODEL.WEIGHTS{named}: {error}") from error
-    except (OSError, ValueError):  # these name what is wrong
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is empty"
-        kind = type(error).__name__
-        raise ValueError(
-            f"MODEL.WEIGHTS {path} is no readable checkpoint: {kind}: {reason}"
-        ) from error
-
-
-def parts(names: Sequence[str]) -> str:
-    """The submodules that parameters belong to, for a message: two levels say enough."""
+def parts(names: Iterable[str]) -> str:
+    """Name the submodules that parameters belong to, for a message: two levels say enough."""
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
-
-
-def _report(checkpointer: RecordingCheckpointer, what: str, allow_untrained: bool) -> list[str]:
-    untouched = checkpointer.untouched()
-    if untouched:
-        shapes = checkpointer.incompatible.incorrect_shapes if checkpointer.incompatible else []
-        why = ""
-        if shapes:
-            name, theirs, ours = shapes[0]
-            why = f" ({name} has shape {theirs} in the file and {ours} in the model)"
-        text = (
-            f"{what} leaves {len(untouched)} parameters at random values, in {parts(untouched)}"
-            f"{why}: give the checkpoint of a trained detector, and its config"
-        )
-        if not allow_untrained:
-            raise UntrainedParametersError(text)
-        logger.warning(text)
-    return untouched

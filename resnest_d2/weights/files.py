@@ -1,0 +1,300 @@
+"""Files of weights: one schema, read without executing anything in a file, written as a whole."""
+
+import errno
+import io
+import json
+import pickle
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..files import replacing
+from . import input_format
+from .convert import Conversion, UnreadableError
+from .input_format import InputFormat
+
+ENDINGS = (".pth", ".safetensors")
+# Training keeps under these keys what it knows of its classes and its images.
+CLASSES_KEY, INPUT_KEY = "classes", "input"
+# The metadata of a data set that naming and drawing predictions takes.
+CLASS_METADATA = (
+    *("thing_classes", "thing_dataset_id_to_contiguous_id"),
+    *("stuff_classes", "stuff_dataset_id_to_contiguous_id"),
+    *("keypoint_names", "keypoint_connection_rules"),
+)
+_TENSORS = ("model", "classifier")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a file of weights; no other code knows the file's keys."""
+
+    weights: dict[str, torch.Tensor]
+    """Tensors by Detectron2's names; those of a backbone alone have no prefix."""
+    classifier: dict[str, torch.Tensor]
+    """The ``linear.`` layer of a backbone, for which detectors have no use."""
+    by_suffix: bool
+    """Whether names match a model's by their ends, so that a backbone fits a detector."""
+    author: str
+    """"Caffe2" makes Detectron2 convert names; "" if unknown."""
+    input_format: InputFormat | None
+    """The images that the weights are for."""
+    classes: dict[str, Any]
+    """Metadata of the classes, with keys of ``CLASS_METADATA``."""
+    rest: dict[str, Any]
+    """Everything that training keeps beside its weights; it is never written here."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """The file that this one was made from."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], conversion: Conversion) -> "Checkpoint":
+        """Sort the content of a file whose weights have been converted.
+
+        Raises:
+            UnreadableError: a tensor is no plain array of numbers.
+        """
+        for key, value in conversion.weights.items():
+            if value.is_meta or value.is_quantized or value.layout != torch.strided:
+                kind = f"{value.device.type}, {value.layout}, {value.dtype}"
+                name = conversion.origins.get(key, key)
+                raise UnreadableError(f"{name} is a tensor of an unsupported kind ({kind})")
+        weights, backbone = conversion.weights, conversion.backbone
+        classifier = content.get("classifier")
+        classifier = dict(classifier) if isinstance(classifier, Mapping) else {}
+        if backbone is not None:
+            classifier |= {k: v for k, v in backbone.items() if k.startswith("linear.")}
+            weights = {k: v for k, v in backbone.items() if k not in classifier}
+        # Other projects use other containers, and keep other things beside them.
+        is_ours = conversion.container == "model"
+        return cls(
+            weights,
+            {k: v for k, v in classifier.items() if isinstance(v, torch.Tensor)},
+            by_suffix=backbone is not None,
+            author="resnest_d2" if conversion.naming else "",
+            input_format=input_format.from_dict(content.get(INPUT_KEY)),
+            classes=classes_in(content),
+            rest={k: v for k, v in content.items() if is_ours and k not in _TENSORS},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of a file that ``DetectionCheckpointer`` loads."""
+        known = {
+            "classifier": self.classifier,
+            "matching_heuristics": self.by_suffix,
+            "__author__": self.author,
+            INPUT_KEY: self.input_format and self.input_format.to_dict(),
+            CLASSES_KEY: self.classes,
+            "source": self.source,
+        }
+        return {"model": self.weights, **{key: value for key, value in known.items() if value}}
+
+
+def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the classes that a checkpoint was trained on; {} if it does not name them our way."""
+    classes = checkpoint.get(CLASSES_KEY)
+    if not isinstance(classes, Mapping):
+        return {}
+    for key in {"thing_classes", "stuff_classes"} & classes.keys():
+        names = classes[key]
+        is_list = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+        if not is_list or not names:
+            return {}
+    found = {key: classes[key] for key in CLASS_METADATA if key in classes}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def read_checkpoint(
+    path: str | Path, with_weights: bool = True, name: str | None = None
+) -> dict[str, Any]:
+    """Read a checkpoint of PyTorch, safetensors, or a pickle of arrays (Detectron2's ``.pkl``).
+
+    Only tensors, arrays and plain values are read; nothing in the file is ever executed.
+
+    Args:
+        path: a local file.
+        with_weights: False leaves the weights on the disk where the format allows it.
+        name: how messages call the file, by default by its path.
+
+    Returns:
+        the file's content. A safetensors file gives its tensors under "model", and its metadata
+        beside them.
+
+    Raises:
+        UnreadableError: the file is something else, is damaged, or holds other objects; the
+            message names them.
+        OSError: it cannot be opened.
+    """
+    path, name = Path(path), name or str(path)
+    with path.open("rb") as stream:
+        head = stream.read(512)
+    problem = describe_text(head)
+    if problem:
+        raise UnreadableError(f"{name} is {problem}")
+    is_zip = head.startswith(b"PK")
+    # Formats show in the content, for files are renamed; but a pickle's ending is not overruled.
+    if head[8:9] == b"{" and path.suffix not in (".pkl", ".pyth"):
+        content = _read_safetensors(path, name, with_weights)
+    elif path.suffix != ".pkl" and (is_zip or _TORCH_MAGIC in head):
+        with _reader_errors(name):
+            # Before 1.6 torch.save wrote files that are no archives and cannot be mapped.
+            mmap = is_zip and not with_weights
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    else:
+        with _reader_errors(name):
+            content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
+    return content
+
+
+def describe_text(head: bytes) -> str | None:
+    """Say what a file that begins like this is; None if it may be a checkpoint."""
+    page = re.match(rb"(?P<html>\s*<!doctype html|.*<html)|\s*<(\?xml|error)", head, re.I | re.S)
+    if page:
+        kind = "HTML" if page["html"] else "XML"
+        return f"an {kind} page: a server's answer saved in place of the weights"
+    if head.lstrip().startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: `git lfs pull` fetches the weights that it stands for"
+    # torch and pickle write control characters early on; texts have none.
+    if re.fullmatch(rb"[\t\r\n\x20-\xff]*", head):
+        return "a text, not weights" if head else "empty"
+    return None
+
+
+def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
+    """Write everything but ``rest``, whole or not at all.
+
+    A safetensors file has the values beside the tensors as JSON in its metadata.
+
+    Args:
+        checkpoint: the content.
+        target: a file with one of ``ENDINGS``.
+
+    Raises:
+        ImportError: safetensors is not installed and the target is such a file.
+        OSError: the file cannot be written.
+    """
+    content = checkpoint.to_dict()
+    for part in content.keys() & set(_TENSORS):  # views would drag along all of their memory
+        content[part] = {k: v.detach().clone().contiguous() for k, v in content[part].items()}
+    size = sum(v.nbytes for part in _TENSORS for v in content.get(part, {}).values())
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        message = f"cannot write {target}: it takes {size} bytes, and {free} are free on its disk"
+        raise OSError(errno.ENOSPC, message)
+    save = _save_safetensors if target.suffix == ".safetensors" else torch.save
+    with replacing(target) as temporary:
+        try:
+            save(content, temporary)
+        except RuntimeError as error:  # both libraries' way of telling of the disk
+            reason = str(error).strip().partition("\n")[0]
+            message = f"cannot write {target} ({free} bytes are free there): {reason}"
+            raise OSError(errno.EIO, message) from error
+
+
+def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+    except ImportError:
+        raise ImportError("writing safetensors needs them: pip install safetensors") from None
+    tensors = {k: v for part in _TENSORS for k, v in content.get(part, {}).items()}
+    beside = {key: json.dumps(value) for key, value in content.items() if key not in _TENSORS}
+    mode = file.stat().st_mode
+    try:
+        save_file(tensors, file, {"format": "pt", **beside})
+    except SafetensorError as error:
+        raise RuntimeError(str(error)) from error
+    file.chmod(mode)  # safetensors makes its files private
+
+
+def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, Any]:
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise UnreadableError(
+            f"{name} is read by safetensors, which is not installed: pip install safetensors"
+        ) from None
+    with _reader_errors(name), safe_open(path, framework="pt") as file:
+        names = list(file.keys()) if with_weights else []
+        content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in names}}
+        metadata = file.metadata() or {}
+    for key, value in metadata.items():
+        try:
+            content.setdefault(key, json.loads(value, object_hook=_integer_keys))
+        except json.JSONDecodeError:
+            content.setdefault(key, value)
+    return content
+
+
+def _integer_keys(content: dict[str, Any]) -> dict[Any, Any]:
+    """Turn category ids back into integers, which JSON does not have as keys."""
+    if content and all(re.fullmatch(r"-?\d+", key) for key in content):
+        return {int(key): value for key, value in content.items()}
+    return content
+
+
+# The number that torch.save puts at the beginning of files that are no archives.
+_TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+# The functions that arrays are pickled with.
+_ARRAY_GLOBALS: dict[str, Any] = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "collections.OrderedDict": OrderedDict,
+    "_codecs.encode": str.encode,
+}
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # in NumPy 1 and 2
+    _ARRAY_GLOBALS[f"{_module}._reconstruct"] = np.empty(0).__reduce__()[0]
+    _ARRAY_GLOBALS[f"{_module}.scalar"] = np.float64(0).__reduce__()[0]
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" in _ARRAY_GLOBALS:
+            return _ARRAY_GLOBALS[f"{module}.{name}"]
+        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+
+
+_UNSAFE = re.compile(r"GLOBAL (\S+)|[Uu]nsupported (?:class|global)\S* (?!GLOBAL)(\S+)")
+_DAMAGED = re.compile(
+    r"central directory|EOF|corrupt|truncat|failed reading|ran out|too (short|large)|[Ii]ncomplete"
+    r"|[Ii]nvalid ?[Hh]eader|PytorchStreamReader"
+)
+
+
+@contextmanager
+def _reader_errors(name: str) -> Iterator[None]:
+    """Turn what a reader raises into an UnreadableError; put nothing but its call inside.
+
+    torch.load, pickle and safetensors meet damaged files with errors of any type.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        message = str(error).strip()
+        unsafe = _UNSAFE.search(message)
+        if unsafe:
+            found = next(filter(None, unsafe.groups())).strip("`'\".,")
+            reason = (
+                f"holds Python objects besides tensors ({found}) and was not loaded, because "
+                "reading them could execute anything; save nothing but its state dict, "
+                'torch.save({"model": model.state_dict()}, ...), where it comes from'
+            )
+        elif isinstance(error, EOFError) or _DAMAGED.search(message):
+            reason = "is damaged or cut off; fetch it again"
+        elif isinstance(error, pickle.UnpicklingError):  # PyTorch advises to unpickle it all
+            reason = "is no checkpoint, or a damaged one"
+        else:
+            first = message.partition("\n")[0]
+            reason = f"is no readable checkpoint: {type(error).__name__}: {first}".rstrip(": ")
+        raise UnreadableError(f"{name} {reason}") from error
