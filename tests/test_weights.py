@@ -219,6 +219,21 @@ def test_detectron2s_pickles_are_read_as_arrays_only(tmp_path):
     assert np.array_equal(weight.detach(), arrays["res2.0.conv1.weight"])
 
 
+@pytest.mark.parametrize("wrap", [lambda arrays: arrays, lambda arrays: {"blobs": arrays}])
+def test_files_in_caffe2s_names(wrap, tmp_path):
+    """Detectron's backbones are bare dicts, its detectors lie under "blobs"."""
+    cfg = model_zoo.get_config("baselines/mask_resnet50")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_detector(cfg).backbone.bottom_up
+    weight = np.random.rand(64, 3, 7, 7).astype("float32")
+    arrays = {"conv1_w": weight, "conv1_w_momentum": weight + 1, "conv1_bn_s": np.ones(64)}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(wrap(arrays)))
+    checkpointer = RecordingCheckpointer(model)
+    checkpointer.load(str(tmp_path / "R-50.pkl"))
+    assert np.array_equal(model.stem.conv1.weight.detach(), weight)
+    assert "stem.conv1.weight" not in checkpointer.untouched()
+
+
 @pytest.mark.parametrize("ending", [".pkl", ".pyth"])
 def test_pickles_never_reach_pickle_load(ending, imagenet, tmp_path, monkeypatch):
     """Not even after they have been looked at: a file can be two things at once."""

@@ -20,6 +20,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import HTTPURLHandler, PathHandler, file_lock, get_cache_dir
 from tqdm import tqdm
 
+from ..config import InputError
 from ..files import sha256, write_text
 from . import catalog
 from .catalog import HubFile, WebFile
@@ -30,6 +31,7 @@ from .naming import network_of
 logger = logging.getLogger(__name__)
 
 Source = WebFile | HubFile | Path
+Use = Callable[[Path, dict[str, Any]], None]
 
 # A folder, or the address of one, that is asked before all other sources.
 MIRROR_VARIABLE = "RESNEST_D2_MIRROR"
@@ -51,31 +53,27 @@ class CacheError(FetchError):
 class WeightsHandler(PathHandler):
     """Resolve a name of published weights to a local file that any Detectron2 trainer can load.
 
-    The file is fetched from the first source that has it, checked against its hash, read as
-    tensors only, converted to Detectron2's names and cached beside a note of its source's hash.
-    A backbone's converted file asks ``DetectionCheckpointer`` to match names by their ends, so it
-    fits a backbone with any prefix.
-
     Names are ``resnest://ImageNet/<variant>``, ``resnest://COCO/<zoo name>`` and
     ``timm://<model>.<tag>``. The addresses of the reference's bucket and of MMDetection's ResNeSt
-    detectors stand for the weights that are, or were, there.
+    detectors stand for the weights that are, or were, there. The first source's file is checked
+    against its hash, read as tensors only, converted to Detectron2's names and cached.
     """
 
     def _get_supported_prefixes(self) -> list[str]:
         return [catalog.RESNEST, catalog.TIMM, catalog.BUCKET, catalog.OPENMMLAB_DETECTORS]
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return False  # a name, not a file: makes checkpointers ask for the local path
+        return False  # then checkpointers ask for the local path
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
         try:
             return bool(self._entry(path))
-        except ValueError:
+        except InputError:
             return False
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
         if set(mode) & set("wax+"):
-            raise ValueError(f"{path} is a name of published weights and cannot be written")
+            raise InputError(f"{path} is a name of published weights and cannot be written")
         return open(self._get_local_path(path), mode, buffering)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
@@ -95,11 +93,7 @@ def register_handlers() -> None:
 
 
 def local_path(entry: catalog.Entry, force: bool = False) -> Path:
-    """Return the converted file of published weights, fetching them if it is not cached.
-
-    Args:
-        entry: the weights.
-        force: fetch and convert them in any case.
+    """Return the converted file of published weights; fetch it if it is not cached, or forced.
 
     Raises:
         FetchError: no source has a file of a ResNeSt, or the cache cannot be written.
@@ -137,8 +131,7 @@ def _is_current(target: Path) -> bool:
     note = read_note(target)
     if not target.is_file() or not {"source", "sha256", "verified"} <= note.keys():
         return False
-    expected = (CACHE_VERSION, target.stat().st_size)
-    return (note.get("version"), note.get("bytes")) == expected
+    return (note.get("version"), note.get("bytes")) == (CACHE_VERSION, target.stat().st_size)
 
 
 def _convert(entry: catalog.Entry, target: Path, file: Path, source: dict[str, Any]) -> None:
@@ -167,11 +160,7 @@ def _check_network(name: str, weights: Iterable[str]) -> None:
         raise UnreadableError(f"it is of a {found}, not of a {expected}")
 
 
-def fetch(
-    sources: Sequence[WebFile | HubFile],
-    folder: Path,
-    use: Callable[[Path, dict[str, Any]], None],
-) -> None:
+def fetch(sources: Sequence[WebFile | HubFile], folder: Path, use: Use) -> None:
     """Use the first of several files that can be fetched and used.
 
     The mirror in ``$RESNEST_D2_MIRROR`` comes first, then a file that lies in ``folder``, then the
@@ -180,8 +169,8 @@ def fetch(
     Args:
         sources: places of the same weights.
         folder: an existing folder for downloads.
-        use: called with the file and with its source, sha256, and whether the hash is verified;
-            an OSError or UnreadableError leads to the next source.
+        use: called with the file and a note of its source; only an OSError or UnreadableError of
+            it leads to the next source.
 
     Raises:
         FetchError: no source provides its file, or the folder cannot be written.

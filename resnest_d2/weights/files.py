@@ -66,16 +66,14 @@ class Checkpoint:
                 kind = f"{value.device.type}, {value.layout}, {value.dtype}"
                 name = conversion.origins.get(key, key)
                 raise UnreadableError(f"{name} is a tensor of an unsupported kind ({kind})")
-        weights, backbone = conversion.weights, conversion.backbone
-        classifier = content.get("classifier")
+        backbone, classifier = conversion.backbone, content.get("classifier")
         classifier = dict(classifier) if isinstance(classifier, Mapping) else {}
-        if backbone is not None:
-            classifier |= {k: v for k, v in backbone.items() if k.startswith("linear.")}
-            weights = {k: v for k, v in backbone.items() if k not in classifier}
+        classifier |= {k: v for k, v in (backbone or {}).items() if k.startswith("linear.")}
+        weights = conversion.weights if backbone is None else backbone
         # Other projects use other containers, and keep other things beside them.
         is_ours = conversion.container == "model"
         return cls(
-            weights,
+            {k: v for k, v in weights.items() if k not in classifier},
             {k: v for k, v in classifier.items() if isinstance(v, torch.Tensor)},
             by_suffix=backbone is not None,
             author="resnest_d2" if conversion.naming else "",
@@ -116,20 +114,16 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Read a checkpoint of PyTorch, safetensors, or a pickle of arrays (Detectron2's ``.pkl``).
 
-    Only tensors, arrays and plain values are read; nothing in the file is ever executed.
+    Only tensors, arrays and plain values are read; nothing in the file is ever executed. The
+    tensors of a safetensors file are returned under "model", with its metadata beside them.
 
     Args:
         path: a local file.
         with_weights: False leaves the weights on the disk where the format allows it.
         name: how messages call the file, by default by its path.
 
-    Returns:
-        the file's content. A safetensors file gives its tensors under "model", and its metadata
-        beside them.
-
     Raises:
-        UnreadableError: the file is something else, is damaged, or holds other objects; the
-            message names them.
+        UnreadableError: the file is something else, is damaged or holds other objects.
         OSError: it cannot be opened.
     """
     path, name = Path(path), name or str(path)
@@ -194,26 +188,21 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     with replacing(target) as temporary:
         try:
             save(content, temporary)
-        except RuntimeError as error:  # both libraries' way of telling of the disk
-            reason = str(error).strip().partition("\n")[0]
+        except (OSError, RuntimeError) as error:  # torch tells of the disk by RuntimeErrors
+            reason = getattr(error, "strerror", "") or str(error).strip().partition("\n")[0]
             message = f"cannot write {target} ({free} bytes are free there): {reason}"
             raise OSError(errno.EIO, message) from error
 
 
 def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise ImportError("writing safetensors needs them: pip install safetensors") from None
     tensors = {k: v for part in _TENSORS for k, v in content.get(part, {}).items()}
     beside = {key: json.dumps(value) for key, value in content.items() if key not in _TENSORS}
-    mode = file.stat().st_mode
-    try:
-        save_file(tensors, file, {"format": "pt", **beside})
-    except SafetensorError as error:
-        raise RuntimeError(str(error)) from error
-    file.chmod(mode)  # safetensors makes its files private
+    # Its save_file would make the file private, and raise errors of its own for a full disk.
+    file.write_bytes(save(tensors, {"format": "pt", **beside}))
 
 
 def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, Any]:
