@@ -128,8 +128,7 @@ def publish(
 
     text = settings_text(settings)
     output.mkdir(parents=True, exist_ok=True)
-    config_name = config_file.parent.name if config_file.stem == "config" else config_file.stem
-    name = name or config_name
+    name = name or (config_file.parent.name if config_file.stem == "config" else config_file.stem)
     unnamed = output / f"{name}-unnamed{ending}"
     write_checkpoint(published, unnamed)
     digest = sha256(unnamed)
