@@ -17,7 +17,7 @@ from resnest_d2.engine.trainer import check_training
 from resnest_d2.modeling.grad_checkpoint import checkpoint_block
 from resnest_d2.modeling.norm import NORMS
 from resnest_d2.modeling.resnest import ARCHITECTURES, ResNeStBlock, make_resnest
-from resnest_d2.modeling.sync_batchnorm import CpuSyncBatchNorm, sync_batchnorm_on_cpus
+from resnest_d2.modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
 
 SMALL = {"depth": 14, "out_features": ["stem", *STAGES]}
 DCN = {
@@ -180,20 +180,20 @@ def test_sync_bn_is_detectron2s_and_is_replaced_whole_for_cpus():
     randomize(fpn)
     before = {name: value.clone() for name, value in fpn.state_dict().items()}
     parameters = dict(fpn.named_parameters())
-    assert sync_batchnorm_on_cpus(fpn) is fpn
+    assert replace_sync_batchnorm(fpn) is fpn
     assert not any(isinstance(m, nn.SyncBatchNorm) for m in fpn.modules())
     assert type(fpn.bottom_up.res5[0].conv2.bn1) is CpuSyncBatchNorm
     assert list(fpn.state_dict()) == list(before)
     assert all(torch.equal(value, before[name]) for name, value in fpn.state_dict().items())
     assert all(value is parameters[name] for name, value in fpn.named_parameters())  # optimizers'
-    assert type(sync_batchnorm_on_cpus(nn.SyncBatchNorm(3))) is CpuSyncBatchNorm
+    assert type(replace_sync_batchnorm(nn.SyncBatchNorm(3))) is CpuSyncBatchNorm
 
 
 def _sync_worker(rank, address, folder, world_size):
     """A step of DDP on this process's share of the images: one for rank 0, two for rank 1."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=world_size)
-    model = sync_batchnorm_on_cpus(make_resnest(14, norm="SyncBN", out_features=["res5"]).double())
+    model = replace_sync_batchnorm(make_resnest(14, norm="SyncBN", out_features=["res5"]).double())
     randomize(model)
     ddp = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     x = torch.load(f"{folder}/x.pt")
@@ -288,10 +288,10 @@ def test_checkpointing_skips_frozen_blocks_and_evaluation(monkeypatch):
     ("make", "message"),
     [
         (lambda: make_resnest(51), "depth must be one of 14, 26, 50, .*, got 51"),
-        (lambda: make_resnest(14, radix=-1), "radix must be an integer of at least 0, got -1"),
+        (lambda: make_resnest(14, radix=-1), "radix must be at least 0, got -1"),
         (
             lambda: make_resnest(14, num_classes=0),
-            "num_classes must be an integer of at least 1, got 0",
+            "num_classes must be at least 1, got 0",
         ),
         (
             lambda: make_resnest(14, num_classes=5, out_features=["res3"]),

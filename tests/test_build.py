@@ -75,7 +75,7 @@ def test_group_width_counts_cardinality_once():
     ("key", "value", "message"),
     [
         ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.DEPTH must be one of 14, 26, 50.*got 18"),
-        ("MODEL.RESNETS.RADIX", -1, "MODEL.RESNETS.RADIX must be an integer of at least 0, got -1"),
+        ("MODEL.RESNETS.RADIX", -1, "MODEL.RESNETS.RADIX must be at least 0, got -1"),
         (
             "MODEL.RESNETS.RADIX",
             3,
@@ -107,7 +107,7 @@ def test_group_width_counts_cardinality_once():
         (
             "MODEL.FPN.OUT_CHANNELS",
             0,
-            "MODEL.FPN.OUT_CHANNELS must be an integer of at least 1, got 0",
+            "MODEL.FPN.OUT_CHANNELS must be at least 1, got 0",
         ),
         ("MODEL.FPN.NORM", "bn", "MODEL.FPN.NORM must be one of"),
         (

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import json
-import os
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -20,7 +19,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from resnest_d2.engine import build_evaluator
-from resnest_d2.evaluation.coco import VARIABLE, FastCOCOEvaluator, choose_implementation
+from resnest_d2.evaluation import coco as module
+from resnest_d2.evaluation.coco import FastCOCOEvaluator, choose_implementation
 
 SIZE = (90, 120)
 NAMES = ["cat", "dog", "cow", "pig"]
@@ -329,15 +329,14 @@ def test_numbers_of_keypoints_that_differ(evaluator):
 
 
 def test_the_choice(evaluator, tmp_path, monkeypatch):
-    monkeypatch.delenv(VARIABLE, raising=False)
     assert type(build_evaluator(DATA, str(tmp_path))) is FastCOCOEvaluator
-    monkeypatch.setenv(VARIABLE, "x")  # so that what is chosen below is undone
-    assert choose_implementation("pycocotools") == os.environ[VARIABLE] == "pycocotools"
+    monkeypatch.setattr(module, "_chosen", "")  # so that the choice below is undone
+    assert choose_implementation("pycocotools") == choose_implementation() == "pycocotools"
     assert type(build_evaluator(DATA, str(tmp_path))) is COCOEvaluator
     with pytest.raises(ValueError, match="--coco-eval must be one of hotcoco, pycocotools, got 'x"):
         choose_implementation("x")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.delenv(VARIABLE)
+    monkeypatch.setattr(module, "_chosen", "")
     assert choose_implementation() == "pycocotools"
     with pytest.raises(ValueError, match="--coco-eval hotcoco: it is not installed: pip install"):
         choose_implementation("hotcoco")

@@ -10,7 +10,8 @@ from detectron2.data import detection_utils
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
-from resnest_d2.data.coco_json import _run_lengths, read_coco
+from resnest_d2.data.coco_json import read_coco
+from resnest_d2.data.rle import decode_counts
 
 HEIGHT, WIDTH = 30, 40
 SQUARE = [[5, 5, 15, 5, 15, 15, 5, 15]]
@@ -138,7 +139,7 @@ def test_compressed_run_lengths_are_pycocotools():
             expected = np.diff([0, *edges, flat.size]).tolist()
             if flat[0]:
                 expected.insert(0, 0)
-            assert _run_lengths("x", counts) == expected
+            assert decode_counts(counts) == expected
 
 
 def test_sizes_are_read_from_images_that_lack_them(write):

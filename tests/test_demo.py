@@ -10,8 +10,7 @@ from detectron2.utils.visualizer import Visualizer
 from matplotlib.axes import Axes
 from PIL import Image
 
-from resnest_d2.commands.demo_grid import SCALE, draw_grid
-from resnest_d2.commands.demo_progress import plot_curves, read_metrics
+from resnest_d2.commands.demo import SCALE, draw_grid, plot_curves, read_metrics
 
 
 def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):

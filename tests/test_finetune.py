@@ -13,11 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.classes import num_classes
 from resnest_d2.engine import load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, use_own_data
 from resnest_d2.inference import Predictor
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 
 YAML, LAZY = "configs/mask_resnest14_digits.yaml", "configs/lazy/mask_resnest14_digits.py"
 TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"]
@@ -102,7 +101,7 @@ def test_predictions_are_named(trained, name):
         cfg.freeze()
     predictor = Predictor(cfg)
     assert predictor.metadata.thing_classes == ["straight", "bent", "round"]
-    assert num_classes(predictor.model) == 3
+    assert predictor.model.roi_heads.num_classes == 3
     output = predictor(np.zeros((64, 64, 3), np.uint8))
     assert output["instances"].image_size == (64, 64)
 
@@ -196,7 +195,7 @@ def test_heads_of_every_kind_get_the_number_of_classes(train_files, name):
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         model = build_detector(cfg)
-    assert num_classes(model) == 3
+    assert model.roi_heads.num_classes == 3
     if name.startswith("pointrend"):
         assert model.roi_heads.mask_head.point_head.predictor.out_channels == 3
     assert cfg.DATASETS.TRAIN == (TRAIN,)

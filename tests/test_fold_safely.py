@@ -7,8 +7,8 @@ from helpers import randomize, relative_difference
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from resnest_d2.inference import optimize_for_inference
 from resnest_d2.modeling.split_attention import SplitAttentionConv2d
+from resnest_d2.optimize import optimize_for_inference
 from resnest_d2.optimize.fold import fold_norms
 
 CHANNELS = 4

@@ -18,11 +18,11 @@ from omegaconf import ListConfig
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.commands.demo_progress import read_metrics
+from resnest_d2.commands.demo import read_metrics
 from resnest_d2.config.lazy import detectron2_config, read_lazy_config
-from resnest_d2.engine import Trainer, choose_device, lazy, load_config
+from resnest_d2.engine import Trainer, choose_device, lazy_trainer, load_config
 from resnest_d2.inference import set_score_threshold
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 
 DIGITS = "configs/lazy/mask_resnest14_digits.py"
 # As few steps as possible on the tiny data set.
@@ -175,7 +175,9 @@ def test_yaml_and_lazy_train_alike(registered_digits, tmp_path):
     trainer.resume_or_load(resume=False)
     trainer.train()
     seed_all_rng(1)
-    results = lazy.train(lazy_cfg)
+    lazy = lazy_trainer.LazyTrainer(lazy_cfg)
+    lazy.resume_or_load()
+    results = lazy.train()
     metrics = [read_metrics(tmp_path / kind / "metrics.json") for kind in ("yaml", "lazy")]
     for name in ("total_loss", "loss_mask", "loss_rpn_cls", "lr"):
         assert dict(metrics[1][name]) == pytest.approx(dict(metrics[0][name]), rel=1e-5), name
@@ -187,7 +189,7 @@ def test_yaml_and_lazy_train_alike(registered_digits, tmp_path):
 @pytest.mark.parametrize("processes", [1, 2, 8, 16])
 def test_scaling_to_the_number_of_processes(processes):
     cfg = model_zoo.get_config("lazy/mask_resnest50")
-    lazy.scale_to_world_size(cfg, processes)
+    lazy_trainer.scale_to_world_size(cfg, processes)
     assert cfg.dataloader.train.total_batch_size == 2 * processes
     assert cfg.optimizer.lr == pytest.approx(0.0025 * processes)
     assert cfg.train.max_iter == 720000 // processes
@@ -195,7 +197,7 @@ def test_scaling_to_the_number_of_processes(processes):
     cfg.dataloader.train.total_batch_size = 4
     if processes != 8:
         with pytest.raises(ValueError, match="total_batch_size 4 must be a multiple of .* 8"):
-            lazy.scale_to_world_size(cfg, processes)
+            lazy_trainer.scale_to_world_size(cfg, processes)
 
 
 def run(tool, *args, datasets):

@@ -15,7 +15,7 @@ from benchmarks.imagenet import IMAGENET
 from benchmarks.zoo_markdown import section_of
 from resnest_d2 import model_zoo
 from resnest_d2.model_zoo.published import PUBLICATIONS
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 
 ROOT = Path(__file__).parents[1]
 MODEL_ZOO = ROOT / "MODEL_ZOO.md"

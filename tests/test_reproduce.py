@@ -22,10 +22,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
 
-from resnest_d2 import model_zoo, zoo_table
+from resnest_d2 import model_zoo
+from resnest_d2.commands import reproduce as module
 from resnest_d2.commands.reproduce import choose_models, find_checkpoint
-from resnest_d2.engine import reproduce as module
 from resnest_d2.files import write_text
+from resnest_d2.model_zoo.published import PUBLICATIONS, Publication
 
 sys.path.insert(0, str(ROOT / "tools"))
 import reproduce as tool
@@ -135,8 +136,8 @@ def replay(tmp_path):
 @pytest.fixture
 def publish(monkeypatch):
     def publish(name, metrics, file="the_model.pth"):
-        row = zoo_table.Publication("the model", file, metrics)
-        monkeypatch.setitem(zoo_table.PUBLICATIONS, name, row)
+        row = Publication("the model", file, metrics)
+        monkeypatch.setitem(PUBLICATIONS, name, row)
 
     return publish
 

@@ -10,7 +10,7 @@ from detectron2.utils.events import EventStorage
 from test_heads import SIZE, batch, small_config
 
 from resnest_d2 import AveragingCascadeROIHeads
-from resnest_d2.modeling.build import build_detector
+from resnest_d2.modeling.detector import build_detector
 
 
 def losses_of(model, inputs, seed=0):

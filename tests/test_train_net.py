@@ -17,7 +17,7 @@ from detectron2.evaluation import (
 )
 
 from resnest_d2 import model_zoo
-from resnest_d2.commands.demo_progress import read_metrics
+from resnest_d2.commands.demo import read_metrics
 from resnest_d2.engine import Trainer, build_evaluator, check_datasets, choose_device, load_config
 from resnest_d2.evaluation.coco import FastCOCOEvaluator
 

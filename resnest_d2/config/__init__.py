@@ -30,4 +30,5 @@ def require_int(name: str, value: Any, least: int) -> None:
         ConfigError: the message has the name and the value.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{name} must be an integer of at least {least}, got {value!r}")
+        kind = "" if isinstance(value, int) else "an integer of "
+        raise ConfigError(f"{name} must be {kind}at least {least}, got {value!r}")

@@ -24,7 +24,7 @@ from ..config.settings import Settings
 from ..evaluation import build_evaluator
 from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
-from ..modeling.sync_batchnorm import CpuSyncBatchNorm, sync_batchnorm_on_cpus
+from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
 from .checkpoint import TrainingCheckpointer, class_metadata
 
 logger = logging.getLogger(__name__)
@@ -60,15 +60,15 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
 def prepare_to_train(settings: Settings, model: nn.Module) -> nn.Module:
     """Fit a model to the processes and options that it is trained with.
 
-    In a process group on CPUs, its SyncBN becomes one that computes there. ``MODEL.COMPILE``
+    On CPUs and in a process alone, its SyncBN becomes one that works there. ``MODEL.COMPILE``
     compiles the backbone in place: for the first size of batch as it is, for the second with
     symbols for what differs, as is ``torch.compile``'s default.
 
     Raises:
         ConfigError: a setting that has no effect on this model, or two that exclude each other.
     """
-    if settings.device == "cpu" and comm.get_world_size() > 1:
-        model = sync_batchnorm_on_cpus(model)
+    if settings.device == "cpu" or comm.get_world_size() == 1:
+        model = replace_sync_batchnorm(model)
     checkpointed = settings.get("MODEL.RESNETS.GRAD_CHECKPOINT", False)
     if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Synchronised batch norm for process groups on CPUs."""
+"""Synchronised batch norm on CPUs, and in a process alone."""
 
 import torch
 import torch.distributed as dist
@@ -8,10 +8,11 @@ from torch import nn
 
 
 class CpuSyncBatchNorm(NaiveSyncBatchNorm):
-    """Differentiable synchronised batch norm in a process group on CPUs.
+    """Differentiable synchronised batch norm in a process group on CPUs; alone, plain batch norm.
 
-    ``torch.nn.SyncBatchNorm`` refuses CPU tensors, and ``DistributedDataParallel`` refuses models
-    on CPUs that hold one. Processes weigh by their numbers of values, so batches may be unequal.
+    ``torch.nn.SyncBatchNorm`` refuses CPU tensors, ``DistributedDataParallel`` refuses models on
+    CPUs that hold one, and Detectron2's convolutions refuse empty inputs before one. Processes
+    weigh by their numbers of values, so batches may be unequal.
     """
 
     def __init__(self, num_features: int, **kwargs) -> None:
@@ -32,7 +33,7 @@ class CpuSyncBatchNorm(NaiveSyncBatchNorm):
         return output
 
 
-def sync_batchnorm_on_cpus(model: nn.Module) -> nn.Module:
+def replace_sync_batchnorm(model: nn.Module) -> nn.Module:
     """Replace every ``torch.nn.SyncBatchNorm`` of a model by :class:`CpuSyncBatchNorm`.
 
     Parameters, buffers and their names stay the same.
@@ -47,7 +48,7 @@ def sync_batchnorm_on_cpus(model: nn.Module) -> nn.Module:
             setattr(layer, name, buffer)
         return layer.train(model.training)
     for name, child in model.named_children():
-        replaced = sync_batchnorm_on_cpus(child)
+        replaced = replace_sync_batchnorm(child)
         if replaced is not child:
             setattr(model, name, replaced)
     return model

@@ -123,7 +123,8 @@ def fold_norms(model: nn.Module) -> int:
             count += 1
         pairs: list[tuple[str, str]] = []
         is_attention = getattr(type(module), "attention", None) is SplitAttentionConv2d.attention
-        if is_attention and type(module).forward is SplitAttentionConv2d.forward:
+        is_attention &= getattr(type(module), "forward", None) is SplitAttentionConv2d.forward
+        if is_attention and not any(map(has_hooks, module.modules())):
             pairs = [("conv", "bn0"), ("fc1", "bn1")]
         elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             names = list(module._modules)
