@@ -15,9 +15,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
-from detectron2.export import scripting_with_instances
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes
 
 from resnest_d2 import model_zoo
 from resnest_d2.config.keys import RESNEST_DEFAULTS
@@ -81,6 +79,7 @@ def test_settings_equal_the_reference(name):
     expected = dict(flatten(get_cfg())) | REFERENCE[name]
     for key, value in RESNEST_DEFAULTS.items():
         expected.setdefault(f"MODEL.RESNETS.{key}", value)
+    expected["MODEL.COMPILE"] = False
     expected["SOLVER.REFERENCE_WORLD_SIZE"] = 8  # the only thing added; 8 processes change nothing
     actual = dict(flatten(model_zoo.get_config(name)))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
@@ -179,21 +178,6 @@ def test_get_builds_a_model_for_evaluation():
     with torch.no_grad():
         (output,) = model([{"image": torch.zeros(3, 128, 128)}])
     assert output["instances"].image_size == (128, 128)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_whole_detector_can_be_scripted():
-    model = model_zoo.get("mask_resnest14_digits", device="cpu")
-    fields = {"proposal_boxes": Boxes, "objectness_logits": torch.Tensor, "pred_boxes": Boxes}
-    fields |= {"scores": torch.Tensor, "pred_classes": torch.Tensor, "pred_masks": torch.Tensor}
-    inputs = [{"image": 255 * torch.rand(3, 128, 128)}]
-    with torch.no_grad():
-        (expected,) = model.inference(inputs, do_postprocess=False)
-        scripted = scripting_with_instances(model, fields)
-        (actual,) = scripted.inference(inputs, do_postprocess=False)
-    assert len(expected) > 0
-    torch.testing.assert_close(actual.scores, expected.scores)
-    torch.testing.assert_close(actual.pred_boxes.tensor, expected.pred_boxes.tensor)
 
 
 # Read off the reference's tables: box AP, mask AP, the end of the checkpoint's name.

@@ -144,7 +144,7 @@ def test_wrong_input_is_one_line(tmp_path, args, message):
     [
         (
             ["MODEL.RESNETS.RADIX", "3"],
-            "error: MODEL.RESNETS.NUM_GROUPS 1 times MODEL.RESNETS.RADIX 3 must divide",
+            "error: res2: in_channels 64 must be a multiple of MODEL.RESNETS.NUM_GROUPS * MODEL.RESNETS.RADIX = 1 * 3",
         ),
         (
             ["SOLVER.IMS_PER_BATCH", "1"],
@@ -176,7 +176,7 @@ def test_wrong_settings_are_one_line(tiny_digits, tmp_path, opts, message):
     ("opts", "message"),
     [
         (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE 'cdua' is no device of PyTorch"),
-        (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT must be one of BGR, RGB.*got 'BRG'"),
+        (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT must be one of 'BGR', 'RGB'.*got 'BRG'"),
         (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, got 0"),
         (
             ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"],

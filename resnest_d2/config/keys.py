@@ -113,9 +113,9 @@ def errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         name = str(error.args[0]).rpartition(" ")[2] if error.args else ""
         hint = did_you_mean(name, flat_keys(cfg)) if cfg is not None else ""
         raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
+    except ConfigError:
+        raise
     except (AssertionError, AttributeError, NameError, SyntaxError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError) and source in str(error):
-            raise
         raise ConfigError(f"{source}: {error}") from error
 
 
@@ -184,7 +184,7 @@ def read_yaml(file: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         except ConfigError as error:
             raise ConfigError(f"{file}: {error}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} is no config: it holds a {type(content).__name__}")
+        raise ConfigError(f"{file}: it is no config but holds a {type(content).__name__}")
     bases = content.pop("_BASE_", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:

@@ -122,7 +122,8 @@ class Settings:
 
     def set_datasets(self, split: str, names: Sequence[str]) -> None:
         """Set the data sets of a split, in place."""
-        self.set(self.datasets(split)[0], list(names) if self.is_lazy else tuple(names))
+        value = names[0] if self.is_lazy and len(names) == 1 else list(names)
+        self.set(self.datasets(split)[0], value if self.is_lazy else tuple(names))
 
     @property
     def num_classes_key(self) -> str:

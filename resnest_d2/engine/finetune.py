@@ -11,7 +11,7 @@ from ..config import ConfigError, InputError
 from ..config.settings import Settings
 from ..data.coco_json import CocoData, read_coco
 from ..weights import read_classes
-from .evaluate import weights_to_evaluate
+from .evaluate import Config, weights_to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def register_own_data(
     return train, val
 
 
-def use_own_data(settings: Settings, args: argparse.Namespace) -> None:
+def use_own_data(settings: Config, args: argparse.Namespace) -> None:
     """Register the data sets that the command line names, and fit the config to them.
 
     Data sets, number of classes, format of masks and keypoints follow from the files. A schedule
@@ -91,6 +91,7 @@ def use_own_data(settings: Settings, args: argparse.Namespace) -> None:
     Raises:
         FileNotFoundError, ValueError: as :func:`register_own_data`.
     """
+    settings = Settings.of(settings)
     train, val = register_own_data(settings, args)
     names = list((train or val).categories.values())
     given = {option.partition("=")[0] for option in args.opts}
