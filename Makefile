@@ -77,7 +77,7 @@ endif
 	echo '$(DETECTRON2)' > $@
 
 $(VENV)/.package: $(DETECTRON2_STAMP) setup.py
-	$(PINNED) --no-build-isolation --editable .
+	$(PINNED) --no-build-isolation --editable '.[draw,fast-eval,hub]'
 	touch $@
 
 $(VENV)/.demo: $(VENV)/.package

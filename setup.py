@@ -33,13 +33,16 @@ setup(
         "resnest_d2": ["py.typed"],
         **{package: ["*.yaml", "*.py"] for package in config_packages},
     },
-    # Detectron2 is needed too, but is not on PyPI under its name; importing without it says how
-    # to install it.
+    entry_points={"console_scripts": ["resnest-d2 = resnest_d2.__main__:main"]},
+    # Importing, building and training need these, with Detectron2's Python alone: Detectron2 is not
+    # on PyPI under its name; importing without it says how to install it.
     install_requires=[
-        *("torch>=2.4", "torchvision", "fvcore", "hotcoco", "omegaconf", "pycocotools", "tqdm"),
+        *("torch>=2.4", "torchvision", "fvcore", "omegaconf", "hydra-core", "cloudpickle"),
+        *("pycocotools", "tensorboard", "tqdm"),
     ],
     extras_require={
         "dev": [
+            "hotcoco",
             "opencv-python-headless",
             "huggingface_hub",
             "hypothesis",
@@ -53,6 +56,10 @@ setup(
         ],
         # timm:// names, and files ending in .safetensors
         "hub": ["huggingface_hub", "safetensors"],
-        "demo": ["matplotlib", "opencv-python-headless", "scikit-image", "scikit-learn"],
+        # COCO's metrics in a fraction of pycocotools' time
+        "fast-eval": ["hotcoco"],
+        # pictures and videos of detections
+        "draw": ["matplotlib", "opencv-python-headless"],
+        "demo": ["hotcoco", "matplotlib", "opencv-python-headless", "scikit-image", "scikit-learn"],
     },
 )

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+import yaml
+from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import RESNEST_DEFAULTS
+from resnest_d2.config.keys import RESNEST_DEFAULTS, dump_config
 from resnest_d2.model_zoo.published import PUBLICATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,25 @@ def test_settings_equal_the_reference(name):
     actual = dict(flatten(model_zoo.get_config(name)))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected
+
+
+# Configs with a key of ours or of one of Detectron2's projects; plain Detectron2 reads all others.
+WITH_OTHER_KEYS = {name for name in model_zoo.names() if "_fast_" in name}
+WITH_OTHER_KEYS |= {"pointrend_resnest50", "deeplabv3plus_resnest50", "deeplabv3plus_resnest101"}
+
+
+@pytest.mark.parametrize("name", model_zoo.names())
+def test_other_detectron2_programs_read_the_configs(name):
+    cfg = get_cfg()
+    file = model_zoo.get_config_file(name)
+    if name in WITH_OTHER_KEYS:
+        with pytest.raises(KeyError, match="Non-existent config key"):
+            cfg.merge_from_file(file)
+        return
+    cfg.merge_from_file(file)
+    ours = model_zoo.get_config(name)
+    plain = yaml.safe_load(dump_config(ours))
+    assert CfgNode(plain) == CfgNode(yaml.safe_load(cfg.dump()))
 
 
 def test_schedules_follow_the_number_of_gpus():

@@ -9,6 +9,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.cost import backbone_cost, detector_cost
 from benchmarks.imagenet import IMAGENET
@@ -119,7 +120,7 @@ def closed_form(module, inputs, output):
         return module.weight.numel() * output.shape[0] * output[0, 0].numel()
     if isinstance(module, nn.Linear):
         return module.weight.numel() * inputs[0].shape[0]
-    if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
+    if isinstance(module, _BatchNorm | FrozenBatchNorm2d):
         return 2 * output.numel()
     return 0
 

@@ -144,7 +144,8 @@ def test_wrong_input_is_one_line(tmp_path, args, message):
     [
         (
             ["MODEL.RESNETS.RADIX", "3"],
-            "error: res2: in_channels 64 must be a multiple of MODEL.RESNETS.NUM_GROUPS * MODEL.RESNETS.RADIX = 1 * 3",
+            "error: res2: in_channels 32 must be a multiple of MODEL.RESNETS.NUM_GROUPS * MODEL."
+            "RESNETS.RADIX = 1 * 3",
         ),
         (
             ["SOLVER.IMS_PER_BATCH", "1"],

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
 from detectron2.config.compat import guess_version
+from detectron2.layers import ShapeSpec
 from detectron2.utils.file_io import PathManager
 
 from ..files import did_you_mean
@@ -157,6 +158,8 @@ class _Loader(yaml.FullLoader):
             (expression,) = self.construct_sequence(node)
             if expression in self.EXPRESSIONS:
                 return self.EXPRESSIONS[expression]
+        if suffix == "object:detectron2.layers.shape_spec.ShapeSpec":  # in saved LazyConfigs
+            return ShapeSpec(**self.construct_mapping(node))
         line = node.start_mark.line + 1
         raise ConfigError(f"line {line}: the tag !!python/{suffix} would run code; it was not read")
 

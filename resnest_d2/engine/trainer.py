@@ -109,11 +109,12 @@ def check_training(settings: Settings, model: nn.Module) -> None:
         norm = module.bn1 if isinstance(module, SplitAttentionConv2d) else None
         if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
             raise ConfigError(
-                f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per channel: the "
-                "attention's batch norm sees a 1x1 map and the batch size of this process is 1. "
-                f"Use at least two images a process ({settings.key('images_per_batch')} over the "
-                'number of processes), or MODEL.RESNETS.NORM "SyncBN" over several processes, or '
-                'MODEL.RESNETS.NORM "FrozenBN" or "GN"'
+                f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per "
+                "channel: the attention's batch norm sees a 1x1 map and the batch size of this "
+                "process is 1. Use at least two images a process "
+                f"({settings.key('images_per_batch')} over the number of processes), or "
+                'MODEL.RESNETS.NORM "SyncBN" over several processes, or MODEL.RESNETS.NORM '
+                '"FrozenBN" or "GN"'
             )
 
 
