@@ -93,7 +93,10 @@ def dump_config(cfg: CfgNode) -> str:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    for node, defaults in ((cfg.MODEL.RESNETS, RESNEST_DEFAULTS), (cfg.MODEL, {"COMPILE": False})):
+    for node, defaults in (
+        (cfg.MODEL.RESNETS, RESNEST_DEFAULTS),
+        (cfg.MODEL, {"COMPILE": COMPILE_DEFAULT}),
+    ):
         for key, default in defaults.items():
             if node.get(key) == default:
                 node.pop(key, None)

@@ -67,7 +67,7 @@ def prepare_to_train(settings: Settings, model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: a setting that has no effect on this model, or two that exclude each other.
     """
-    if settings.device == "cpu" or comm.get_world_size() == 1:
+    if settings.device.startswith("cpu") or comm.get_world_size() == 1:
         model = replace_sync_batchnorm(model)
     checkpointed = settings.get("MODEL.RESNETS.GRAD_CHECKPOINT", False)
     if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):

@@ -38,10 +38,7 @@ class _CompiledCall:
     @torch.no_grad()  # weights are only frozen without gradients
     def __call__(self, image: torch.Tensor) -> Any:
         image = image.contiguous()  # strides would be a compilation each
-        pixels = image.shape[-2] * image.shape[-1]
-        if self.first_size not in (None, image.shape) and pixels < SMALLEST_COMPILED:
-            return self.plain(image)
-        if self._case(image) in self.known:
+        if self._case(image) in self.known or self._stays_plain(image):
             return self._compute(image)
         # As options of torch.compile these would not reach Dynamo, which reads them as it traces.
         with (
@@ -50,9 +47,14 @@ class _CompiledCall:
             torch.fx.experimental._config.patch(use_duck_shape=False),  # squares are not special
         ):
             self.first_size = self.first_size or image.shape
-            features = self._compute(image)
-            self.known.add(self._case(image))
+            features = self._compute(image)  # another thread may have been the first
+            if not self._stays_plain(image):
+                self.known.add(self._case(image))
         return features
+
+    def _stays_plain(self, image: torch.Tensor) -> bool:
+        is_other = self.first_size not in (None, image.shape)
+        return is_other and image.shape[-2] * image.shape[-1] < SMALLEST_COMPILED
 
     def _case(self, image: torch.Tensor) -> tuple[Any, ...]:
         """The conditions that PyTorch compiles anew for; there are few of them."""
@@ -62,6 +64,8 @@ class _CompiledCall:
         return (*case, torch.get_autocast_dtype(device))
 
     def _compute(self, image: torch.Tensor) -> Any:
+        if self._stays_plain(image):
+            return self.plain(image)
         is_first = image.shape == self.first_size
         return self.of_one_size(image) if is_first else self.of_all_sizes(image)
 
