@@ -1,6 +1,6 @@
 """What several test files need."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -33,13 +33,18 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
     Scales keep activations near 1 in networks of any depth.
     """
+    randomize_tensors(model.state_dict(), seed)
+
+
+def randomize_tensors(state_dict: Mapping[str, torch.Tensor], seed: int = 0) -> None:
+    """Draw them in place, each as its name and shape ask for."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: torch.Tensor, low: float, high: float) -> None:
         tensor.uniform_(low, high, generator=generator)
 
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for name, tensor in state_dict.items():
             if name.endswith("num_batches_tracked"):
                 continue
             if name.endswith("running_var"):

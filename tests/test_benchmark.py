@@ -18,6 +18,7 @@ from benchmarks.schedule import hours
 from benchmarks.timing import Times, measure
 from benchmarks.training import CHECKPOINTED, OURS, saved_bytes, training_backbone
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 
@@ -57,6 +58,7 @@ def run(tmp_path, *arguments):
     return report
 
 
+@pytest.mark.usefixtures("reference")
 def test_backbones_and_coco(tmp_path, capsys):
     report = run(
         tmp_path,
@@ -83,6 +85,7 @@ def test_backbones_and_coco(tmp_path, capsys):
     )
 
 
+@pytest.mark.usefixtures("reference")
 def test_training_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.training.MEMORY_DEPTHS", (50,))
     report = run(tmp_path, "--sections", "training", "memory", "--train-size", "64")
@@ -131,8 +134,12 @@ def test_detectors(tmp_path):
     assert set(found) == {"resnest_d2", "resnest_d2, optimised"}
 
 
-def test_mixed_precision(tmp_path, monkeypatch, registered_digits):
-    monkeypatch.setattr("benchmarks.amp.SIDE", 64)
+def test_mixed_precision(tmp_path, registered_digits):
+    """With images of 128 pixels: at 64, P7 is computed from a map of one pixel.
+
+    There PyTorch 2.14's weight gradient of a 3x3 convolution of stride 2 under bf16 autocast holds
+    uninitialised values on CPUs with AVX512-BF16.
+    """
     found = run(tmp_path, "--sections", "amp", "--heads", "retinanet", "--iterations", "1")
     assert found["amp"]["retinanet, bf16"]["finite"] is True
 

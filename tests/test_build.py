@@ -184,6 +184,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.usefixtures("reference")
 def test_import_beside_the_reference_is_one_sentence():
     result = run_python("import resnest.d2, resnest_d2")
     assert result.returncode == 1

@@ -309,6 +309,7 @@ def test_hints_know_folders_and_cases(name, hint):
         model_zoo.get_config(5)
 
 
+@pytest.mark.slow
 def test_configs_travel_in_the_wheel(tmp_path):
     """Install the wheel elsewhere and ask for a config from another folder."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]

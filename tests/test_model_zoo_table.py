@@ -18,6 +18,7 @@ from resnest_d2 import model_zoo
 from resnest_d2.model_zoo.published import PUBLICATIONS
 from resnest_d2.modeling.detector import build_detector
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 MODEL_ZOO = ROOT / "MODEL_ZOO.md"
 CLASSIFIER = 2048 * 1000

@@ -1,7 +1,6 @@
 """Against the published implementation, PyPI's ``resnest``: names, shapes, outputs, gradients."""
 
 import pytest
-import resnest.d2.resnest as reference
 import torch
 from helpers import (
     TorchvisionModulatedDeformConv,
@@ -12,8 +11,6 @@ from helpers import (
     randomize,
     relative_difference,
 )
-from resnest.torch.models.resnet import Bottleneck
-from resnest.torch.models.resnet import ResNet as ImageNetResNeSt
 
 import resnest_d2
 from resnest_d2.modeling.resnest import make_resnest
@@ -27,7 +24,7 @@ def reference_cfg(cfg):
     return cfg
 
 
-def both(cfg, fpn=False):
+def both(reference, cfg, fpn=False):
     """The reference's model with random weights, and ours with the same ones."""
     name = "build_resnest_fpn_backbone" if fpn else "build_resnest_backbone"
     theirs = getattr(reference, name)(reference_cfg(cfg), image_shape())
@@ -39,8 +36,8 @@ def both(cfg, fpn=False):
     return ours, theirs
 
 
-def check(cfg, size=64, fpn=False, train=False):
-    ours, theirs = (m.train(train) for m in both(cfg, fpn))
+def check(reference, cfg, size=64, fpn=False, train=False):
+    ours, theirs = (m.train(train) for m in both(reference, cfg, fpn))
     x = torch.randn(2, 3, size, size)
     with torch.set_grad_enabled(train):
         actual, expected = ours(x), theirs(x)
@@ -57,43 +54,43 @@ def check(cfg, size=64, fpn=False, train=False):
 
 
 @pytest.mark.parametrize("depth", [50, 101, 152, 200, 269])
-def test_depths(depth):
-    check(make_cfg("MODEL.RESNETS.DEPTH", depth))
+def test_depths(reference, depth):
+    check(reference, make_cfg("MODEL.RESNETS.DEPTH", depth))
 
 
 @pytest.mark.parametrize("radix", [2, 4])
 @pytest.mark.parametrize(
     "norm", ["BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N"]
 )
-def test_radix_and_norm(radix, norm):
-    check(make_cfg("MODEL.RESNETS.RADIX", radix, "MODEL.RESNETS.NORM", norm))
+def test_radix_and_norm(reference, radix, norm):
+    check(reference, make_cfg("MODEL.RESNETS.RADIX", radix, "MODEL.RESNETS.NORM", norm))
 
 
 @pytest.mark.parametrize("freeze_at", range(6))
-def test_training_with_frozen_stages(freeze_at):
-    check(make_cfg("MODEL.BACKBONE.FREEZE_AT", freeze_at), train=True)
+def test_training_with_frozen_stages(reference, freeze_at):
+    check(reference, make_cfg("MODEL.BACKBONE.FREEZE_AT", freeze_at), train=True)
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_fpn(train):
+def test_fpn(reference, train):
     cfg = make_cfg("MODEL.FPN.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0)
-    check(cfg, size=128, fpn=True, train=train)
+    check(reference, cfg, size=128, fpn=True, train=train)
 
 
 @pytest.mark.parametrize("modulated", [True, False])
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("depth", [50, 101])
-def test_deformable(monkeypatch, depth, modulated, train):
+def test_deformable(reference, monkeypatch, depth, modulated, train):
     operator = "ModulatedDeformConv" if modulated else "DeformConv"
     monkeypatch.setattr(reference, operator, TorchvisionModulatedDeformConv)
     deform = [False, True, True, True]
     cfg = make_cfg("MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.DEFORM_ON_PER_STAGE", deform)
     cfg.MODEL.RESNETS.DEFORM_MODULATED = modulated
     cfg.MODEL.RESNETS.DEFORM_NUM_GROUPS = 2
-    check(cfg, train=train)
+    check(reference, cfg, train=train)
 
 
-def test_without_attention_or_pooling():
+def test_without_attention_or_pooling(reference):
     # RADIX 0 is the reference's RADIX 1: a plain convolution in the 3x3.
     cfg = make_cfg("MODEL.RESNETS.RADIX", 0, "MODEL.RESNETS.AVD", False)
     cfg.MODEL.RESNETS.DEEP_STEM = False
@@ -109,6 +106,22 @@ def test_without_attention_or_pooling():
         assert_features_equal(ours(x), theirs(x), 1e-5)
 
 
+def imagenet_network(blocks, **args):
+    """The reference's class for classification."""
+    from resnest.torch.models.resnet import Bottleneck, ResNet
+
+    args |= {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
+    return ResNet(Bottleneck, blocks, **args)
+
+
+@pytest.mark.usefixtures("reference")
+def test_the_names_that_other_tests_take_for_those_of_imagenet(imagenet):
+    theirs = imagenet_network([1, 1, 1, 1]).state_dict()
+    assert {k: (v.shape, v.dtype) for k, v in imagenet.items()} == {
+        k: (v.shape, v.dtype) for k, v in theirs.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("theirs_args", "ours_args", "stride"),
     [
@@ -116,10 +129,10 @@ def test_without_attention_or_pooling():
         ({"dilated": True}, {"res4_dilation": 2, "res5_dilation": 4}, 8),
     ],
 )
+@pytest.mark.usefixtures("reference")
 def test_dilated_stages_are_the_imagenet_networks(theirs_args, ours_args, stride):
     # The reference's Detectron2 wrapper loses the pooling here, so the ImageNet class is asked.
-    args = {"radix": 2, "deep_stem": True, "stem_width": 32, "avg_down": True, "avd": True}
-    theirs = ImageNetResNeSt(Bottleneck, [3, 4, 6, 3], **theirs_args, **args).eval()
+    theirs = imagenet_network([3, 4, 6, 3], **theirs_args).eval()
     randomize(theirs)
     ours = make_resnest(50, **ours_args, num_classes=1000, out_features=["res5", "linear"])
     ours.load_state_dict(convert(theirs.state_dict()))
