@@ -29,6 +29,16 @@ dataloader = dict(
         ),
         total_batch_size=16,
         num_workers=4,
+        # What Detectron2 makes a YAML config's sampler from; since December 2024 with the seed.
+        cfg=dict(
+            SEED="${oc.select:train.seed,-1}",
+            DATALOADER=dict(
+                SAMPLER_TRAIN="TrainingSampler",
+                ASPECT_RATIO_GROUPING=True,
+                NUM_WORKERS="${dataloader.train.num_workers}",
+            ),
+            SOLVER=dict(IMS_PER_BATCH="${dataloader.train.total_batch_size}"),
+        ),
     ),
     test=L(build_detection_test_loader)(
         dataset=L(get_detection_dataset_dicts)(names="coco_2017_val", filter_empty=False),
