@@ -78,7 +78,8 @@ else ifneq ($(filter git+%,$(DETECTRON2)),)
 	@$(PIP_INSTALL) --no-deps --no-build-isolation '$(DETECTRON2)'
 else
 	@git clone --quiet --depth 1 '$(DETECTRON2)' $(VENV)/detectron2
-	@cd $(VENV)/detectron2 && "$(abspath $(BIN))/python" "$(CURDIR)/requirements/detectron2_python.py"
+	@cd $(VENV)/detectron2 && "$(abspath $(BIN))/python" \
+	  "$(CURDIR)/requirements/detectron2_python.py" >build.log 2>&1 || { cat build.log; exit 1; }
 	@$(PIP_INSTALL) --no-deps $(VENV)/detectron2/dist/*.whl
 endif
 	@echo '$(DETECTRON2)' > $@
