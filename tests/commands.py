@@ -1,4 +1,4 @@
-"""The tools as a user runs them, in processes that need not import PyTorch first."""
+"""Commands and Python code as a user runs them, in processes that need not import PyTorch first."""
 
 import atexit
 import multiprocessing
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 # A server with the slow imports forks a process for each command. detectron2.data is none of them:
 # it reads DETECTRON2_DATASETS when it is imported, and so must every command by itself.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
     [
         "torch",
         "torchvision",
@@ -30,11 +30,24 @@ def run_tool(
     tool: str, *args: object, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Exit code and output of ``tools/<tool>`` with these arguments and environment variables."""
-    command = [str(ROOT / "tools" / tool), *map(str, args)]
+    return _run_in_process([ROOT / "tools" / tool, *args], None, cwd, environment)
+
+
+def run_python(
+    code: str, *args: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Exit code and output of ``python -c <code>``, in which PyTorch is imported already."""
+    return _run_in_process(["-c", *args], code, cwd, environment)
+
+
+def _run_in_process(
+    argv: list[object], code: str | None, cwd: Path, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    command = [str(arg) for arg in argv]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _context.Process(
-            target=_run, args=(command, str(cwd), {**os.environ, **environment}, files)
+        process = context.Process(
+            target=_run, args=(command, code, str(cwd), {**os.environ, **environment}, files)
         )
         process.start()
         process.join()
@@ -43,15 +56,20 @@ def run_tool(
         )
 
 
-def _run(command: list[str], cwd: str, environment: dict[str, str], files: list[Path]) -> None:
+def _run(
+    argv: list[str], code: str | None, cwd: str, environment: dict[str, str], files: list[Path]
+) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    sys.argv = command
+    sys.argv = argv
     sys.path[0:0] = [str(ROOT / "tools")]
     try:
-        runpy.run_path(command[0], run_name="__main__")
+        if code is None:
+            runpy.run_path(argv[0], run_name="__main__")
+        else:
+            exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
     finally:
         atexit._run_exitfuncs()  # multiprocessing leaves them out; Detectron2 closes its log there

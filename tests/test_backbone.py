@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from commands import context
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling.backbone.resnet import ResNet
 from helpers import STAGES, assert_features_equal, image_shape, make_cfg, randomize
@@ -213,7 +214,6 @@ def test_sync_bn_in_a_cpu_process_group(tmp_path, world_size):
     """
     x = torch.randn(3, 3, 64, 64, dtype=torch.double)
     torch.save(x, tmp_path / "x.pt")
-    context = torch.multiprocessing.get_context("spawn")
     address = f"file://{tmp_path}/rendezvous"
     workers = [
         context.Process(target=_sync_worker, args=(rank, address, str(tmp_path), world_size))

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from commands import run_python
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
 from detectron2.modeling.backbone import FPN
@@ -180,10 +181,6 @@ def test_retinanet_needs_res5():
         resnest_d2.build_retinanet_resnest_fpn_backbone(cfg, image_shape())
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-
-
 @pytest.mark.usefixtures("reference")
 def test_import_beside_the_reference_is_one_sentence():
     result = run_python("import resnest.d2, resnest_d2")
@@ -202,7 +199,8 @@ def test_reloading_is_allowed():
 
 
 def test_import_without_detectron2_says_how_to_install_it():
-    result = run_python("import sys; sys.modules['detectron2'] = None; import resnest_d2")
+    code = "import sys; sys.modules['detectron2'] = None; import resnest_d2"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: resnest_d2 needs Detectron2")

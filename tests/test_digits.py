@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from commands import run_python
 from conftest import TINY_DIGITS
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -196,10 +196,8 @@ def test_is_registered_on_import_and_made_at_the_first_use(tmp_path):
         "m = MetadataCatalog.get('digits_val'); print(m.evaluator_type, m.image_root);"
         "assert not os.path.exists(m.image_root)"
     )
-    environment = {"DETECTRON2_DATASETS": str(tmp_path), "PATH": ""}
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    result = run_python(code, DETECTRON2_DATASETS=str(tmp_path))
+    assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["coco", str(tmp_path / "digits/val")]
 
 

@@ -48,6 +48,12 @@ def small_config(kind, *opts):
     """The zoo's config, at a size that a test can run: nothing of the head's kind is changed."""
     cfg = model_zoo.get_config(MODELS[kind])
     cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32, 128
+    cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 64
+    cfg.MODEL.ROI_BOX_HEAD.CONV_DIM = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = 64
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 128
+    if "POINT_HEAD" in cfg.MODEL:
+        cfg.MODEL.ROI_MASK_HEAD.FC_DIM, cfg.MODEL.POINT_HEAD.FC_DIM = 128, 64
     if "resnest" in MODELS[kind]:
         cfg.MODEL.RESNETS.DEPTH = 14
         if cfg.MODEL.RESNETS.get("RES5_MULTI_GRID", None):

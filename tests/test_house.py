@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run_python
 
 import resnest_d2
 
@@ -46,7 +47,8 @@ def test_imports_run_down(part):
         assert above <= {"inference": {"engine"}, "evaluation": {"data"}}.get(part, set()), file
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
+def run_afresh(code: str) -> subprocess.CompletedProcess:
+    """In a process that has imported nothing yet."""
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
@@ -71,14 +73,14 @@ print("built")
 
 
 def test_importing_and_building_need_no_extra():
-    result = run_python(BLOCK + BUILD)
+    result = run_afresh(BLOCK + BUILD)
     assert result.stdout.strip() == "built", result.stderr
 
 
 def test_a_detectron2_that_is_broken_is_not_called_missing(tmp_path):
     (tmp_path / "detectron2.py").write_text("import no_such_package_at_all\n")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import resnest_d2"
-    last = run_python(code).stderr.strip().splitlines()[-1]
+    last = run_afresh(code).stderr.strip().splitlines()[-1]
     assert last == "ModuleNotFoundError: No module named 'no_such_package_at_all'"
 
 
@@ -99,8 +101,7 @@ def test_public_names_are_there_and_nothing_else():
     ],
 )
 def test_the_console_script(arguments, code, text):
-    result = subprocess.run(
-        [sys.executable, "-m", "resnest_d2", *arguments], capture_output=True, text=True
-    )
+    module = "import runpy; runpy.run_module('resnest_d2', run_name='__main__', alter_sys=True)"
+    result = run_python(module, *arguments)
     assert result.returncode == code, result.stderr
     assert text in result.stdout + result.stderr

@@ -94,10 +94,15 @@ def test_yaml_and_lazy_detect_the_same(name):
     """With the same weights; at random ones every detection is a close call."""
     cfg, lazy_cfg = model_zoo.get_config(name), model_zoo.get_config(f"lazy/{name}")
     cfg.MODEL.DEVICE = lazy_cfg.train.device = "cpu"
+    cfg.MODEL.RESNETS.DEPTH = lazy_cfg.model.backbone.bottom_up.depth = 14
     from_yaml, from_lazy = build_detector(cfg).eval(), build_detector(lazy_cfg).eval()
     from_lazy.load_state_dict(from_yaml.state_dict())
     for model in (from_yaml, from_lazy):
         set_score_threshold(model, 0.0)
+        model.proposal_generator.post_nms_topk[False] = 100
+        for part in model.roi_heads.modules():
+            if hasattr(part, "test_topk_per_image"):
+                part.test_topk_per_image = 20
     image = {"image": 255 * torch.rand(3, 96, 128)}
     with torch.no_grad():
         expected, actual = from_yaml([image])[0]["instances"], from_lazy([image])[0]["instances"]

@@ -4,12 +4,11 @@ import hashlib
 import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import run_python
 from helpers import randomize
 from safetensors import safe_open
 
@@ -126,13 +125,12 @@ def test_a_disk_that_is_full(source, tmp_path, capsys, monkeypatch, ending):
     assert f"cannot write {target}: it takes" in line
     # A quota shows only while writing.
     code = (
-        "import resource, signal, sys; sys.path.insert(0, sys.argv[1]);"
+        "import resource, signal, sys;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000));"
-        "import convert_weights; sys.exit(convert_weights.main(sys.argv[2:]))"
+        "import convert_weights; sys.exit(convert_weights.main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, str(ROOT / "tools"), str(source), str(target)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_python(code, source, target)
     assert result.returncode == 2, result.stderr
     assert f"cannot write {target}" in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr
