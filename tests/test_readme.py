@@ -1,24 +1,79 @@
-"""The README's snippets as they stand; even_and_odd.py is run in test_train_net.py."""
+"""README.md and docs/: their code runs, their links lead somewhere, their table is what tests show.
 
+The example of docs/own_data.md is run in test_train_net.py.
+"""
+
+import contextlib
+import json
 import re
 from pathlib import Path
 
 import detectron2.model_zoo
+import numpy as np
+import pytest
+import torch
 import yaml
-from detectron2.config import CfgNode
+from commands import run_tool
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
 from detectron2.modeling import build_model
+from panopticapi.utils import id2rgb
+from PIL import Image
+from test_heads import AUGMENTED, MODELS, SIZE, small_config
 
 import resnest_d2
+from resnest_d2.config.keys import dump_config
+from resnest_d2.engine.evaluate import evaluate_model
+from resnest_d2.modeling.detector import build_detector
+from resnest_d2.weights.catalog import find
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = "README.md") -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
-def test_five_lines_for_ones_own_project():
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 130
+    assert len(README.split()) <= 1000
+
+
+def test_a_detector_on_a_photo(tmp_path, monkeypatch):
+    """As it stands, but for the model, which nobody has to fetch."""
     code = blocks("python")[0]
+    name = "mmdet/cascade_resnest101"
+    assert find(f"resnest://COCO/{name}").sources
+    cfg = resnest_d2.model_zoo.get_config("mask_resnest14_digits")
+    cfg.MODEL.DEVICE = "cpu"
+    torch.save({"model": build_detector(cfg).state_dict()}, tmp_path / "detector.pth")
+    Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = code.replace(f"resnest://COCO/{name}", "detector.pth")
+    code = code.replace(name, "mask_resnest14_digits")
+    names: dict = {}
+    exec(code, names)
+    assert names["instances"].image_size == (64, 96)
+    assert names["instances"].has("scores")
+
+
+def test_two_lines_for_a_detectron2_project():
+    code = blocks("python")[1]
+    assert len(code.splitlines()) == 2
+    names = {"cfg": get_cfg()}
+    exec(code, names)
+    ours = resnest_d2.model_zoo.get_config("cascade_resnest101")
+    assert yaml.safe_load(names["cfg"].dump()) == yaml.safe_load(dump_config(ours))
+
+
+def test_five_lines_for_a_detectron2_project():
+    code = blocks("python", "docs/use_in_your_project.md")[0]
     assert len([line for line in code.splitlines() if line.strip()]) == 5
     names: dict = {}
     exec(code, names)
@@ -27,17 +82,178 @@ def test_five_lines_for_ones_own_project():
 
 def test_keys_for_an_existing_config():
     cfg = detectron2.model_zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
-    (text,) = blocks("yaml")
+    (text,) = blocks("yaml", "docs/use_in_your_project.md")
     cfg.merge_from_other_cfg(CfgNode(yaml.safe_load(text)))
     cfg.MODEL.DEVICE = "meta"
     model = build_model(cfg)
     assert isinstance(model.backbone.bottom_up, resnest_d2.ResNeSt)
 
 
-def test_every_file_that_is_named_exists():
-    root = Path(__file__).parents[1]
-    named = re.findall(r"\b((?:tools|tests|configs|docs|requirements)/[\w./-]+\.\w+)", README)
-    assert len(named) > 10
-    assert [name for name in named if not (root / name).exists()] == []
-    for name in re.findall(r"\]\((\w+\.md)\)", README):
-        assert (root / name).exists(), name
+def test_faster_inference():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
+    names = {"model": model, "resnest_d2": resnest_d2}
+    exec(blocks("python", "docs/inference.md")[0], names)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in names["fast"].modules())
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_links(page):
+    text = PAGES[page]
+    named = re.findall(r"\b((?:tools|tests|configs|docs|requirements)/[\w./-]+\.\w+)", text)
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_leads_to_every_page():
+    for page in PAGES:
+        assert page == "README.md" or f"]({page})" in README, page
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_of_commands_exist(page):
+    for block in blocks("sh", page):
+        for line in block.replace("\\\n", " ").splitlines():
+            match = re.match(r"(?:python )?tools/(\w+\.py) (.*)", line)
+            if match:
+                tool, rest = match.groups()
+                used = set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest.partition("#")[0]))
+                assert used - options_of(tool) == set(), line
+
+
+OPTIONS: dict[str, set[str]] = {}
+
+
+def options_of(tool: str) -> set[str]:
+    if tool not in OPTIONS:
+        OPTIONS[tool] = set(re.findall(r"--[a-z][\w-]*", run_tool(tool, "--help").stdout))
+    return OPTIONS[tool]
+
+
+# The table of heads: its rows, and the models of test_heads.py and test_optimize.py that they are.
+ROWS = {
+    "Faster R-CNN": "faster",
+    "Mask R-CNN": "mask",
+    "Cascade R-CNN": "cascade",
+    "RetinaNet": "retinanet",
+    "Keypoint R-CNN": "keypoint",
+    "PointRend": "pointrend",
+    "Panoptic FPN": "panoptic",
+    "DeepLabV3+": "deeplab",
+}
+METRICS = {
+    "box": "bbox",
+    "mask": "segm",
+    "keypoint": "keypoints",
+    "PQ": "panoptic_seg",
+    "mIoU": "sem_seg",
+}
+
+
+def table() -> dict[str, dict[str, str]]:
+    lines = [line for line in README.splitlines() if line.startswith("|")]
+    start = next(i for i, line in enumerate(lines) if line.startswith("| | train |"))
+    header, _, *rows = (
+        [cell.strip() for cell in line[1:-1].split("|")] for line in lines[start : start + 10]
+    )
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+
+
+def test_the_table_has_what_other_tests_run():
+    rows = table()
+    assert list(rows) == list(ROWS)
+    for title, kind in ROWS.items():
+        assert kind in MODELS  # trained for a step, and optimised
+        augmented = rows[title]["test-time augmentation"]
+        assert (augmented != "error") == (kind in AUGMENTED), title
+    assert {title for title, row in rows.items() if row["DCN"].startswith(("v1, v2", "v2"))} == {
+        "Faster R-CNN",
+        "Mask R-CNN",
+        "Cascade R-CNN",
+    }
+
+
+@pytest.fixture(scope="module")
+def all_kinds_of_truth(tmp_path_factory):
+    """One image with a square of each of two classes, on stuff, as COCO and panoptic data."""
+    folder = tmp_path_factory.mktemp("truth")
+    segments = np.ones((SIZE, SIZE), np.uint32)
+    segments[20:70, 20:70], segments[80:110, 60:120] = 2, 3
+    image = {"id": 1, "file_name": "1.jpg", "height": SIZE, "width": SIZE}
+    boxes = {2: [20, 20, 50, 50], 3: [60, 80, 60, 30]}
+    annotations = []
+    for segment, (x, y, w, h) in boxes.items():
+        polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+        annotations.append(
+            {"id": segment, "image_id": 1, "category_id": segment - 1, "iscrowd": 0}
+            | {"bbox": [x, y, w, h], "area": w * h, "segmentation": [polygon]}
+            | {"keypoints": [x, y, 2] * 17, "num_keypoints": 17}
+        )
+    infos = [{"id": 1, "category_id": 92, "area": 1, "bbox": [0, 0, SIZE, SIZE], "iscrowd": 0}]
+    infos += annotations
+    things = [{"id": 1, "name": "a", "isthing": 1}, {"id": 2, "name": "b", "isthing": 1}]
+    stuff = [{"id": 92, "name": "sky", "isthing": 0}]
+    truth = {"images": [image], "annotations": annotations, "categories": things}
+    (folder / "instances.json").write_text(json.dumps(truth))
+    panoptic = {"image_id": 1, "file_name": "1.png", "segments_info": infos}
+    (folder / "panoptic.json").write_text(
+        json.dumps({"images": [image], "annotations": [panoptic], "categories": things + stuff})
+    )
+    for name, pixels in (
+        ("images/1.jpg", np.stack([segments * 80] * 3, -1).astype(np.uint8)),
+        ("panoptic/1.png", id2rgb(segments)),
+        ("semantic/1.png", (segments == 1).astype(np.uint8)),
+    ):
+        (folder / name).parent.mkdir()
+        Image.fromarray(pixels).save(folder / name)
+    names = ["truth", "truth_panoptic_separated", "truth_panoptic_stuffonly", "truth_semantic"]
+    register_coco_instances("truth", {}, str(folder / "instances.json"), str(folder / "images"))
+    register_coco_panoptic_separated(
+        "truth_panoptic",
+        {
+            "thing_dataset_id_to_contiguous_id": {1: 0, 2: 1},
+            "stuff_dataset_id_to_contiguous_id": {1: 0, 92: 1},
+            "thing_classes": ["a", "b"],
+            "stuff_classes": ["things", "sky"],
+        },
+        *(str(folder / n) for n in ("images", "panoptic", "panoptic.json", "semantic")),
+        str(folder / "instances.json"),
+    )
+    semantic = {"file_name": str(folder / "images/1.jpg"), "height": SIZE, "width": SIZE}
+    semantic["sem_seg_file_name"] = str(folder / "semantic/1.png")
+    DatasetCatalog.register("truth_semantic", lambda: [dict(semantic)])
+    MetadataCatalog.get("truth_semantic").set(
+        stuff_classes=["things", "sky"], evaluator_type="sem_seg", ignore_label=255
+    )
+    yield
+    for name in names:
+        DatasetCatalog.remove(name)
+        with contextlib.suppress(KeyError):
+            MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("title", ROWS)
+def test_every_head_is_evaluated_by_the_metrics_of_the_table(title, all_kinds_of_truth, tmp_path):
+    kind = ROWS[title]
+    cfg = small_config(kind, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path))
+    cfg.INPUT.MIN_SIZE_TEST = SIZE
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    if kind == "pointrend":
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = 2
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    data = {"panoptic": "truth_panoptic_separated", "deeplab": "truth_semantic"}
+    cfg.DATASETS.TEST = (data.get(kind, "truth"),)
+    results = evaluate_model(cfg, build_detector(cfg).eval())
+    expected = {METRICS[metric] for metric in table()[title]["evaluate"].split(", ")}
+    assert {task for task, metrics in results.items() if metrics} == expected

@@ -193,9 +193,9 @@ def test_settings_that_detectron2_trips_over_late(opts, message):
 
 def test_the_fine_tuning_of_the_readme(tiny_digits, tmp_path):
     """Its script and its commands as they stand, but for the number of steps and the weights."""
-    readme = (ROOT / "README.md").read_text()
-    (script,) = re.findall(r"```python\n# even_and_odd.py\n(.*?)```", readme, re.DOTALL)
-    (commands,) = re.findall(r"```sh\npython even_and_odd.py\n(.*?)```", readme, re.DOTALL)
+    page = (ROOT / "docs/own_data.md").read_text()
+    (script,) = re.findall(r"```python\n# even_and_odd.py\n(.*?)```", page, re.DOTALL)
+    (commands,) = re.findall(r"```sh\npython even_and_odd.py\n(.*?)```", page, re.DOTALL)
     (tmp_path / "even_and_odd.py").write_text(script)
     (tmp_path / "datasets").symlink_to(tiny_digits)
     for name in ("configs", "tools"):
