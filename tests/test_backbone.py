@@ -295,7 +295,7 @@ def test_checkpointing_skips_frozen_blocks_and_evaluation(monkeypatch):
         ),
         (
             lambda: make_resnest(14, num_classes=5, out_features=["res3"]),
-            "num_classes needs 'linear' in out_features",
+            "num_classes needs 'linear' in out_features .'res3'.",
         ),
         (
             lambda: make_resnest(14, out_features=["res6"]),
@@ -322,7 +322,7 @@ def test_checkpointing_skips_frozen_blocks_and_evaluation(monkeypatch):
         ),
         (
             lambda: make_resnest(14, norm="GN", width_per_group=24),
-            "res2: norm 'GN' does not fit 24 channels",
+            "res2: norm 'GN' does not fit 24 channels: 32 must divide them",
         ),
         (
             lambda: ResNeStBlock(64, 64, bottleneck_channels=10, radix=0, num_groups=3),

@@ -187,7 +187,7 @@ def entry(key, **values):
         (lambda d: d.pop("images"), "data.json is not in COCO's format: it has no list 'images'"),
         (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
         (lambda d: d.update(images=["a.png"]), "'images' holds more than objects"),
-        (lambda d: d.update(categories=[]), "'categories' is empty"),
+        (lambda d: d.update(categories=[]), "data.json: 'categories' is empty"),
         (entry("categories", id="90"), "a category needs an integer 'id' and a 'name', got"),
         (entry("categories", id=4), "category id 4 is there twice"),
         (entry("images", id=3), "image id 3 is there twice"),
@@ -241,9 +241,9 @@ def entry(key, **values):
         (entry("categories", keypoints="nose"), "'keypoints' must be a list of names"),
         (
             entry("categories", keypoints=["a"], skeleton=[1, 2]),
-            "'skeleton' pairs of",
+            "'skeleton' pairs of their numbers, from 1 on",
         ),
-        (entry("categories", keypoints=["a"], skeleton=[[1, 2]]), "'skeleton' pairs of"),
+        (entry("categories", keypoints=["a"], skeleton=[[1, 2]]), "'skeleton' pairs of their num"),
         (
             entry("annotations", keypoints=[1, 2, 2]),
             "annotation 1: 'keypoints' must be 0 times x, y and visibility",

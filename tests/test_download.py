@@ -114,7 +114,7 @@ BAD = {
     "absent": (lambda data: status(404), "HTTP 404 Not Found"),
     "another file": (lambda data: content(data + b"x"), "wrong hash: SHA-256 starts with"),
     "a page": (lambda data: content(b"<html>sorry</html>"), "it is an HTML page: a server"),
-    "empty": (lambda data: content(b""), "it is empty"),
+    "empty": (lambda data: content(b""), r"\(it is empty\)"),
 }
 
 
@@ -481,7 +481,7 @@ def test_a_damaged_file_in_the_hubs_cache(hub, server, tiny, imagenet, tmp_path)
     PathManager.get_local_path("timm://resnest14d.test")
     (blob,) = (p for p in (tmp_path / "hub").rglob("blobs/*") if p.is_file())
     blob.write_bytes(hub[:-1] + b"x")
-    with pytest.raises(FetchError, match="wrong hash"):
+    with pytest.raises(FetchError, match="model.safetensors .wrong hash: SHA-256 starts with"):
         PathManager.get_local_path("timm://resnest14d.test", force=True)
     assert_complete(PathManager.get_local_path("timm://resnest14d.test", force=True), imagenet)
 
@@ -490,7 +490,10 @@ def test_what_the_hub_does_not_have(hub, server, tiny):
     server.answers["timm/resnest14d.other/resolve/main/model.safetensors"] = status(
         404, headers={"X-Error-Code": "RepoNotFound"}
     )
-    with pytest.raises(FetchError, match=r"cannot get timm/resnest14d.other/model.safetensors: "):
+    with pytest.raises(
+        FetchError,
+        match=r"get timm/resnest14d.other/model.safetensors: .*\(404 Client",
+    ):
         PathManager.get_local_path("timm://resnest14d.other")
 
 

@@ -258,13 +258,19 @@ def test_the_commands(tiny_digits, tmp_path):
     [
         ("train.init_checkpont=x", "no key 'train.init_checkpont' .*did you mean train.init_check"),
         ("SOLVER.MAX_ITER", "have the form key=value .*got 'SOLVER.MAX_ITER'"),
-        ("model.backbone.bottom_up.radius=2", "no key 'model.backbone.bottom_up.radius'"),
+        (
+            "model.backbone.bottom_up.radius=2",
+            "no key 'model.backbone.bottom_up.radius' .*did you mean .*norm",
+        ),
         ("train.max_iter=0", "train.max_iter must be at least 1, got 0"),
         ("train.log_period=0", "train.log_period must be at least 1, got 0"),
         ("train.checkpointer.period=0", "train.checkpointer.period must be at least 1, got 0"),
         ("train.device=gpu7", "train.device 'gpu7' is no device of PyTorch"),
-        ("train.max_iter.x=2", "no key 'train.max_iter.x'"),
-        ("train.output_dir=/a b/=c", "option 'train.output_dir=/a b/=c': "),
+        (
+            "train.max_iter.x=2",
+            "no key 'train.max_iter.x' in the config; did you mean train.max_iter",
+        ),
+        ("train.output_dir=/a b/=c", "option 'train.output_dir=/a b/=c': mismatched input '='"),
     ],
 )
 def test_wrong_overrides(override, message):
@@ -274,12 +280,15 @@ def test_wrong_overrides(override, message):
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [("model = Mask()", "name 'Mask' is not defined"), ("model = (", "has syntax error")],
+    [
+        ("model = Mask()", "name 'Mask' is not defined"),
+        ("model = (", "Config file .*config.py has syntax error!"),
+    ],
 )
 def test_broken_config_files_are_named(tmp_path, code, message):
     file = tmp_path / "config.py"
     file.write_text(f"{code}\n")
-    with pytest.raises(ValueError, match=f"config.py: .*{message}"):
+    with pytest.raises(ValueError, match=f"{file}: {message}"):
         load_config(str(file))
 
 
@@ -298,9 +307,6 @@ def test_wrong_files(tmp_path):
     file = tmp_path / "config.py"
     file.write_text("x = 1\n")
     with pytest.raises(ValueError, match="config.py defines no 'model'"):
-        load_config(str(file))
-    file.write_text("model = (\n")
-    with pytest.raises(ValueError, match="config.py"):
         load_config(str(file))
     with pytest.raises(
         FileNotFoundError, match="this Detectron2 came without its config .*absent.py"

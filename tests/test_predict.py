@@ -1,5 +1,7 @@
 """tools/predict.py: colours, drawings, broken files, untrained weights."""
 
+import re
+
 import cv2
 import numpy as np
 import pytest
@@ -91,7 +93,8 @@ def test_draws_box_mask_name_and_score(make_predictor, red_left_blue_right, monk
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
 def test_wrong_arrays(make_predictor, wrong):
-    with pytest.raises(ValueError, match="expected an RGB image"):
+    shape = re.escape(str(wrong.shape))
+    with pytest.raises(ValueError, match=rf"expected an RGB image \(H, W, 3\) uint8, got {shape}"):
         make_predictor()(wrong)
 
 
@@ -188,9 +191,11 @@ def test_inputs_and_outputs(tmp_path):
         output_paths(files, tmp_path / "a")
     with pytest.raises(ValueError, match=r"--output: .*a/x.png is not a folder"):
         output_paths(files, tmp_path / "a/x.png")
-    with pytest.raises(FileNotFoundError, match="there is no file or folder .*absent"):
+    with pytest.raises(FileNotFoundError, match="--input: there is no file or folder .*absent$"):
         list_inputs([str(tmp_path / "absent")])
-    with pytest.raises(FileNotFoundError, match="holds no image or video"):
+    with pytest.raises(
+        FileNotFoundError, match=f"--input: folder {tmp_path} holds no image or video"
+    ):
         list_inputs([str(tmp_path)])
 
 

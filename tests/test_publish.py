@@ -87,7 +87,7 @@ def test_a_published_file(source, tmp_path, capsys, ending):
 
     again = tmp_path / "again.pth"
     assert convert_weights([str(target), str(again)]) == 0
-    assert "linear" in capsys.readouterr().out
+    assert "       2 linear\n" in capsys.readouterr().out
     assert load_weights(make_resnest(14, num_classes=1000), str(again)) == []
 
 

@@ -392,7 +392,7 @@ def test_models_to_choose():
         "lazy/mask_resnest50",
     ]
     for names, message in (
-        (["all", "mask_resnest50"], "'all' stands alone"),
+        (["all", "mask_resnest50"], "'all' stands alone; it holds every model"),
         (["mask_resnest269"], "nothing is published about 'mask_resnest269'"),
         (["mask_resnet50"], "no model 'mask_resnet50'; did you mean baselines/mask_resnet50"),
         (["cascade_resnest200_dcn_3x_ms"], "was measured on coco_2017_test-dev, whose annotations"),
