@@ -508,7 +508,7 @@ def test_the_hub_from_a_mirror(server, tiny, imagenet, tmp_path, monkeypatch, ca
 
 def test_without_huggingface_hub(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FetchError, match=r"needs huggingface_hub: pip install huggingface_hub"):
+    with pytest.raises(FetchError, match=r"needs huggingface_hub: pip install 'resnest_d2\[hub\]'"):
         PathManager.get_local_path("timm://resnest14d.test")
 
 

@@ -22,6 +22,7 @@ from ..data import build_digits
 from ..engine import Trainer
 from ..files import write_text
 from ..inference import Predictor
+from ..inference.drawing import import_to_draw
 from . import one_line_errors
 
 NUM_PICTURES = 12
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         cfg.OUTPUT_DIR = str(output)
+        import_to_draw("detectron2.utils.visualizer")  # found missing before anything is trained
         output.mkdir(parents=True, exist_ok=True)
         # Detectron2 appends to it, and the curves should show this run only.
         (output / "metrics.json").unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from .. import data  # noqa: F401  (class names of the data sets that come with 
 from ..config.load import choose_device, load_config
 from ..config.settings import Settings
 from ..inference import Predictor, predict_inputs, set_score_threshold
+from ..inference.drawing import import_to_draw
 from ..inference.files import list_inputs, output_paths
 from . import one_line_errors
 
@@ -57,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings.of(load_config(args.config_file, args.opts))
         files = list_inputs(args.input)
         output_paths(files, output)
+        import_to_draw("detectron2.utils.visualizer")  # found missing before the model is loaded
         choose_device(settings)
         predictor = Predictor(settings, args.allow_untrained)
         if threshold is None:  # evaluation's low defaults would clutter

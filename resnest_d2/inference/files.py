@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from .drawing import import_to_draw
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
 
     Raises:
         ValueError: an output would overwrite one of the inputs.
+        ImportError: as :func:`import_to_draw`.
     """
     targets = output_paths(files, folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -131,8 +133,7 @@ def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
 
 
 def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
-    import cv2  # an extra
-
+    cv2 = import_to_draw("cv2")
     capture = cv2.VideoCapture(str(file))
     writer = None
     done = 0

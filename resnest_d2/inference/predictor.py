@@ -16,6 +16,7 @@ from torch import nn
 from ..config.settings import Settings
 from ..modeling.detector import build_detector
 from ..weights import load_detector, read_classes
+from .drawing import import_to_draw
 
 
 class Predictor:
@@ -81,10 +82,13 @@ class Predictor:
 
         Returns:
             a picture of shape (H * scale, W * scale, 3), uint8, RGB.
-        """
-        from detectron2.utils.visualizer import ColorMode, Visualizer  # needs Matplotlib, OpenCV
 
-        visualizer = Visualizer(image, self.metadata, scale, instance_mode=ColorMode.IMAGE)
+        Raises:
+            ImportError: as :func:`import_to_draw`.
+        """
+        module = import_to_draw("detectron2.utils.visualizer")
+        mode = module.ColorMode.IMAGE
+        visualizer = module.Visualizer(image, self.metadata, scale, instance_mode=mode)
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
             return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()

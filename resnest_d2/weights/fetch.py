@@ -247,7 +247,7 @@ def _from_hub(source: HubFile) -> Path:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise FetchError("needs huggingface_hub: pip install huggingface_hub safetensors") from None
+        raise FetchError("needs huggingface_hub: pip install 'resnest_d2[hub]'") from None
     try:
         return Path(hf_hub_download(source.repository, source.filename))
     except Exception as error:  # its HTTP client and its accelerators raise types of their own

@@ -198,7 +198,10 @@ def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
     try:
         from safetensors.torch import save
     except ImportError:
-        raise ImportError("writing safetensors needs them: pip install safetensors") from None
+        raise ImportError(
+            f"{file.suffix} is written by safetensors, which is not installed: "
+            "pip install 'resnest_d2[hub]'"
+        ) from None
     tensors = {k: v for part in _TENSORS for k, v in content.get(part, {}).items()}
     beside = {key: json.dumps(value) for key, value in content.items() if key not in _TENSORS}
     # Its save_file would make the file private, and raise errors of its own for a full disk.
@@ -210,7 +213,7 @@ def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, An
         from safetensors import safe_open
     except ImportError:
         raise UnreadableError(
-            f"{name} is read by safetensors, which is not installed: pip install safetensors"
+            f"{name} is read by safetensors, which is not installed: pip install 'resnest_d2[hub]'"
         ) from None
     with _reader_errors(name), safe_open(path, framework="pt") as file:
         names = list(file.keys()) if with_weights else []
