@@ -1,9 +1,12 @@
 """Optimised models: the same outputs, without norms."""
 
 import copy
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.fx.experimental._config as fx_config
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from helpers import (
@@ -48,6 +51,9 @@ VARIANTS = [
     {"NORM": "GN"},
     {"NORM": ""},
 ]
+
+# Of seconds rather than minutes of compilation.
+SMALLEST = {"WIDTH_PER_GROUP": 8, "RES2_OUT_CHANNELS": 32, "OUT_FEATURES": ["res2"]}
 
 
 def backbone(**keys):
@@ -188,7 +194,7 @@ def test_saved_and_loaded(tmp_path):
 
 def test_compiled(tmp_path):
     """Two compilations, not one for every size, and weights that are constants in the code."""
-    model = backbone(WIDTH_PER_GROUP=8, RES2_OUT_CHANNELS=32, OUT_FEATURES=["res2"])
+    model = backbone(**SMALLEST)
     compiled = optimize_for_inference(model, compile=True, memory_format=torch.channels_last)
     names = list(compiled.state_dict())
     torch._dynamo.reset()  # what other tests compiled would be looked up first
@@ -226,11 +232,43 @@ def test_compiled(tmp_path):
         optimize_for_inference(nn.Conv2d(3, 3, 1).eval(), compile=True)
 
 
+def test_two_threads_compile_two_models_at_once():
+    """Each gets its own weights and frozen code; the settings that this takes are put back."""
+    settings = (torch._inductor.config, "freezing"), (fx_config, "use_duck_shape")
+    before = [getattr(module, name) for module, name in settings]
+    models = [backbone(**SMALLEST) for _ in range(2)]
+    for seed, model in enumerate(models, start=1):
+        randomize(model, seed)
+    compiled = [optimize_for_inference(model, compile=True) for model in models]
+    torch._dynamo.reset()
+    count = count_compilations()
+    both_are_there = threading.Barrier(2)
+    x = torch.randn(1, 3, 96, 128)
+
+    def run(model):
+        both_are_there.wait()
+        return model(x)
+
+    with ThreadPoolExecutor(2) as pool:
+        actual = list(pool.map(run, compiled))
+    assert [getattr(module, name) for module, name in settings] == before
+    assert count_compilations() - count == 2
+    with torch.no_grad():
+        expected = [model(x) for model in models]
+    assert not torch.equal(expected[0]["res2"], expected[1]["res2"])
+    for model, ours, theirs in zip(compiled, actual, expected, strict=True):
+        assert_features_equal(ours, theirs, TOLERANCE)
+        for parameter in model.parameters():
+            parameter.zero_()
+        assert_features_equal(model(x), theirs, TOLERANCE)  # its weights are in the code
+    assert count_compilations() - count == 2
+
+
 def test_compiled_for_training(monkeypatch):
     """MODEL.COMPILE: the same gradients under the same names; without Inductor's minute of C++."""
     compile_ = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
-    small = {"WIDTH_PER_GROUP": 8, "RES2_OUT_CHANNELS": 32, "OUT_FEATURES": ["res3"]}
+    small = {**SMALLEST, "OUT_FEATURES": ["res3"]}
     plain, compiled = (nn.ModuleDict({"backbone": backbone(**small)}).train() for _ in range(2))
     cfg = read_config(model_zoo.get_config_file("mask_resnest14_digits"), ["MODEL.COMPILE", "True"])
     assert cfg.MODEL.COMPILE is True
