@@ -1,4 +1,4 @@
-"""The folder configs/ travels in the wheel as ``resnest_d2/configs``; pyproject.toml has the rest."""
+"""Put the folder configs/ into the wheel as ``resnest_d2/configs``; pyproject.toml has the rest."""
 
 from setuptools import find_namespace_packages, find_packages, setup
 

@@ -1,7 +1,7 @@
 """Build a wheel of the Python part of the Detectron2 checkout in the current folder.
 
-Detectron2's own setup.py says which packages, projects and configs belong to it; only its extension,
-which needs a compiler, is left out.
+Detectron2's own setup.py says which packages, projects and configs belong to it; only its
+extension, which needs a compiler, is left out.
 """
 
 import runpy

@@ -2,12 +2,7 @@
 
 import itertools
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -304,50 +299,3 @@ def test_hints_know_folders_and_cases(name, hint):
         model_zoo.get_config(name)
     with pytest.raises(ValueError, match="a model's name is a string, got 5"):
         model_zoo.get_config(5)
-
-
-@pytest.mark.slow
-def test_configs_travel_in_the_wheel(tmp_path):
-    """Install the wheel elsewhere and ask for a config from another folder."""
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    # From a copy: setuptools would put what an earlier build left in build/ into the wheel.
-    source = tmp_path / "source"
-    for folder in ("resnest_d2", "configs"):
-        shutil.copytree(ROOT / folder, source / folder)
-    for file in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / file, source)
-    build = [
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(tmp_path),
-        str(source),
-    ]
-    subprocess.run([*pip, *build], check=True, cwd=tmp_path)
-    (wheel,) = tmp_path.glob("resnest_d2-*.whl")
-    packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("resnest_d2/configs/")}
-    files = (p for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".py"))
-    in_repo = {f"resnest_d2/{p.relative_to(ROOT)}" for p in files}
-    assert packed == in_repo
-
-    site = tmp_path / "site"
-    install = ["install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
-    subprocess.run([*pip, *install], check=True, cwd=tmp_path)
-    code = (
-        "from resnest_d2 import model_zoo as z; print(z.get_config_file('cascade_resnest101'));"
-        "print(z.get_config('baselines/mask_resnet101').MODEL.RESNETS.DEPTH);"
-        "print(z.get_config('lazy/cascade_resnest101').model.backbone.bottom_up.depth)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    path, *depths = result.stdout.splitlines()
-    assert Path(path) == site / "resnest_d2/configs/cascade_resnest101.yaml"
-    assert depths == ["101", "101"]

@@ -1,5 +1,6 @@
 """The registered builders: from a Detectron2 config to ResNeSt backbones."""
 
+import inspect
 import re
 from collections.abc import Callable
 
@@ -14,11 +15,9 @@ from ..config import ConfigError, require_int, require_one_of
 from .norm import NORMS
 from .resnest import ResNeSt, make_resnest
 
-# A key of MODEL.RESNETS is the upper case of an argument of make_resnest.
-ARGUMENTS = ("depth", "radix", "num_groups", "width_per_group", "bottleneck_width", "deep_stem")
-ARGUMENTS += ("stem_out_channels", "res2_out_channels", "avd", "avd_first", "avg_down", "norm")
-ARGUMENTS += ("res4_dilation", "res5_dilation", "res5_multi_grid", "deform_on_per_stage")
-ARGUMENTS += ("deform_modulated", "deform_num_groups", "grad_checkpoint", "out_features")
+# A key of MODEL.RESNETS is the upper case of an argument of make_resnest, these apart.
+ARGUMENTS = set(inspect.signature(make_resnest).parameters)
+ARGUMENTS -= {"in_channels", "num_classes", "freeze_at"}
 KEYS = {name: f"MODEL.RESNETS.{name.upper()}" for name in ARGUMENTS}
 KEYS |= {"freeze_at": "MODEL.BACKBONE.FREEZE_AT", "groups": "MODEL.RESNETS.NUM_GROUPS"}
 
@@ -28,14 +27,13 @@ CONFIG_CHECKS: list[Callable[[CfgNode], None]] = []
 
 def _register(builder: Callable) -> Callable:
     name = builder.__name__
-    other = BACKBONE_REGISTRY.get(name).__module__ if name in BACKBONE_REGISTRY else None
-    if other not in (None, __name__):
+    if name not in BACKBONE_REGISTRY:
+        BACKBONE_REGISTRY.register(builder)
+    elif (other := BACKBONE_REGISTRY.get(name).__module__) != __name__:  # else it is a reload
         raise ImportError(
             f"{name} is already registered by {other}; a process can import that package or "
             "resnest_d2, which replaces it"
         )
-    if other is None:  # it is there if this module is reloaded
-        BACKBONE_REGISTRY.register(builder)
     return builder
 
 
@@ -73,7 +71,7 @@ def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     Raises:
         ConfigError: as in :func:`build_resnest_backbone`, and for wrong ``MODEL.FPN`` keys.
     """
-    return _build_fpn(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool())
+    return _build_fpn(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool)
 
 
 @_register
@@ -90,12 +88,11 @@ def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -
             f"MODEL.RESNETS.OUT_FEATURES {list(shapes)} must hold 'res5', from which "
             "build_retinanet_resnest_fpn_backbone makes P6 and P7"
         )
-    require_int("MODEL.FPN.OUT_CHANNELS", cfg.MODEL.FPN.OUT_CHANNELS, 1)
-    top_block = LastLevelP6P7(shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _build_fpn(cfg, bottom_up, top_block)
+    channels = (shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
+    return _build_fpn(cfg, bottom_up, lambda: LastLevelP6P7(*channels))
 
 
-def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top_block: nn.Module) -> FPN:
+def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, make_top: Callable[[], nn.Module]) -> FPN:
     fpn, available = cfg.MODEL.FPN, list(bottom_up.output_shape())
     if not fpn.IN_FEATURES or set(fpn.IN_FEATURES) - set(available):
         raise ConfigError(
@@ -105,8 +102,9 @@ def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top_block: nn.Module) -> FPN:
     require_int("MODEL.FPN.OUT_CHANNELS", fpn.OUT_CHANNELS, 1)
     require_one_of("MODEL.FPN.NORM", fpn.NORM, NORMS)
     require_one_of("MODEL.FPN.FUSE_TYPE", fpn.FUSE_TYPE, ("sum", "avg"))
+    top = make_top()
     try:
-        return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top_block, fpn.FUSE_TYPE)
+        return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top, fpn.FUSE_TYPE)
     except (AssertionError, ValueError) as error:  # strides with a gap; GN and OUT_CHANNELS
         raise ConfigError(
             f"MODEL.FPN cannot be built with IN_FEATURES {list(fpn.IN_FEATURES)}, OUT_CHANNELS "

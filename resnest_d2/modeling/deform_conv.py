@@ -5,11 +5,6 @@ from torch import nn
 from torchvision.ops import deform_conv2d
 
 
-def offset_channels(kernel_size: int, deform_groups: int, modulated: bool) -> int:
-    """Channels of the offset convolution: (dy, dx) and, for v2, a mask, for each group and tap."""
-    return (3 if modulated else 2) * kernel_size**2 * deform_groups
-
-
 class DeformConv2d(nn.Conv2d):
     """Deformable convolution (arXiv:1703.06211, v2: arXiv:1811.11168) whose offsets are an input.
 
@@ -27,20 +22,14 @@ class DeformConv2d(nn.Conv2d):
         self, *args, modulated: bool = False, norm: nn.Module | None = None, **kwargs
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.modulated = modulated
-        self.norm = norm
+        self.modulated, self.norm = modulated, norm
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        """Convolve at the shifted positions.
+        """Map (N, in_channels, H, W) to (N, out_channels, H', W'), in the type of ``x``.
 
-        Args:
-            x: shape (N, in_channels, H, W).
-            offset: shape (N, ``offset_channels(...)``, H', W'), with the output's H' and W'.
-
-        Returns:
-            shape (N, out_channels, H', W'), in the type of ``x``.
+        The offset has shape (N, C, H', W'), where C is 2, or 3 for v2, times groups and taps.
         """
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = torch.promote_types(x.dtype, torch.float32)
         offset, mask = offset.to(dtype), None
         if self.modulated:
             offset, mask = offset.tensor_split([offset.shape[1] // 3 * 2], dim=1)

@@ -12,16 +12,15 @@ from torch.utils.checkpoint import checkpoint
 def frozen_running_statistics(module: nn.Module) -> Iterator[None]:
     """Let batch norms below ``module`` normalise as in training, their averages unmoved."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    saved = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     discarded = torch.zeros((), dtype=torch.long)  # on the CPU, where counting starts no kernel
     try:
-        for norm in norms:
+        for norm, _, batches in saved:
             norm.momentum = 0.0
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked = discarded
+            norm.num_batches_tracked = None if batches is None else discarded
         yield
     finally:
-        for norm, (momentum, batches) in zip(norms, saved, strict=True):
+        for norm, momentum, batches in saved:
             norm.momentum, norm.num_batches_tracked = momentum, batches
 
 

@@ -11,7 +11,7 @@ from detectron2.modeling.backbone.resnet import BasicStem, ResNet
 from torch import nn
 
 from ..config import ConfigError, require_int, require_one_of
-from .deform_conv import DeformConv2d, offset_channels
+from .deform_conv import DeformConv2d
 from .grad_checkpoint import checkpoint_block
 from .norm import Norm, make_norm
 from .split_attention import SplitAttentionConv2d
@@ -109,7 +109,7 @@ class ResNeStBlock(CNNBlockBase):
         if deformable:
             _require_divisor("deform_num_groups", deform_num_groups, width)
             # Grouped like the reference's, unlike Detectron2's own deformable block.
-            outputs = offset_channels(3, deform_num_groups, deform_modulated)
+            outputs = (3 if deform_modulated else 2) * 9 * deform_num_groups  # 9 taps
             self.conv2_offset = Conv2d(width, outputs, 3, groups=deform_num_groups, **geometry)
             nn.init.zeros_(self.conv2_offset.weight)
             nn.init.zeros_(self.conv2_offset.bias)
@@ -182,9 +182,10 @@ class ResNeSt(ResNet):
             got = f"{', '.join(names)}, got {list(out_features)}"
             raise ConfigError(f"out_features must name one or more of {got}")
         require_one_of("freeze_at", freeze_at, range(6))
-        # Detectron2 keeps the stages up to the last one named, and the head needs all of them.
-        last = [STAGE_NAMES[len(stages) - 1]] if num_classes is not None and out_features else []
-        kept = [*out_features, *last] if out_features else None
+        kept = out_features
+        if out_features and num_classes is not None:
+            # Detectron2 keeps the stages up to the last one named, and the head needs all of them.
+            kept = [*out_features, names[len(stages)]]
         super().__init__(stem, stages, num_classes, kept, freeze_at)
         if num_classes is not None:
             self._out_features = list(out_features or self._out_features)
@@ -268,10 +269,10 @@ def make_resnest(
     dilations = _dilations(blocks, res4_dilation, res5_dilation, res5_multi_grid)
     stem_class, width = (ResNeStStem, stem_width) if deep_stem else (BasicStem, stem_out_channels)
     stem = stem_class(in_channels, width, norm)
-    last = 4
-    if out_features is not None and set(out_features) <= {"stem", *STAGE_NAMES}:
-        last = max((STAGE_NAMES.index(f) + 1 for f in out_features if f != "stem"), default=0)
-    stages, inputs = [], stem.out_channels
+    layers, last = ("stem", *STAGE_NAMES), 4
+    if out_features and set(out_features) <= set(layers):
+        last = max(map(layers.index, out_features))
+    stages: list[list[CNNBlockBase]] = []
     for index, num_blocks in enumerate(blocks[:last]):
         dilated = index in dilations
         width = int(width_per_group * 2**index * bottleneck_width / 64) * num_groups
@@ -283,7 +284,7 @@ def make_resnest(
                 stride_per_block=[stride] + [1] * (num_blocks - 1),
                 dilation_per_block=dilations.get(index, [1] * num_blocks),
                 is_first_per_block=[dilated] + [False] * (num_blocks - 1),
-                in_channels=inputs,
+                in_channels=stages[-1][-1].out_channels if stages else stem.out_channels,
                 out_channels=res2_out_channels * 2**index,
                 bottleneck_channels=width,
                 deformable=bool(deform_on_per_stage[index]),
@@ -294,7 +295,6 @@ def make_resnest(
         except ValueError as error:
             raise ConfigError(f"{STAGE_NAMES[index]}: {error}") from error
         stages.append(stage)
-        inputs = res2_out_channels * 2**index
     return ResNeSt(stem, stages, num_classes, out_features, freeze_at)
 
 

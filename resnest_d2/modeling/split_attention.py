@@ -59,10 +59,10 @@ class SplitAttentionConv2d(nn.Module):
             )
         self.radix, self.groups, self.channels = radix, groups, out_channels
         self.deformable = deformable
-        conv = {"stride": stride, "padding": padding, "dilation": dilation, "bias": bias}
-        conv |= {"groups": groups * radix} | ({"modulated": deform_modulated} if deformable else {})
+        geometry = (kernel_size, stride, padding, dilation, groups * radix, bias)
+        modulated = {"modulated": deform_modulated} if deformable else {}
         conv_class = DeformConv2d if deformable else Conv2d
-        self.conv = conv_class(in_channels, out_channels * radix, kernel_size, **conv)
+        self.conv = conv_class(in_channels, out_channels * radix, *geometry, **modulated)
         self.bn0 = make_norm(norm, out_channels * radix)
         hidden = attention_channels(in_channels, radix, groups)
         self.fc1 = Conv2d(out_channels, hidden, 1, groups=groups)
@@ -72,45 +72,32 @@ class SplitAttentionConv2d(nn.Module):
             weight_init.c2_msra_fill(layer)
 
     def forward(self, x: torch.Tensor, offset: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve, and sum the splits by their attention.
+        """Map (N, in_channels, H, W) to (N, out_channels, H', W'), after the activation.
 
-        Args:
-            x: shape (N, in_channels, H, W).
-            offset: as in :class:`DeformConv2d`; required if deformable, else not allowed.
-
-        Returns:
-            shape (N, out_channels, H', W'), after the activation.
+        A deformable layer requires the offset of :class:`DeformConv2d`; any other refuses one.
         """
         if (offset is not None) != self.deformable:
             problem = "needs an offset" if self.deformable else "is given an offset"
             raise ValueError(f"SplitAttentionConv2d(deformable={self.deformable}) {problem}")
         x = self.conv(x) if offset is None else self.conv(x, offset)
-        if self.bn0 is not None:
-            x = self.bn0(x)
-        x = F.relu_(x)
+        x = F.relu_(x if self.bn0 is None else self.bn0(x))
         splits = x.view(x.shape[0], self.radix, self.channels, x.shape[2], x.shape[3])
         return self.weighted_sum(splits, self.attention(self.pool(splits)).to(x.dtype))
 
     def pool(self, splits: torch.Tensor) -> torch.Tensor:
-        """Mean over H and W of the splits' sum.
+        """Map splits (N, radix, out_channels, H, W) to their sum's mean (N, out_channels, 1, 1).
 
-        Args:
-            splits: shape (N, radix, out_channels, H, W).
-
-        Returns:
-            shape (N, out_channels, 1, 1); in fp32 for splits in half precision, whose sum can
-            overflow fp16.
+        The mean of splits in half precision is in fp32, because their sum can overflow fp16.
         """
         if splits.dtype in HALF:
             return splits.mean((3, 4), keepdim=True, dtype=torch.float32).sum(1)
         return splits.sum(1).mean((2, 3), keepdim=True)  # the reference's order, to the last bit
 
     def attention(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Weights of the splits, from what :meth:`pool` returns.
+        """Map pooled splits to their weights, of shape (N, radix, out_channels, 1, 1).
 
-        Returns:
-            shape (N, radix, out_channels, 1, 1); with radix >= 2 they sum to 1 over dimension 1.
-            They are in fp32 under autocast and in a model of half precision.
+        With radix >= 2 the weights sum to 1 over dimension 1. They are in fp32 under autocast and
+        in a model of half precision.
         """
         device = pooled.device.type
         is_autocast = device != "meta" and torch.is_autocast_enabled(device)
