@@ -9,10 +9,11 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ MIN_CONTRAST = 60.0
 MIN_VISIBLE = 0.95
 MAX_IMAGE_SIZE = 154  # 40% of coins' 384 columns
 MANIFEST = "manifest.json"
-CONTENT = {"train", "val", "annotations", MANIFEST}
+SPLITS = ("train", "val")
 FORMAT_VERSION = 1
 
 
@@ -58,42 +59,37 @@ class DigitsSpec:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn."""
-        for name in ("digit_height", "digits_per_image"):
-            low, high = getattr(self, name)
+        size, height, count = self.image_size, self.digit_height, self.digits_per_image
+        for name, (low, high) in (("digit_height", height), ("digits_per_image", count)):
             if not 1 <= low <= high:
                 raise ValueError(f"DigitsSpec.{name} must be (least, greatest), got {(low, high)}")
-        if self.digit_height[1] > self.image_size // 2:
-            raise ValueError(
-                f"DigitsSpec.digit_height {self.digit_height} must be at most half of image_size "
-                f"{self.image_size}"
-            )
-        room = (self.image_size // self.digit_height[1]) ** 2
-        if self.digits_per_image[0] > room:
-            raise ValueError(
-                f"DigitsSpec.digits_per_image {self.digits_per_image}: an image of "
-                f"{self.image_size} pixels has room for {room} digits for certain"
-            )
-        if self.train_images < 1 or self.val_images < 1:
-            raise ValueError("DigitsSpec needs at least one image for training and for validation")
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise ValueError(
-                f"DigitsSpec.image_size {self.image_size} must be at most {MAX_IMAGE_SIZE}, the "
-                "width of the narrowest photograph's part"
-            )
+        room = (size // height[1]) ** 2
+        problem = ""
+        if height[1] > size // 2:
+            problem = f".digit_height {height} must be at most half of image_size {size}"
+        elif count[0] > room:
+            problem = f".digits_per_image {count}: an image of {size} pixels has room for {room} "
+            problem += "digits for certain"
+        elif self.train_images < 1 or self.val_images < 1:
+            problem = " needs at least one image for training and for validation"
+        elif size > MAX_IMAGE_SIZE:
+            problem = f".image_size {size} must be at most {MAX_IMAGE_SIZE}, the width of the "
+            problem += "narrowest photograph's part"
+        if problem:
+            raise ValueError(f"DigitsSpec{problem}")
 
 
 def dataset_root() -> Path:
-    """``digits`` below Detectron2's dataset root, $DETECTRON2_DATASETS or ./datasets."""
+    """Return ``digits`` in Detectron2's root of data sets, $DETECTRON2_DATASETS or ./datasets."""
     return Path(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))) / "digits"
 
 
 def register_digits() -> None:
     """Register ``digits_train`` and ``digits_val``; their files are written at the first use."""
-    for split in ("train", "val"):
-        name = f"digits_{split}"
+    for split in SPLITS:
+        name, root = f"digits_{split}", dataset_root()
         if name not in DatasetCatalog:
-            DatasetCatalog.register(name, lambda split=split: _load(split))
-            root = dataset_root()
+            DatasetCatalog.register(name, partial(_load, name))
             MetadataCatalog.get(name).set(
                 thing_classes=list(CLASSES),
                 evaluator_type="coco",
@@ -107,8 +103,7 @@ def _json_file(root: Path, split: str) -> Path:
     return root / "annotations" / f"digits_{split}.json"
 
 
-def _load(split: str) -> list[dict[str, Any]]:
-    name = f"digits_{split}"
+def _load(name: str) -> list[dict[str, Any]]:
     metadata = MetadataCatalog.get(name)
     build_digits(Path(metadata.json_file).parents[1])
     return load_coco_json(metadata.json_file, metadata.image_root, name)
@@ -141,8 +136,8 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
             damage = _damage(root, spec)
             if damage is None:
                 return root
-            _refuse_to_replace(root)
-            if root.exists():
+            if os.path.lexists(root):
+                _refuse_to_replace(root)
                 logger.warning("Rebuilding %s: %s", root, damage)
             _write(root, spec or DigitsSpec())
     except PermissionError as error:
@@ -154,10 +149,10 @@ def build_digits(root: str | Path | None = None, spec: DigitsSpec | None = None)
 
 
 def _refuse_to_replace(root: Path) -> None:
-    """A folder that holds other things than this set is somebody's work, not a damaged copy."""
-    if root.is_symlink() or (root.exists() and not root.is_dir()):
+    """Refuse a folder that holds other things: it is somebody's work, not a damaged copy."""
+    if root.is_symlink() or not root.is_dir():
         raise ValueError(f"{root} is not a folder, and the digits data set will not replace it")
-    others = sorted({p.name for p in root.iterdir()} - CONTENT) if root.is_dir() else []
+    others = sorted({p.name for p in root.iterdir()} - {*SPLITS, "annotations", MANIFEST})
     if others:
         raise ValueError(
             f"{root} holds {', '.join(others[:3])}, which is not of the digits data set and would "
@@ -166,25 +161,25 @@ def _refuse_to_replace(root: Path) -> None:
 
 
 def _damage(root: Path, spec: DigitsSpec | None) -> str | None:
-    """What is wrong with the copy at ``root``, or None."""
-    if not root.exists():
-        return "it does not exist"
+    """Say what is wrong with the copy at ``root``; None if nothing is."""
     try:
         manifest = json.loads((root / MANIFEST).read_text())
         found = manifest["spec"]
         if found != _spec_json(DigitsSpec(**found["content"]) if spec is None else spec):
             return "it was built to another specification"
         images = found["content"]["train_images"] + found["content"]["val_images"]
-        if len(manifest["sha256"]) != images + len(("train", "val")):
+        if len(manifest["sha256"]) != images + len(SPLITS):
             return f"{MANIFEST} does not list all files"
-        for name, digest in manifest["sha256"].items():
-            if sha256(root / name) != digest:
-                return f"{name} is damaged"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+        damaged = sorted(manifest["sha256"].items() - _digests(root).items())
     except (KeyError, TypeError, AttributeError, ValueError, OSError):
-        return f"{MANIFEST} cannot be read"
-    return None
+        return f"{MANIFEST} is missing or cannot be read"
+    return f"{damaged[0][0]} is missing or damaged" if damaged else None
+
+
+def _digests(root: Path) -> dict[str, str]:
+    """Return the SHA-256 of the set's files by their paths in it."""
+    files = sorted(p for folder in (*SPLITS, "annotations") for p in (root / folder).glob("*.*"))
+    return {p.relative_to(root).as_posix(): sha256(p) for p in files}
 
 
 def _spec_json(spec: DigitsSpec) -> dict[str, Any]:
@@ -193,45 +188,34 @@ def _spec_json(spec: DigitsSpec) -> dict[str, Any]:
 
 
 def _write(root: Path, spec: DigitsSpec) -> None:
-    new = Path(tempfile.mkdtemp(prefix=f"{root.name}.new-", dir=root.parent))
-    try:
-        new.chmod(0o755)
-        (new / "annotations").mkdir()
+    with TemporaryDirectory(prefix=f"{root.name}.new-", dir=root.parent) as folder:
+        new = Path(folder) / root.name
+        (new / "annotations").mkdir(parents=True)
         for split, scenes in _scenes(spec).items():
             (new / split).mkdir()
             _write_split(new, split, scenes)
-        files = sorted(p for p in new.rglob("*") if p.is_file())
-        digests = {p.relative_to(new).as_posix(): sha256(p) for p in files}
-        (new / MANIFEST).write_text(json.dumps({"spec": _spec_json(spec), "sha256": digests}))
+        manifest = {"spec": _spec_json(spec), "sha256": _digests(new)}
+        (new / MANIFEST).write_text(json.dumps(manifest))
         if root.exists():
             shutil.rmtree(root)
         new.rename(root)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _scenes(spec: DigitsSpec) -> dict[str, "_Scenes"]:
     digits, labels, photos = _sources()
     rng = np.random.default_rng(spec.seed)
-    order = rng.permutation(len(digits))
-    cut = int(len(digits) * 0.8)
-    train_rng, val_rng = rng.spawn(2)
-    width = {"train": (0.0, TRAIN_PART), "val": (TRAIN_PART, 1.0)}
-    parts = {
-        split: [p[:, round(p.shape[1] * a) : round(p.shape[1] * b)] for p in photos]
-        for split, (a, b) in width.items()
-    }
-    train, val = order[:cut], order[cut:]
+    samples = np.split(rng.permutation(len(digits)), [int(len(digits) * 0.8)])
+    halves = [np.split(photo, [round(photo.shape[1] * TRAIN_PART)], axis=1) for photo in photos]
+    counts = (spec.train_images, spec.val_images)
+    parts = zip(SPLITS, counts, samples, zip(*halves, strict=True), rng.spawn(2), strict=True)
     return {
-        "train": _Scenes(
-            spec, spec.train_images, digits[train], labels[train], parts["train"], train_rng
-        ),
-        "val": _Scenes(spec, spec.val_images, digits[val], labels[val], parts["val"], val_rng),
+        split: _Scenes(spec, count, digits[sample], labels[sample], part, own_rng)
+        for split, count, sample, part, own_rng in parts
     }
 
 
 def _sources() -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Digits (K, 8, 8) in [0, 1], their labels (K,) and photographs (H, W, 3) uint8."""
+    """Return digits (K, 8, 8) in [0, 1], labels (K,) and photographs (H, W, 3) uint8."""
     try:
         from skimage import color, data
         from sklearn.datasets import load_digits
@@ -254,21 +238,17 @@ class _Scenes:
     count: int
     digits: np.ndarray
     labels: np.ndarray
-    photos: list[np.ndarray]
+    photos: Sequence[np.ndarray]
     rng: np.random.Generator
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[tuple[int, np.ndarray]]]]:
         """Yield an image (S, S, 3) uint8 and, per digit, its class and mask (S, S) bool."""
-        for _ in range(self.count):
-            yield self.draw()
-
-    def draw(self) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
-        """One scene; drawn again if too few digits found a place."""
         low, high = self.spec.digits_per_image
-        while True:
-            image, instances = self._draw(int(self.rng.integers(low, high + 1)))
-            if len(instances) >= low:
-                return image, instances
+        for _ in range(self.count):
+            instances: list[tuple[int, np.ndarray]] = []
+            while len(instances) < low:  # the scene is drawn again if too few found a place
+                image, instances = self._draw(int(self.rng.integers(low, high + 1)))
+            yield image, instances
 
     def _draw(self, count: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
         image = self._crop()
@@ -300,14 +280,12 @@ class _Scenes:
 
     def _ink(self, digit: np.ndarray) -> np.ndarray:
         """Scale a digit, cropped to its ink, to a random height; values in [0, 1]."""
-        rows, columns = (np.flatnonzero((digit >= INK_THRESHOLD).any(axis=a)) for a in (1, 0))
-        digit = digit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        ink = Image.fromarray(digit.astype(np.float32))
+        ink = ink.crop(Image.fromarray(digit >= INK_THRESHOLD).getbbox())
         low, high = self.spec.digit_height
         height = int(self.rng.integers(low, high + 1))
-        width = max(round(height * digit.shape[1] / digit.shape[0]), 2)
-        scaled = Image.fromarray(digit.astype(np.float32)).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
+        width = max(round(height * ink.width / ink.height), 2)
+        scaled = ink.resize((width, height), Image.Resampling.BICUBIC)
         return np.clip(np.asarray(scaled), 0.0, 1.0)
 
     def _blend(self, window: np.ndarray, alpha: np.ndarray) -> None:
@@ -331,17 +309,16 @@ def _write_split(folder: Path, split: str, scenes: _Scenes) -> None:
         images.append({"id": index, "file_name": name, "height": height, "width": width})
         for category, mask in instances:
             rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index,
-                    "category_id": category + 1,
-                    "bbox": mask_util.toBbox(rle).tolist(),
-                    "area": int(mask_util.area(rle)),
-                    "iscrowd": 0,
-                    "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
-                }
-            )
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": index,
+                "category_id": category + 1,
+                "bbox": mask_util.toBbox(rle).tolist(),
+                "area": int(mask_util.area(rle)),
+                "iscrowd": 0,
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+            annotations.append(annotation)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     _json_file(folder, split).write_text(json.dumps(content))
