@@ -526,9 +526,7 @@ def detector(server, tiny, monkeypatch, tmp_path):
     publisher = Publisher("", server.url + "c/detectron/", 2)
     publication = Publication("faster", name, {"bbox/AP": 1.0}, publisher=publisher)
     monkeypatch.setitem(PUBLICATIONS, "faster_resnest50", publication)
-    catalog._by_file.cache_clear()
-    yield cfg, model
-    catalog._by_file.cache_clear()
+    return cfg, model
 
 
 def test_a_detector_by_name_and_by_its_old_address(detector, server):

@@ -6,7 +6,6 @@ torch.hub, which timm and OpenMMLab follow too.
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from urllib.parse import unquote
 
 from detectron2.config import CfgNode
@@ -68,13 +67,8 @@ class Entry:
     """The places of the weights, in the order in which they are tried."""
     input_format: InputFormat
 
-    @property
-    def cached(self) -> str:
-        """The path of the converted file in the cache, without its ending."""
-        return self.name.replace("://", "/")
 
-
-# The authors' release; the two at the end are GluonCV's, converted by timm.
+# The authors' release; those that begin with gluon_ are GluonCV's, converted by timm.
 IMAGENET: dict[str, str] = {
     "resnest50": "resnest50-528c19ca.pth",
     "resnest101": "resnest101-22405ba7.pth",
@@ -90,7 +84,6 @@ IMAGENET: dict[str, str] = {
     "resnest14": "gluon_resnest14-9c8fe254.pth",
     "resnest26": "gluon_resnest26-50eb607c.pth",
 }
-GLUON = ("resnest14", "resnest26")
 # The authors' backbones in Detectron2's names, and OpenMMLab's conversions of them.
 DETECTRON2: dict[str, tuple[str, ...]] = {
     "resnest50": ("resnest50_detectron-255b5649.pth", "resnest50_d2-7497a55b.pth"),
@@ -131,12 +124,17 @@ def names() -> list[str]:
     return list(_entries())
 
 
-def find(path: str) -> Entry:
-    """Look a name of weights up.
+def find(path: str) -> Entry | None:
+    """Look weights up by their name, or by the address of their file.
+
+    Returns:
+        None for an address of other files.
 
     Raises:
         InputError: there is nothing of that name; the message has the closest ones.
     """
+    if not path.startswith((RESNEST, TIMM)):
+        return find_address(path)
     model = path.removeprefix(TIMM).strip("/")
     if path.startswith(TIMM) and "." in model and "/" not in model:  # timm adds new tags
         return Entry(TIMM + model, (HubFile(f"timm/{model}"),), IMAGENET_RGB)
@@ -150,7 +148,11 @@ def find(path: str) -> Entry:
 
 def find_address(url: str) -> Entry | None:
     """Look up the weights whose file is at an address; None if they have no name."""
-    return _by_file().get(unquote(url.rpartition("/")[2]))
+    file = WebFile(url).mirrored
+    for entry in _entries().values():
+        if any(isinstance(s, WebFile) and s.mirrored == file for s in entry.sources):
+            return entry
+    return None
 
 
 def input_format_of(path: str) -> InputFormat | None:
@@ -159,10 +161,10 @@ def input_format_of(path: str) -> InputFormat | None:
         if path.startswith(start):
             return input_format
     try:
-        entry = find(path) if path.startswith((RESNEST, TIMM)) else find_address(path)
+        entry = find(path)
     except InputError:
         return None
-    return entry.input_format if entry else None
+    return entry and entry.input_format
 
 
 def check_colours(cfg: CfgNode) -> None:
@@ -170,16 +172,6 @@ def check_colours(cfg: CfgNode) -> None:
     weights = cfg.MODEL.WEIGHTS
     ours = InputFormat(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
     warn_if_it_differs(f"MODEL.WEIGHTS {weights}", input_format_of(weights), ours)
-
-
-@cache
-def _by_file() -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
-    for entry in _entries().values():
-        for source in entry.sources:
-            if isinstance(source, WebFile):
-                entries.setdefault(source.mirrored, entry)
-    return entries
 
 
 def _entries() -> dict[str, Entry]:
@@ -198,7 +190,7 @@ def _imagenet(name: str) -> tuple[WebFile | HubFile, ...]:
     """Return the release, its mirrors, the hub and the old bucket, as far as they have the file."""
     file = IMAGENET[name]
     hub = [HubFile(f"timm/{HUB[name]}")] if name in HUB else []
-    if name in GLUON:
+    if file.startswith("gluon_"):
         return WebFile(TIMM_GLUON + file), *hub
     mirrors = [RELEASE + file, TIMM_RELEASE + file]
     if name in OPENMMLAB_IMAGENET:

@@ -5,10 +5,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -31,7 +30,6 @@ from .naming import network_of
 logger = logging.getLogger(__name__)
 
 Source = WebFile | HubFile | Path
-Use = Callable[[Path, dict[str, Any]], None]
 
 # A folder, or the address of one, that is asked before all other sources.
 MIRROR_VARIABLE = "RESNEST_D2_MIRROR"
@@ -67,7 +65,7 @@ class WeightsHandler(PathHandler):
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
         try:
-            return bool(self._entry(path))
+            return bool(catalog.find(path))
         except InputError:
             return False
 
@@ -77,14 +75,10 @@ class WeightsHandler(PathHandler):
         return open(self._get_local_path(path), mode, buffering)
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        entry = self._entry(path)
+        entry = catalog.find(path)
         if entry is None:  # some other file at an address where weights are, too
             return HTTPURLHandler()._get_local_path(path, force=force, **kwargs)
         return str(local_path(entry, force))
-
-    def _entry(self, path: str) -> catalog.Entry | None:
-        is_name = path.startswith((catalog.RESNEST, catalog.TIMM))
-        return catalog.find(path) if is_name else catalog.find_address(path)
 
 
 def register_handlers() -> None:
@@ -101,7 +95,7 @@ def local_path(entry: catalog.Entry, force: bool = False) -> Path:
     wanted = os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache"))
     for cache in (wanted, get_cache_dir()):  # another folder if the wanted one cannot be written
         folder = Path(cache) / "resnest_d2"
-        target = folder / f"{entry.cached}.pth"
+        target = folder / f"{entry.name.replace('://', '/')}.pth"
         # Without the lock, which a folder that is only to be read could not hold.
         if not force and _is_current(target):
             break
@@ -110,7 +104,7 @@ def local_path(entry: catalog.Entry, force: bool = False) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             with file_lock(str(target)):
                 if force or not _is_current(target):
-                    fetch(entry.sources, folder, partial(_convert, entry, target))
+                    _fetch(entry, target, folder)
     note = read_note(target)
     if not note["verified"]:
         message = "%s came from %s without a hash to check it against; it was read as tensors only"
@@ -129,9 +123,8 @@ def read_note(path: str | Path) -> dict[str, Any]:
 
 def _is_current(target: Path) -> bool:
     note = read_note(target)
-    if not target.is_file() or not {"source", "sha256", "verified"} <= note.keys():
-        return False
-    return (note.get("version"), note.get("bytes")) == (CACHE_VERSION, target.stat().st_size)
+    made = (note.get("version"), note.get("bytes"))
+    return target.is_file() and made == (CACHE_VERSION, target.stat().st_size)
 
 
 def _convert(entry: catalog.Entry, target: Path, file: Path, source: dict[str, Any]) -> None:
@@ -160,27 +153,23 @@ def _check_network(name: str, weights: Iterable[str]) -> None:
         raise UnreadableError(f"it is of a {found}, not of a {expected}")
 
 
-def fetch(sources: Sequence[WebFile | HubFile], folder: Path, use: Use) -> None:
-    """Use the first of several files that can be fetched and used.
+def _fetch(entry: catalog.Entry, target: Path, folder: Path) -> None:
+    """Convert the first of an entry's sources whose file can be fetched and is of use.
 
     The mirror in ``$RESNEST_D2_MIRROR`` comes first, then a file that lies in ``folder``, then the
-    sources in their order.
-
-    Args:
-        sources: places of the same weights.
-        folder: an existing folder for downloads.
-        use: called with the file and a note of its source; only an OSError or UnreadableError of
-            it leads to the next source.
+    sources in their order. A defect in the conversion surfaces: only an OSError, or an
+    UnreadableError of a file that is no checkpoint of this network, leads to the next source.
 
     Raises:
-        FetchError: no source provides its file, or the folder cannot be written.
+        FetchError: no source provides its file, or the cache cannot be written.
     """
+    names = list(dict.fromkeys(source.mirrored for source in entry.sources))
     reasons = []
-    for source in _with_mirrors(sources, folder):
+    for source in (*_mirrors(names, folder), *entry.sources):
         with NamedTemporaryFile(dir=folder, prefix="download-", buffering=0) as download:
             try:
                 file = _file_of(source, download)
-                use(file, _check_hash(file, source))
+                _convert(entry, target, file, _check_hash(file, source))
             except CacheError:
                 raise
             except (OSError, UnreadableError) as error:
@@ -189,22 +178,19 @@ def fetch(sources: Sequence[WebFile | HubFile], folder: Path, use: Use) -> None:
         if reasons:
             logger.info("%s was taken, after %s", source, "; ".join(reasons))
         return
-    names = " or ".join(dict.fromkeys(source.mirrored for source in sources))
     raise FetchError(
-        f"cannot get {names}: {'; '.join(reasons)}. Fetch it by other means and save it as "
-        f"{folder / sources[0].mirrored}, or put it into a folder that ${MIRROR_VARIABLE} names"
+        f"cannot get {' or '.join(names)}: {'; '.join(reasons)}. Fetch it by other means and save "
+        f"it as {folder / names[0]}, or put it into a folder that ${MIRROR_VARIABLE} names"
     )
 
 
-def _with_mirrors(sources: Sequence[WebFile | HubFile], folder: Path) -> Iterator[Source]:
-    names = list(dict.fromkeys(source.mirrored for source in sources))
+def _mirrors(names: Iterable[str], folder: Path) -> Iterator[Source]:
     mirror = os.environ.get(MIRROR_VARIABLE, "")
     if "://" in mirror:
         yield from (WebFile(f"{mirror.rstrip('/')}/{name}") for name in names)
     elif mirror:
         yield from (Path(os.path.expanduser(mirror)) / name for name in names)
     yield from (folder / name for name in names if (folder / name).is_file())
-    yield from sources
 
 
 def _file_of(source: Source, download: IO[bytes]) -> Path:
@@ -256,21 +242,21 @@ def _from_hub(source: HubFile) -> Path:
 
 def _check_hash(file: Path, source: Source) -> dict[str, Any]:
     """Refuse a file with another hash than promised; return what is noted of it."""
-    actual, blob = sha256(file), file.resolve()
     # The hub's cache keeps large files under their SHA-256.
-    name = blob.name if isinstance(source, HubFile) else str(source)
+    name = file.resolve().name if isinstance(source, HubFile) else str(source)
+    actual = sha256(file)
     problem = hash_problem(file, name, actual)
-    if problem and isinstance(source, HubFile):
-        blob.unlink()  # else it stands in the way of a good one
     if problem:
+        if isinstance(source, HubFile):
+            file.resolve().unlink()  # else it stands in the way of a good one
         raise FetchError(problem)
     return {"source": str(source), "sha256": actual, "verified": bool(promised_hash(name))}
 
 
 def promised_hash(name: str) -> str:
     """Return the start of SHA-256 that a file's name promises; "" if it promises none."""
-    match = re.search(r"-([0-9a-f]{8,64})\.\w+$|^([0-9a-f]{64})$", name)
-    return match[1] or match[2] if match else ""
+    match = re.search(r"(?<=-)[0-9a-f]{8,64}(?=\.\w+$)|^[0-9a-f]{64}$", name)
+    return match[0] if match else ""
 
 
 def hash_problem(file: Path, name: str, actual: str = "") -> str | None:
