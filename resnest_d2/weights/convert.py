@@ -17,7 +17,7 @@ _ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
 _BACKBONE_KEY = re.compile(r"(stem|res[2-5]|linear)\.")
 _OLD_NORM = re.compile(r"(.*res[2-5]\.\d+\.conv2)\.bn\.(\w+)")
 # DistributedDataParallel, Lightning and torch.compile put these before every key.
-_WRAPPERS = ("module.", "model.", "_orig_mod.")
+_WRAPPERS = {"module", "model", "_orig_mod"}
 # Places of the backbone in somebody's model.
 _PLACES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "encoder.")
 # Averaging leaves PyTorch's and MMEngine's counts and MMDetection 2's copies beside the weights.
@@ -89,8 +89,8 @@ def describe_conversion(checkpoint: Mapping[str, Any], drop_unknown: bool = Fals
     if not tensors:
         raise _not_ours("the file is empty")
     if not conversion.naming:
-        of_all = f"{len(tensors)} of {len(tensors)} keys"
-        raise _not_ours(f"{of_all} fit no known naming ({_listed(tensors)})")
+        count = len(tensors)
+        raise _not_ours(f"{count} of {count} keys fit no known naming ({_listed(tensors)})")
     return conversion
 
 
@@ -133,10 +133,8 @@ def rename(
         UnreadableError: some keys fit a naming and others do not.
     """
     named = {key: value for key, value in tensors.items() if not _AVERAGING.fullmatch(key)}
-    while wrapper := next(
-        (w for w in _WRAPPERS if named and all(k.startswith(w) for k in named)), ""
-    ):
-        named = {key.removeprefix(wrapper): value for key, value in named.items()}
+    while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
+        named = {key.partition(".")[2]: value for key, value in named.items()}
     naming = _recognize(named)
     if naming is None:
         return Conversion(dict(tensors), "", container, {}, ())

@@ -129,9 +129,8 @@ def read_checkpoint(
     path, name = Path(path), name or str(path)
     with path.open("rb") as stream:
         head = stream.read(512)
-    problem = describe_text(head)
-    if problem:
-        raise UnreadableError(f"{name} is {problem}")
+    if text := describe_text(head):
+        raise UnreadableError(f"{name} is {text}")
     is_zip = head.startswith(b"PK")
     # Formats show in the content, for files are renamed; but a pickle's ending is not overruled.
     if head[8:9] == b"{" and path.suffix not in (".pkl", ".pyth"):
@@ -166,11 +165,8 @@ def describe_text(head: bytes) -> str | None:
 def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     """Write everything but ``rest``, whole or not at all.
 
-    A safetensors file has the values beside the tensors as JSON in its metadata.
-
-    Args:
-        checkpoint: the content.
-        target: a file with one of ``ENDINGS``.
+    The target has one of ``ENDINGS``. A safetensors file has the values beside the tensors as JSON
+    in its metadata.
 
     Raises:
         ImportError: safetensors is not installed and the target is such a file.
@@ -179,7 +175,7 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     content = checkpoint.to_dict()
     for part in content.keys() & set(_TENSORS):  # views would drag along all of their memory
         content[part] = {k: v.detach().clone().contiguous() for k, v in content[part].items()}
-    size = sum(v.nbytes for part in _TENSORS for v in content.get(part, {}).values())
+    size = sum(v.nbytes for v in _tensors(content).values())
     free = shutil.disk_usage(target.parent).free
     if size > free:
         message = f"cannot write {target}: it takes {size} bytes, and {free} are free on its disk"
@@ -194,6 +190,10 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
             raise OSError(errno.EIO, message) from error
 
 
+def _tensors(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {k: v for part in _TENSORS for k, v in content.get(part, {}).items()}
+
+
 def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
     try:
         from safetensors.torch import save
@@ -202,10 +202,9 @@ def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
             f"{file.suffix} is written by safetensors, which is not installed: "
             "pip install 'resnest_d2[hub]'"
         ) from None
-    tensors = {k: v for part in _TENSORS for k, v in content.get(part, {}).items()}
     beside = {key: json.dumps(value) for key, value in content.items() if key not in _TENSORS}
     # Its save_file would make the file private, and raise errors of its own for a full disk.
-    file.write_bytes(save(tensors, {"format": "pt", **beside}))
+    file.write_bytes(save(_tensors(content), {"format": "pt", **beside}))
 
 
 def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, Any]:
@@ -256,37 +255,29 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 _UNSAFE = re.compile(r"GLOBAL (\S+)|[Uu]nsupported (?:class|global)\S* (?!GLOBAL)(\S+)")
-_DAMAGED = re.compile(
-    r"central directory|EOF|corrupt|truncat|failed reading|ran out|too (short|large)|[Ii]ncomplete"
-    r"|[Ii]nvalid ?[Hh]eader|PytorchStreamReader"
-)
 
 
 @contextmanager
 def _reader_errors(name: str) -> Iterator[None]:
-    """Turn what a reader raises into an UnreadableError; put nothing but its call inside.
-
-    torch.load, pickle and safetensors meet damaged files with errors of any type.
-    """
+    """Turn what a reader raises into an UnreadableError; put nothing but its call inside."""
     try:
         yield
     except (OSError, MemoryError):
         raise
-    except Exception as error:
-        message = str(error).strip()
-        unsafe = _UNSAFE.search(message)
+    except Exception as error:  # torch.load, pickle and safetensors meet damage with any type
+        unsafe = _UNSAFE.search(str(error))
         if unsafe:
-            found = next(filter(None, unsafe.groups())).strip("`'\".,")
+            found = unsafe[unsafe.lastindex].strip("`'\".,")
             reason = (
                 f"holds Python objects besides tensors ({found}) and was not loaded, because "
                 "reading them could execute anything; save nothing but its state dict, "
                 'torch.save({"model": model.state_dict()}, ...), where it comes from'
             )
-        elif isinstance(error, EOFError) or _DAMAGED.search(message):
-            reason = "is damaged or cut off; fetch it again"
         elif isinstance(error, pickle.UnpicklingError):  # PyTorch advises to unpickle it all
             reason = "is no checkpoint, or a damaged one"
+        elif type(error).__name__ in ("EOFError", "RuntimeError", "SafetensorError"):
+            reason = "is damaged or cut off; fetch it again"
         else:
-            first = message.partition("\n")[0]
+            first = str(error).strip().partition("\n")[0]
             reason = f"is no readable checkpoint: {type(error).__name__}: {first}".rstrip(": ")
         raise UnreadableError(f"{name} {reason}") from error

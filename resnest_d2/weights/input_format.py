@@ -1,8 +1,9 @@
 """Channel order and normalisation: what weights were made for, and what a model is fed."""
 
 import logging
-from collections.abc import Mapping
+import math
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from detectron2.utils.logger import log_first_n
@@ -30,9 +31,8 @@ class InputFormat:
         """Return whether weights for one of them work with the other."""
         if self.channels and other.channels and self.channels != other.channels:
             return False
-        ours, theirs = (*self.mean, *self.std), (*other.mean, *other.std)
-        is_close = (abs(a - b) <= TOLERANCE for a, b in zip(ours, theirs, strict=False))
-        return len(ours) == len(theirs) and all(is_close)
+        pairs = zip_longest(self.mean + self.std, other.mean + other.std, fillvalue=math.inf)
+        return all(abs(a - b) <= TOLERANCE for a, b in pairs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for a checkpoint."""
@@ -54,12 +54,10 @@ DETECTRON2_FILES = {
 
 def from_dict(content: Any) -> InputFormat | None:
     """Read what ``to_dict`` returned; None for anything else."""
-    if not isinstance(content, Mapping):
-        return None
     try:
-        mean, std = (tuple(float(v) for v in content[key]) for key in ("mean", "std"))
+        mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
         return InputFormat(str(content["channels"]), mean, std)
-    except (KeyError, TypeError, ValueError):
+    except (LookupError, TypeError, ValueError):
         return None
 
 
@@ -74,17 +72,10 @@ def of_model(model: nn.Module) -> InputFormat | None:
 
 
 def warn_if_it_differs(weights: str, theirs: InputFormat | None, ours: InputFormat | None) -> None:
-    """Log once that weights were made for other images than they will see.
-
-    Args:
-        weights: what the message calls them.
-        theirs: the images that they were made for.
-        ours: the images that the config sets.
-    """
-    if theirs is None or ours is None or theirs.fits(ours):
-        return
-    message = (
-        f"{weights} was made for {theirs}, but INPUT.FORMAT, MODEL.PIXEL_MEAN and MODEL.PIXEL_STD "
-        f"are those of {ours}: results will be worse than they could be"
-    )
-    log_first_n(logging.WARNING, message, name=__name__, key="message")
+    """Log once that weights made for images of ``theirs`` will see those of ``ours``."""
+    if theirs and ours and not theirs.fits(ours):
+        message = (
+            f"{weights} was made for {theirs}, but INPUT.FORMAT, MODEL.PIXEL_MEAN and "
+            f"MODEL.PIXEL_STD are those of {ours}: results will be worse than they could be"
+        )
+        log_first_n(logging.WARNING, message, name=__name__, key="message")

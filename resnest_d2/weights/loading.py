@@ -70,16 +70,15 @@ class RecordingCheckpointer(DetectionCheckpointer):
         theirs = checkpoint.input_format or input_format_of(self._path)
         warn_if_it_differs(name, theirs, of_model(self.model))
         classifier = {k: v for k, v in checkpoint.classifier.items() if k in states}
-        weights = {**checkpoint.weights, **classifier}
-        by_suffix = by_suffix or checkpoint.by_suffix
-        checkpoint = replace(checkpoint, weights=weights, by_suffix=by_suffix)
-        return {**checkpoint.rest, **checkpoint.to_dict()}
+        content = {**checkpoint.rest, **checkpoint.to_dict()}
+        content["model"] = {**checkpoint.weights, **classifier}
+        return {**content, "matching_heuristics": by_suffix or checkpoint.by_suffix}
 
     def _read(self, filename: str, expected: Network | None) -> Checkpoint:
         content = read_checkpoint(filename)
         container, tensors = unwrap(content)
         found = network_of(tensors)
-        if found is not None and expected is not None and not found.fits(expected):
+        if found and expected and not found.fits(expected):
             raise UnreadableError(f"it is of a {found}, the model has a {expected}")
         conversion = rename(tensors, container)
         checkpoint = Checkpoint.of(content, conversion)
@@ -104,7 +103,7 @@ class RecordingCheckpointer(DetectionCheckpointer):
         return [s for s in states if s in {*self.incompatible.missing_keys, *shapes}]
 
     def untouched_backbone(self) -> list[str]:
-        """Name those that are of the backbone and that its file should have had.
+        """Name those of the backbone that its file should have had.
 
         No file for ImageNet has the offsets of deformable convolutions, and some files of plain
         ResNets have norms without statistics, which are folded.
@@ -139,11 +138,9 @@ def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> 
 
 
 def load_detector(model: nn.Module, path: str, allow_untrained: bool = False) -> dict[str, Any]:
-    """Load as :func:`load_weights` does, and tell which classes the model was trained on.
+    """Load as :func:`load_weights` does, and return the classes that the model was trained on.
 
-    Returns:
-        metadata under Detectron2's names (``thing_classes``, ...); {} for files that hold none,
-        which are all but those of this package's trainers.
+    They have Detectron2's names (``thing_classes``, ...); only this package's trainers write them.
     """
     return classes_in(_load(model, path, allow_untrained)[1])
 
@@ -169,14 +166,10 @@ def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str]
 
 
 def read_classes(path: str) -> dict[str, Any]:
-    """Return the classes that a checkpoint was trained on, without loading it into a model.
+    """Return the classes of :func:`load_detector` without loading weights.
 
-    Args:
-        path: as in ``MODEL.WEIGHTS``; only local files are looked at, because files of this
-            package's trainers are local.
-
-    Returns:
-        as :func:`load_detector`; {} for files that are not there or not readable.
+    Only local files are looked at, as this package's trainers write them; for those that are not
+    there or not readable there are none.
     """
     if not os.path.isfile(path):
         return {}

@@ -9,7 +9,7 @@ from ..modeling.resnest import ARCHITECTURES
 
 Rule = tuple[str, str]
 
-# What the named groups of a rule's pattern become in the new name.
+# These translate the named groups of a rule's pattern for the new name.
 _TRANSLATIONS: dict[str, Callable[[str], str]] = {
     "stage": lambda text: str(int(text) + 1),  # layer1 is res2
     "stem": lambda text: str(int(text) // 3 + 1),  # conv, norm and ReLU are numbered through
