@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .files import did_you_mean
+from .config import did_you_mean
 
 # Each command's module, and what it does; a module is imported when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {

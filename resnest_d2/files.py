@@ -1,11 +1,10 @@
 """Small helpers for files."""
 
-import difflib
 import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,15 +71,3 @@ def write_text(target: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with replacing(target) as temporary:
         temporary.write_text(text)
-
-
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The end of a message about an unknown name, "; did you mean a or b?", or nothing.
-
-    Args:
-        name: the unknown name.
-        known: the names that exist.
-        cutoff: how alike two names must be, from 0 to 1.
-    """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,5 +1,6 @@
 """Configs of both kinds: their keys, reading them, and what the rest asks of them."""
 
+import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,3 +33,15 @@ def require_int(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         kind = "" if isinstance(value, int) else "an integer of "
         raise ConfigError(f"{name} must be {kind}at least {least}, got {value!r}")
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The end of a message about an unknown name, "; did you mean a or b?", or nothing.
+
+    Args:
+        name: the unknown name.
+        known: the names that exist.
+        cutoff: how alike two names must be, from 0 to 1.
+    """
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -12,8 +12,7 @@ from detectron2.config.compat import guess_version
 from detectron2.layers import ShapeSpec
 from detectron2.utils.file_io import PathManager
 
-from ..files import did_you_mean
-from . import ConfigError
+from . import ConfigError, did_you_mean
 
 RESNEST_DEFAULTS: dict[str, Any] = {
     # Splits per cardinal group: 0 a plain convolution, 1 sigmoid attention, >= 2 softmax attention.

@@ -11,8 +11,7 @@ from detectron2.utils.registry import locate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..files import did_you_mean
-from . import ConfigError
+from . import ConfigError, did_you_mean
 from .keys import flat_keys
 
 # A LazyConfig saved as YAML may call these packages; a ``.py`` config is code and may call any.

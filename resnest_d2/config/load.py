@@ -9,8 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from omegaconf import DictConfig
 
-from ..files import did_you_mean
-from . import ConfigError, require_int, require_one_of
+from . import ConfigError, did_you_mean, require_int, require_one_of
 from .keys import errors_of, merge_config, read_yaml
 from .lazy import read_lazy_config, restore_lazy_config
 from .settings import Settings

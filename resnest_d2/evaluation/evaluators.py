@@ -24,9 +24,8 @@ from detectron2.utils.file_io import PathManager
 from omegaconf import DictConfig
 from PIL import Image
 
-from ..config import ConfigError
+from ..config import ConfigError, did_you_mean
 from ..config.settings import Settings
-from ..files import did_you_mean
 from .coco import FastCOCOEvaluator, choose_implementation
 
 # Metadata of Detectron2's data sets that are paths.

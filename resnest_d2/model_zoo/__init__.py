@@ -10,10 +10,9 @@ from detectron2.config import CfgNode
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config import InputError
+from ..config import InputError, did_you_mean
 from ..config.load import config_dir, load_config
 from ..config.settings import Settings
-from ..files import did_you_mean
 from ..modeling.detector import build_detector
 from .published import PUBLICATIONS, Publication
 

@@ -10,8 +10,7 @@ from urllib.parse import unquote
 
 from detectron2.config import CfgNode
 
-from ..config import InputError
-from ..files import did_you_mean
+from ..config import InputError, did_you_mean
 from ..model_zoo.published import AUTHORS, MMDETECTION, PUBLICATIONS
 from .input_format import (
     DETECTRON2_FILES,
