@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..config import InputError
-from .naming import DETECTRON2, DETECTRON2_KEY, FOREIGN, MMDETECTION, Naming
+from .naming import DETECTRON2_KEY, FOREIGN, MMDETECTION
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +61,11 @@ class Conversion(NamedTuple):
 def convert(checkpoint: Mapping[str, Any], drop_unknown: bool = False) -> dict[str, torch.Tensor]:
     """Rename a ResNeSt's or a ResNeSt detector's weights to Detectron2's names.
 
-    The keys tell which names they are: those of the ImageNet files and timm, OpenMMLab's
-    backbones, MMDetection's Faster, Mask and Cascade R-CNN on ResNeSt (versions 2 and 3), or
-    Detectron2. Prefixes of wrappers (``module.``, ``model.``) and containers such as
-    ``{"state_dict": ...}`` are removed; averaged weights (EMA) are preferred. Old files hold the
-    attention's ``fc1`` and ``fc2`` as matrices, which become 1x1 convolutions, and call ``bn0``
-    ``bn``.
+    The keys may be those of the ImageNet files and timm, OpenMMLab's backbones, MMDetection's
+    Faster, Mask and Cascade R-CNN on ResNeSt (versions 2 and 3), or Detectron2. Prefixes of
+    wrappers (``module.``) and containers (``{"state_dict": ...}``) are removed; averaged weights
+    (EMA) are preferred. Old files hold the attention's ``fc1`` and ``fc2`` as matrices, which
+    become 1x1 convolutions, and call ``bn0`` ``bn``.
 
     Args:
         checkpoint: names to tensors, or a checkpoint that holds such a mapping.
@@ -135,24 +134,24 @@ def rename(
     named = {key: value for key, value in tensors.items() if not _AVERAGING.fullmatch(key)}
     while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
         named = {key.partition(".")[2]: value for key, value in named.items()}
-    naming = _recognize(named)
-    if naming is None:
+    naming, names = _recognize(named)
+    if not naming:
         return Conversion(dict(tensors), "", container, {}, ())
     origins: dict[str, str] = {}
     unknown = []
-    for old, new in _new_names(named, naming).items():
+    for old, new in names.items():
         if new is None or new in origins:
             unknown.append(old)
         else:
             origins[new] = old
     if unknown and not drop_unknown:
         raise _not_ours(
-            f"{len(unknown)} of {len(named)} keys do not fit the naming of {naming.title}, as the "
+            f"{len(unknown)} of {len(named)} keys do not fit the naming of {naming}, as the "
             f"others do ({_listed(unknown)})"
         )
     if not any(".conv2." in key for key in origins):
         raise _not_ours(
-            f"{len(origins)} of {len(named)} keys fit the naming of {naming.title}, and none of "
+            f"{len(origins)} of {len(named)} keys fit the naming of {naming}, and none of "
             "them is of a block's 3x3 convolution"
         )
     if unknown:
@@ -161,27 +160,26 @@ def rename(
     for key, value in weights.items():
         if value.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(key):
             weights[key] = value[:, :, None, None]
-    return Conversion(weights, naming.title, container, origins, tuple(unknown))
+    return Conversion(weights, naming, container, origins, tuple(unknown))
 
 
-def _recognize(keys: Iterable[str]) -> Naming | None:
-    """Return the naming that most keys fit; None if none fits any."""
+def _recognize(keys: Iterable[str]) -> tuple[str, dict[str, str | None]]:
+    """Return the naming that most keys fit, "" if none does, and the new names by the old ones.
+
+    A new name is None for a key that the naming does not have.
+    """
     if any(DETECTRON2_KEY.fullmatch(key) for key in keys):
-        return DETECTRON2
+        foreign = {key for key in keys if any(other.rename(key) for other in FOREIGN)}
+        # A detector may have any other parts, a bare backbone none.
+        if any(_BACKBONE_KEY.match(key) and DETECTRON2_KEY.fullmatch(key) for key in keys):
+            foreign |= {key for key in keys if not _BACKBONE_KEY.match(key)}
+        renamed = {k: None if k in foreign else _OLD_NORM.sub(r"\1.bn0.\2", k) for k in keys}
+        return "Detectron2", renamed
     bare = _without_place(keys)
-    counts = [sum(naming.rename(key) is not None for key in bare) for naming in FOREIGN]
-    return FOREIGN[counts.index(max(counts))] if any(counts) else None
-
-
-def _new_names(keys: Iterable[str], naming: Naming) -> dict[str, str | None]:
-    """Return new names by old ones; None for keys that the naming does not have."""
-    if naming is not DETECTRON2:
-        return {key: naming.rename(bare) for bare, key in _without_place(keys).items()}
-    foreign = {key for key in keys if any(other.rename(key) for other in FOREIGN)}
-    # A detector may have any other parts, a bare backbone none.
-    if any(_BACKBONE_KEY.match(key) and DETECTRON2_KEY.fullmatch(key) for key in keys):
-        foreign |= {key for key in keys if not _BACKBONE_KEY.match(key)}
-    return {key: None if key in foreign else _OLD_NORM.sub(r"\1.bn0.\2", key) for key in keys}
+    renamings = [{k: naming.rename(name) for name, k in bare.items()} for naming in FOREIGN]
+    counts = [sum(new is not None for new in names.values()) for names in renamings]
+    best = counts.index(max(counts))
+    return FOREIGN[best].title if counts[best] else "", renamings[best]
 
 
 def _without_place(keys: Iterable[str]) -> dict[str, str]:

@@ -157,8 +157,8 @@ def _fetch(entry: catalog.Entry, target: Path, folder: Path) -> None:
     """Convert the first of an entry's sources whose file can be fetched and is of use.
 
     The mirror in ``$RESNEST_D2_MIRROR`` comes first, then a file that lies in ``folder``, then the
-    sources in their order. A defect in the conversion surfaces: only an OSError, or an
-    UnreadableError of a file that is no checkpoint of this network, leads to the next source.
+    sources in their order. Only errors of the web or the disk and an UnreadableError, that is a
+    file of no use, lead to the next source; a defect in the conversion surfaces.
 
     Raises:
         FetchError: no source provides its file, or the cache cannot be written.
@@ -172,7 +172,7 @@ def _fetch(entry: catalog.Entry, target: Path, folder: Path) -> None:
                 _convert(entry, target, file, _check_hash(file, source))
             except CacheError:
                 raise
-            except (OSError, UnreadableError) as error:
+            except (OSError, HTTPException, UnreadableError) as error:
                 reasons.append(f"{source} ({_reason(error)})")
                 continue
         if reasons:
@@ -208,23 +208,22 @@ def _file_of(source: Source, download: IO[bytes]) -> Path:
 def _download(url: str, file: IO[bytes]) -> None:
     folder = Path(file.name).parent
     try:
-        request = Request(url, headers={"User-Agent": "resnest_d2"})
-        with urlopen(request, timeout=TIMEOUT) as response:
-            length = int(response.headers.get("Content-Length") or 0)
-            free = shutil.disk_usage(folder).free
-            if length > free:
-                raise FetchError(
-                    f"it takes {length} bytes, and {free} are free in {folder}; $FVCORE_CACHE "
-                    "names another folder"
-                )
-            name = url.rpartition("/")[2]
-            with tqdm(desc=name, total=length or None, unit="B", unit_scale=True) as bar:
-                while chunk := response.read(CHUNK):
-                    with _writing_to(folder):
-                        file.write(chunk)
-                    bar.update(len(chunk))
-    except (HTTPException, ValueError) as error:  # addresses and headers that make no sense
+        response = urlopen(Request(url, headers={"User-Agent": "resnest_d2"}), timeout=TIMEOUT)
+        length = int(response.headers.get("Content-Length") or 0)
+    except ValueError as error:  # the address or the header makes no sense
         raise FetchError(_reason(error)) from error
+    with response:
+        free = shutil.disk_usage(folder).free
+        if length > free:
+            raise FetchError(
+                f"it takes {length} bytes, and {free} are free in {folder}; $FVCORE_CACHE names "
+                "another folder"
+            )
+        name = url.rpartition("/")[2]
+        with tqdm.wrapattr(response, "read", length or None, desc=name) as body:
+            while chunk := body.read(CHUNK):
+                with _writing_to(folder):
+                    file.write(chunk)
     if length and file.tell() != length:
         raise FetchError(f"cut off after {file.tell()} of {length} bytes")
 

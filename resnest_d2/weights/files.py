@@ -31,6 +31,7 @@ CLASS_METADATA = (
     *("keypoint_names", "keypoint_connection_rules"),
 )
 _TENSORS = ("model", "classifier")
+_NO_SAFETENSORS = "safetensors, which is not installed: pip install 'resnest_d2[hub]'"
 
 
 @dataclass(frozen=True)
@@ -198,10 +199,7 @@ def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
     try:
         from safetensors.torch import save
     except ImportError:
-        raise ImportError(
-            f"{file.suffix} is written by safetensors, which is not installed: "
-            "pip install 'resnest_d2[hub]'"
-        ) from None
+        raise ImportError(f"{file.suffix} is written by {_NO_SAFETENSORS}") from None
     beside = {key: json.dumps(value) for key, value in content.items() if key not in _TENSORS}
     # Its save_file would make the file private, and raise errors of its own for a full disk.
     file.write_bytes(save(_tensors(content), {"format": "pt", **beside}))
@@ -211,9 +209,7 @@ def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, An
     try:
         from safetensors import safe_open
     except ImportError:
-        raise UnreadableError(
-            f"{name} is read by safetensors, which is not installed: pip install 'resnest_d2[hub]'"
-        ) from None
+        raise UnreadableError(f"{name} is read by {_NO_SAFETENSORS}") from None
     with _reader_errors(name), safe_open(path, framework="pt") as file:
         names = list(file.keys()) if with_weights else []
         content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in names}}

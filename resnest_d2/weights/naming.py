@@ -25,7 +25,7 @@ class Naming:
     """How a project names the parts of a ResNeSt or of a detector on it."""
 
     title: str
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[Rule, ...]
     """Patterns of whole keys, because a part would match too much, and the new names."""
 
     def rename(self, key: str) -> str | None:
@@ -101,7 +101,6 @@ FOREIGN = (
     Naming("OpenMMLab's backbones", (*_OPENMMLAB_RULES, (r"head\.fc\." + _ENDS, "linear.{rest}"))),
     MMDETECTION,
 )
-DETECTRON2 = Naming("Detectron2")
 DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123]|shortcut))\..+")
 
 _BLOCK_KEY = re.compile(r"(?:.*\.)?(?:res(?P<res>[2-5])|layer(?P<layer>[1-4]))\.(?P<block>\d+)\..+")
