@@ -1,4 +1,4 @@
-"""What was published about the zoo's models: the only place for figures and checkpoint names."""
+"""Published figures and checkpoint names of the zoo's models; no other place has any."""
 
 from dataclasses import dataclass, field
 from urllib.parse import quote
@@ -13,7 +13,7 @@ class Publisher:
     root: str
     """Address of the folder of checkpoints."""
     decimals: int
-    """Of the published percentages."""
+    """Decimals of the published percentages."""
 
 
 AUTHORS = Publisher(
@@ -40,7 +40,7 @@ class Publication:
     metrics: dict[str, float] = field(default_factory=dict)
     """Percentages under Detectron2's names, ``bbox/AP`` and so on."""
     dataset: str = "coco_2017_val"
-    """What they were measured on."""
+    """The data set that they were measured on."""
     publisher: Publisher = AUTHORS
 
     @property
@@ -54,29 +54,23 @@ class Publication:
         return self.publisher.root + quote(self.file)
 
 
-def _metrics(box: float, mask: float | None = None, pq: float | None = None) -> dict[str, float]:
-    values = {"bbox/AP": box, "segm/AP": mask, "panoptic_seg/PQ": pq}
-    return {name: value for name, value in values.items() if value is not None}
+def _metrics(*percentages: float) -> dict[str, float]:
+    return dict(zip(("bbox/AP", "segm/AP", "panoptic_seg/PQ"), percentages, strict=False))
 
 
 def _row(
-    reference: str,
-    digest: str,
-    box: float,
-    mask: float | None = None,
-    pq: float | None = None,
-    dataset: str = "coco_2017_val",
+    reference: str, digest: str, *percentages: float, dataset: str = "coco_2017_val"
 ) -> Publication:
     file = f"{reference}{'-' if digest else ''}{digest}.pth"
-    return Publication(reference, file, _metrics(box, mask, pq), dataset)
+    return Publication(reference, file, _metrics(*percentages), dataset)
 
 
-def _mmdet_row(
-    head: str, recipe: str, stamp: str, box: float, mask: float | None = None
-) -> Publication:
+def _mmdet(head: str, stamp: str, *percentages: float) -> Publication:
+    """One of MMDetection's models; those without masks were trained on a range of sizes."""
+    recipe = "mstrain" if len(percentages) > 1 else "mstrain-range"
     reference = f"{head}_fpn_syncbn-backbone+head_{recipe}_1x_coco"
     file = f"{reference}/{reference}_{stamp}.pth"
-    return Publication(reference, file, _metrics(box, mask), publisher=MMDETECTION)
+    return Publication(reference, file, _metrics(*percentages), publisher=MMDETECTION)
 
 
 _FASTER = "faster_rcnn_{}_FPN_syncbn_range-scale_1x"
@@ -120,28 +114,16 @@ PUBLICATIONS: dict[str, Publication] = {
     "baselines/cascade_resnet50": _row(_CASCADE.format("R_50"), "03310c9b", 43.06, 37.19),
     "baselines/cascade_resnet101": _row(_CASCADE.format("R_101"), "8cec1631", 44.79, 38.52),
     # From the metafile in MMDetection's configs/resnest.
-    "mmdet/faster_resnest50": _mmdet_row(
-        "faster_rcnn_s50", "mstrain-range", "20200926_125502-20289c16", 42.0
+    "mmdet/faster_resnest50": _mmdet("faster_rcnn_s50", "20200926_125502-20289c16", 42.0),
+    "mmdet/faster_resnest101": _mmdet("faster_rcnn_s101", "20201006_021058-421517f1", 44.5),
+    "mmdet/mask_resnest50": _mmdet("mask_rcnn_s50", "20200926_125503-8a2c3d47", 42.6, 38.1),
+    "mmdet/mask_resnest101": _mmdet("mask_rcnn_s101", "20201005_215831-af60cdf9", 45.2, 40.2),
+    "mmdet/cascade_box_resnest50": _mmdet("cascade_rcnn_s50", "20201122_213640-763cc7b5", 44.5),
+    "mmdet/cascade_box_resnest101": _mmdet("cascade_rcnn_s101", "20201005_113242-b9459f8f", 46.8),
+    "mmdet/cascade_resnest50": _mmdet(
+        "cascade_mask_rcnn_s50", "20201122_104428-99eca4c7", 45.4, 39.5
     ),
-    "mmdet/faster_resnest101": _mmdet_row(
-        "faster_rcnn_s101", "mstrain-range", "20201006_021058-421517f1", 44.5
-    ),
-    "mmdet/mask_resnest50": _mmdet_row(
-        "mask_rcnn_s50", "mstrain", "20200926_125503-8a2c3d47", 42.6, 38.1
-    ),
-    "mmdet/mask_resnest101": _mmdet_row(
-        "mask_rcnn_s101", "mstrain", "20201005_215831-af60cdf9", 45.2, 40.2
-    ),
-    "mmdet/cascade_box_resnest50": _mmdet_row(
-        "cascade_rcnn_s50", "mstrain-range", "20201122_213640-763cc7b5", 44.5
-    ),
-    "mmdet/cascade_box_resnest101": _mmdet_row(
-        "cascade_rcnn_s101", "mstrain-range", "20201005_113242-b9459f8f", 46.8
-    ),
-    "mmdet/cascade_resnest50": _mmdet_row(
-        "cascade_mask_rcnn_s50", "mstrain", "20201122_104428-99eca4c7", 45.4, 39.5
-    ),
-    "mmdet/cascade_resnest101": _mmdet_row(
-        "cascade_mask_rcnn_s101", "mstrain", "20201005_113243-42607475", 47.7, 41.4
+    "mmdet/cascade_resnest101": _mmdet(
+        "cascade_mask_rcnn_s101", "20201005_113243-42607475", 47.7, 41.4
     ),
 }
