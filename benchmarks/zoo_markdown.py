@@ -144,7 +144,7 @@ def section_of(cfg: CfgNode) -> Section:
         f"no section of MODEL_ZOO.md takes a model with MODEL.META_ARCHITECTURE "
         f"{model.META_ARCHITECTURE!r}, ROI_HEADS.NAME {model.ROI_HEADS.NAME!r}, mask head "
         f"{mask_head!r}, KEYPOINT_ON {model.KEYPOINT_ON} and RESNETS.AVD_FIRST "
-        f"{model.RESNETS.AVD_FIRST}; resnest_d2/zoo_markdown.py defines the sections"
+        f"{model.RESNETS.AVD_FIRST}; benchmarks/zoo_markdown.py defines the sections"
     )
 
 

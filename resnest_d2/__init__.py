@@ -19,7 +19,7 @@ except ModuleNotFoundError as error:
         "resnest_d2 needs Detectron2, which pip does not install under that name. Without a "
         "compiler: `make setup` in a clone of resnest_d2. With one: pip install "
         "--no-build-isolation 'git+https://github.com/facebookresearch/detectron2.git' "
-        "(after torch). The README's section Installation says more."
+        "(after torch). docs/install.md says more."
     ) from error
 
 from .config.keys import add_resnest_config

@@ -247,8 +247,12 @@ def test_what_cannot_be_counted_says_so(options, message):
 def test_a_model_of_no_section_says_so():
     cfg = model_zoo.get_config("mask_resnest50")
     cfg.MODEL.KEYPOINT_ON = True
-    with pytest.raises(ValueError, match="no section of MODEL_ZOO.md .* KEYPOINT_ON True"):
+    with pytest.raises(
+        ValueError, match="no section of MODEL_ZOO.md .* KEYPOINT_ON True"
+    ) as raise_:
         section_of(cfg)
+    assert "; benchmarks/zoo_markdown.py defines the sections" in str(raise_.value)
+    assert (ROOT / "benchmarks/zoo_markdown.py").is_file()
 
 
 SECTIONS = {
