@@ -14,14 +14,23 @@ from detectron2.data import DatasetMapper
 from detectron2.evaluation import COCOEvaluator
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils.env import seed_all_rng
-from omegaconf import ListConfig
+from omegaconf import ListConfig, OmegaConf
 from PIL import Image
 
 from resnest_d2 import model_zoo
 from resnest_d2.commands.demo import read_metrics
+from resnest_d2.config import ConfigError
 from resnest_d2.config.lazy import detectron2_config, read_lazy_config
+from resnest_d2.config.settings import (
+    DEPENDENT_TRAINING_KEYS,
+    EVALUATION_KEYS,
+    INFERENCE_KEYS,
+    TRAINING_KEYS,
+    Settings,
+)
 from resnest_d2.engine import Trainer, choose_device, lazy_trainer, load_config
-from resnest_d2.inference import set_score_threshold
+from resnest_d2.engine.evaluate import load_for_evaluation
+from resnest_d2.inference import Predictor, set_score_threshold
 from resnest_d2.modeling.detector import build_detector
 
 DIGITS = "configs/lazy/mask_resnest14_digits.py"
@@ -265,6 +274,10 @@ def test_the_commands(tiny_digits, tmp_path):
         ("train.max_iter=0", "train.max_iter must be at least 1, got 0"),
         ("train.log_period=0", "train.log_period must be at least 1, got 0"),
         ("train.checkpointer.period=0", "train.checkpointer.period must be at least 1, got 0"),
+        (
+            "dataloader.train.total_batch_size=0",
+            "dataloader.train.total_batch_size must be at least 1, got 0",
+        ),
         ("train.device=gpu7", "train.device 'gpu7' is no device of PyTorch"),
         (
             "train.max_iter.x=2",
@@ -338,6 +351,51 @@ def test_what_a_config_lacks_is_named(tool, args, missing, tmp_path):
     assert result.returncode == 2
     assert f"error: the .py config lacks {missing}" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+NEEDED = [*TRAINING_KEYS, *DEPENDENT_TRAINING_KEYS.values()]
+
+
+@pytest.mark.parametrize(
+    ("keys", "start"),
+    [
+        (NEEDED, lambda cfg: lazy_trainer.LazyTrainer(cfg)),
+        (NEEDED, lambda cfg: Settings.of(cfg).require_for_training()),
+        (EVALUATION_KEYS, lambda cfg: load_for_evaluation(cfg)),
+        (INFERENCE_KEYS, lambda cfg: Predictor(cfg)),
+    ],
+    ids=["LazyTrainer", "train", "evaluate", "predict"],
+)
+def test_each_key_that_is_read_is_asked_for(keys, start):
+    for key in keys:
+        cfg = load_config(str(ROOT / DIGITS), ["train.reference_world_size=1"])
+        cfg.train.precise_bn.enabled = True
+        parent, _, name = key.rpartition(".")
+        del OmegaConf.select(cfg, parent, default=cfg)[name]
+        with pytest.raises(ConfigError, match=f"the .py config lacks .*{key}"):
+            start(cfg)
+
+
+def test_keys_with_defaults_can_be_left_out(registered_digits, tmp_path):
+    """The defaults of Detectron2 and PyTorch apply."""
+    cfg = load_config(str(ROOT / DIGITS), [*TINY, f"train.output_dir='{tmp_path}'"])
+    del cfg.train.amp, cfg.train.seed, cfg.train.reference_world_size
+    del cfg.train.precise_bn.num_iter, cfg.optimizer.lr, cfg.train.clip_gradients.clip_type
+    cfg.train.update(device="cpu", max_iter=1)
+    cfg.train.clip_gradients.enabled = True
+    cfg.dataloader.test.dataset.names = []
+    del cfg.dataloader.evaluator
+    lazy_trainer.LazyTrainer(cfg).train()
+    assert (tmp_path / "model_final.pth").is_file()
+
+
+def test_data_that_no_loader_would_read():
+    cfg = load_config(str(ROOT / DIGITS))
+    del cfg.dataloader.test
+    with pytest.raises(ConfigError, match="the .py config lacks dataloader.test.dataset"):
+        Settings.of(cfg).set_datasets("test", ["mine"])
+    Settings.of(cfg).set_datasets("test", [])
+    Settings.of(cfg).require_for_training()
 
 
 def test_configs_can_go_to_other_processes():

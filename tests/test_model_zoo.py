@@ -14,7 +14,7 @@ from detectron2.engine import DefaultTrainer
 from detectron2.modeling import build_model
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import RESNEST_DEFAULTS, dump_config
+from resnest_d2.config.keys import RESNEST_DEFAULTS, portable_config
 from resnest_d2.model_zoo.published import PUBLICATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def test_other_detectron2_programs_read_the_configs(name):
         return
     cfg.merge_from_file(file)
     ours = model_zoo.get_config(name)
-    plain = yaml.safe_load(dump_config(ours))
+    plain = yaml.safe_load(portable_config(ours).dump())
     assert CfgNode(plain) == CfgNode(yaml.safe_load(cfg.dump()))
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from test_heads import AUGMENTED, MODELS, SIZE, small_config
 
 import resnest_d2
-from resnest_d2.config.keys import dump_config
+from resnest_d2.config.keys import portable_config
 from resnest_d2.engine.evaluate import evaluate_model
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights.catalog import find
@@ -69,7 +69,7 @@ def test_two_lines_for_a_detectron2_project():
     names = {"cfg": get_cfg()}
     exec(code, names)
     ours = resnest_d2.model_zoo.get_config("cascade_resnest101")
-    assert yaml.safe_load(names["cfg"].dump()) == yaml.safe_load(dump_config(ours))
+    assert yaml.safe_load(names["cfg"].dump()) == yaml.safe_load(portable_config(ours).dump())
 
 
 def test_five_lines_for_a_detectron2_project():

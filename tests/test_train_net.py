@@ -1,5 +1,7 @@
 """tools/train_net.py as a user runs it."""
 
+import argparse
+import logging
 import os
 import re
 import subprocess
@@ -9,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from commands import ROOT, run_tool
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup, defaults
 from detectron2.evaluation import (
     COCOPanopticEvaluator,
     DatasetEvaluators,
@@ -18,7 +22,15 @@ from detectron2.evaluation import (
 
 from resnest_d2 import model_zoo
 from resnest_d2.commands.demo import read_metrics
-from resnest_d2.engine import Trainer, build_evaluator, check_datasets, choose_device, load_config
+from resnest_d2.config.settings import Settings
+from resnest_d2.engine import (
+    Trainer,
+    build_evaluator,
+    check_datasets,
+    choose_device,
+    launch,
+    load_config,
+)
 from resnest_d2.evaluation.coco import FastCOCOEvaluator
 
 DIGITS = "configs/mask_resnest14_digits.yaml"
@@ -244,6 +256,28 @@ def test_broken_config_files_are_named(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises((ValueError, FileNotFoundError), match=message.format(file=file)):
         load_config(str(file))
+
+
+def test_the_config_is_saved_once(monkeypatch, tmp_path):
+    """What Detectron2 saves is what stays, and any Detectron2 program can read it."""
+    cfg = load_config(str(ROOT / DIGITS), ["OUTPUT_DIR", str(tmp_path)])
+    saved = tmp_path / "config.yaml"
+    found = []
+
+    def set_up_and_look(*args):
+        default_setup(*args)
+        found.append((saved.stat().st_ino, saved.stat().st_mtime_ns))
+
+    for module in (launch, defaults):  # loggers stay as other tests need them
+        monkeypatch.setattr(module, "setup_logger", lambda *args, **kwargs: logging.getLogger())
+    monkeypatch.setattr(launch, "default_setup", set_up_and_look)
+    monkeypatch.setattr(launch, "load_for_evaluation", lambda *args: None)
+    args = argparse.Namespace(coco_eval=None, eval_only=True, resume=False)
+    launch.set_up(Settings.of(cfg), args)
+    assert found == [(saved.stat().st_ino, saved.stat().st_mtime_ns)]
+    plain = get_cfg()
+    plain.merge_from_file(str(saved))
+    assert plain.OUTPUT_DIR == str(tmp_path)
 
 
 def test_config_file_is_required(tmp_path):

@@ -85,10 +85,10 @@ def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) ->
     return cfg
 
 
-def dump_config(cfg: CfgNode) -> str:
-    """A config as YAML that any Detectron2 program can read.
+def portable_config(cfg: CfgNode) -> CfgNode:
+    """A copy of a config that any Detectron2 program can read.
 
-    Keys of this package are left out where they have their defaults.
+    It lacks the keys of this package that have their defaults.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -99,7 +99,7 @@ def dump_config(cfg: CfgNode) -> str:
         for key, default in defaults.items():
             if node.get(key) == default:
                 node.pop(key, None)
-    return cfg.dump()
+    return cfg
 
 
 @contextmanager

@@ -63,6 +63,8 @@ def _override(cfg: DictConfig, file: str, overrides: Sequence[str]) -> DictConfi
     if "model" not in cfg:
         raise ConfigError(f"{file} defines no 'model'")
     for override in overrides:
+        from hydra.errors import HydraException  # Detectron2, too, imports it for options only
+
         key, equals, _ = override.partition("=")
         if not equals:
             raise ConfigError(
@@ -72,12 +74,8 @@ def _override(cfg: DictConfig, file: str, overrides: Sequence[str]) -> DictConfi
         _check_key(cfg, key)
         try:
             LazyConfig.apply_overrides(cfg, [override])
-        except (KeyError, OmegaConfBaseException) as error:
+        except (KeyError, OmegaConfBaseException, HydraException) as error:
             raise ConfigError(f"option {override!r}: {error}") from error
-        except Exception as error:  # Hydra's parser has a type of its own
-            if type(error).__module__.startswith("hydra"):
-                raise ConfigError(f"option {override!r}: {error}") from error
-            raise
     return cfg
 
 

@@ -89,7 +89,10 @@ def _check(cfg: CfgNode) -> None:
 
 
 def _check_lazy(settings: Settings) -> None:
-    for key in ("train.max_iter", "train.log_period", "train.checkpointer.period"):
+    for key in (
+        *("train.max_iter", "train.log_period", "train.checkpointer.period"),
+        settings.key("images_per_batch"),
+    ):
         require_int(key, settings.get(key, 1), 1)
 
 

@@ -19,8 +19,14 @@ EVALUATION_KEYS = (
 TRAINING_KEYS = (
     *("dataloader.train", "lr_multiplier", "optimizer.params", "train.init_checkpoint"),
     *("train.output_dir", "train.max_iter", "train.ddp", "train.checkpointer.period"),
-    *("train.eval_period", "train.log_period"),
+    *("train.eval_period", "train.log_period", "dataloader.train.total_batch_size"),
 )
+# Training reads the second key where the first one is set.
+DEPENDENT_TRAINING_KEYS = {
+    "train.reference_world_size": "optimizer.lr",
+    "train.precise_bn.enabled": "train.precise_bn.num_iter",
+    "dataloader.test.dataset.names": "dataloader.evaluator",
+}
 MAPPER = "dataloader.test.mapper"
 INFERENCE_KEYS = ("train.init_checkpoint", "model.input_format", f"{MAPPER}.augmentations")
 
@@ -114,6 +120,15 @@ class Settings:
         if missing:
             raise ConfigError(f"the .py config lacks {', '.join(missing)}")
 
+    def require_for_training(self) -> None:
+        """See that a LazyConfig has what training reads.
+
+        Raises:
+            ConfigError: as :meth:`require`.
+        """
+        dependent = [key for given, key in DEPENDENT_TRAINING_KEYS.items() if self.get(given)]
+        self.require([*TRAINING_KEYS, *dependent])
+
     def datasets(self, split: str) -> tuple[str, list[str]]:
         """The key that names the data sets of a split, "train" or "test", and the names."""
         key = f"dataloader.{split}.dataset.names" if self.is_lazy else f"DATASETS.{split.upper()}"
@@ -121,7 +136,13 @@ class Settings:
         return key, [names] if isinstance(names, str) else list(names)
 
     def set_datasets(self, split: str, names: Sequence[str]) -> None:
-        """Set the data sets of a split, in place."""
+        """Set the data sets of a split, in place.
+
+        Raises:
+            ConfigError: a LazyConfig has no loader that would read them.
+        """
+        if names:
+            self.require([f"dataloader.{split}.dataset"])
         value = names[0] if self.is_lazy and len(names) == 1 else list(names)
         self.set(self.datasets(split)[0], value if self.is_lazy else tuple(names))
 

@@ -9,7 +9,7 @@ from detectron2.evaluation import inference_on_dataset, print_csv_format, verify
 from omegaconf import DictConfig
 from torch import nn
 
-from ..config.settings import Settings
+from ..config.settings import EVALUATION_KEYS, Settings
 from ..modeling.detector import build_detector
 from ..weights import load_weights
 from .trainer import Trainer, with_augmentation
@@ -36,10 +36,11 @@ def load_for_evaluation(cfg: Config, resume: bool = False) -> nn.Module:
     Raises:
         FileNotFoundError: there are no such weights.
         UntrainedParametersError: the weights leave parameters untouched.
-        ValueError: the weights are damaged, a setting of the model is not possible, or
-            ``TEST.AUG`` is for a model that Detectron2 cannot augment.
+        ValueError: the weights are damaged, a LazyConfig lacks a key, a setting of the model is not
+            possible, or ``TEST.AUG`` is for a model that Detectron2 cannot augment.
     """
     settings = Settings.of(cfg)
+    settings.require(EVALUATION_KEYS)
     model = build_detector(settings).eval()
     if settings.get("TEST.AUG.ENABLED", False):
         with_augmentation(settings.cfg, model)  # fail before the evaluation that comes first

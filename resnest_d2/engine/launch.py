@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -11,12 +10,11 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 
-from ..config.keys import dump_config
+from ..config.keys import portable_config
 from ..config.load import choose_device, load_config
-from ..config.settings import EVALUATION_KEYS, TRAINING_KEYS, Settings
+from ..config.settings import EVALUATION_KEYS, Settings
 from ..evaluation import check_datasets
 from ..evaluation.coco import choose_implementation
-from ..files import write_text
 from .evaluate import evaluate_model, load_for_evaluation
 from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
 from .lazy_trainer import LazyTrainer
@@ -37,7 +35,7 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, int]:
     """
     choose_implementation(args.coco_eval)
     settings = Settings.of(load_config(args.config_file, args.opts))
-    settings.require(EVALUATION_KEYS if args.eval_only else TRAINING_KEYS)
+    settings.require(EVALUATION_KEYS) if args.eval_only else settings.require_for_training()
     num_processes = choose_device(settings, args.num_gpus, args.num_machines)
     if wants_own_data(args):
         _log_to(settings)
@@ -59,9 +57,7 @@ def set_up(settings: Settings, args: argparse.Namespace) -> Callable[[], dict[st
     if wants_own_data(args) and not {TRAIN, VAL} & set(DatasetCatalog.list()):
         register_own_data(settings, args)  # in a process that was started for one GPU of several
     cfg = settings.cfg
-    default_setup(cfg, args)
-    if comm.is_main_process() and not settings.is_lazy:
-        write_text(Path(settings.output_dir) / "config.yaml", dump_config(cfg))
+    default_setup(cfg if settings.is_lazy else portable_config(cfg), args)  # it saves the config
     _log_to(settings)
     if args.eval_only:
         return partial(evaluate_model, settings, load_for_evaluation(settings, args.resume))

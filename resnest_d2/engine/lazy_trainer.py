@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.engine import (
     AMPTrainer,
     SimpleTrainer,
@@ -68,11 +68,10 @@ def build_trainer(cfg: DictConfig, model: nn.Module) -> TrainerBase:
     settings = Settings.of(cfg)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
-    clip = settings.get("train.clip_gradients")
-    if clip is not None and clip.enabled:
-        clipping = {key.upper(): value for key, value in clip.items()}
-        clip_cfg = CfgNode({"SOLVER": {"CLIP_GRADIENTS": clipping}})
-        optimizer = maybe_add_gradient_clipping(clip_cfg, optimizer)
+    clipping = settings.get("train.clip_gradients") or {}
+    clip_cfg = get_cfg()
+    clip_cfg.SOLVER.CLIP_GRADIENTS.update({key.upper(): clipping[key] for key in clipping})
+    optimizer = maybe_add_gradient_clipping(clip_cfg, optimizer)
     loader = instantiate(cfg.dataloader.train)
     check_training(settings, model)
     parallel = create_ddp_model(model, **cfg.train.ddp)
@@ -87,10 +86,11 @@ class LazyTrainer:
         cfg: the config; batch, rate and length are fitted to the number of processes.
 
     Raises:
-        ConfigError: the config cannot be trained.
+        ConfigError: the config lacks a key, or cannot be trained.
     """
 
     def __init__(self, cfg: DictConfig) -> None:
+        Settings.of(cfg).require_for_training()
         scale_to_world_size(cfg, comm.get_world_size())
         self.cfg = cfg
         model = prepare_to_train(Settings.of(cfg), build_detector(cfg).train())
