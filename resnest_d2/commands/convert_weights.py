@@ -25,14 +25,11 @@ _PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+\.[^.]+")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 2 if there is nothing to convert."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "source", help="a file, an address, or a name: resnest://..., timm://<model>.<tag>"
-    )
-    parser.add_argument("target", type=Path, help="file to write, .pth or .safetensors")
-    parser.add_argument(
-        "--drop-unknown", action="store_true", help="leave out keys of no known name"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
+    add = parser.add_argument
+    add("source", help="a file, an address, or a name: resnest://..., timm://<model>.<tag>")
+    add("target", type=Path, help="file to write, .pth or .safetensors")
+    add("--drop-unknown", action="store_true", help="leave out keys of no known name")
+    add("--overwrite", action="store_true", help="replace an existing target")
     args = parser.parse_args(arguments)
     setup_logger(name="resnest_d2")
     with one_line_errors():
@@ -60,8 +57,8 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{target} is there already; --overwrite replaces it")
 
 
-def read(source: str, drop_unknown: bool) -> tuple[Conversion, Checkpoint]:
-    """Read and convert a file of published weights.
+def read(source: str, drop_unknown: bool = False) -> tuple[Conversion, Checkpoint]:
+    """Read and convert a file of published weights or of training.
 
     Args:
         source: a path, a name (``resnest://``, ``timm://``) or an address.
@@ -74,17 +71,14 @@ def read(source: str, drop_unknown: bool) -> tuple[Conversion, Checkpoint]:
     if "://" not in source and not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {source}")
     try:
-        file = PathManager.get_local_path(source)
-    except OSError as error:
-        if source in str(error) or isinstance(error, FetchError):
-            raise
-        raise OSError(f"{source}: {error}") from error
-    content = read_checkpoint(file, name=source)
-    try:
+        content = read_checkpoint(PathManager.get_local_path(source), name=source)
         conversion = describe_conversion(content, drop_unknown)
         checkpoint = Checkpoint.of(content, conversion)
-    except UnreadableError as error:
-        raise UnreadableError(f"{source}: {error}") from error
+    except (UnreadableError, OSError) as error:
+        if source in str(error) or isinstance(error, FetchError):
+            raise
+        kind = UnreadableError if isinstance(error, UnreadableError) else OSError
+        raise kind(f"{source}: {error}") from error
     return conversion, replace(
         checkpoint,
         input_format=checkpoint.input_format or input_format_of(source),

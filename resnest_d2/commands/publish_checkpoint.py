@@ -10,25 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import InputError
-from ..config.keys import flat_keys
 from ..config.load import load_config
 from ..config.settings import Settings
 from ..files import sha256, write_text
 from ..modeling.detector import build_detector
-from ..weights import UnreadableError, read_checkpoint
-from ..weights.convert import describe_conversion
 from ..weights.files import ENDINGS, Checkpoint, write_checkpoint
 from ..weights.input_format import of_model
 from ..weights.loading import parts
 from . import one_line_errors
+from .convert_weights import read
 
 # Metrics of these are results; training's metrics.json has times and losses too.
 TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
-_ABSENT = object()
 # These keys tell of the machine that a model was trained on.
 _PERSONAL = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
 
@@ -36,65 +34,37 @@ _PERSONAL = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 2 if the files do not belong together."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path, help="model_final.pth, say")
-    parser.add_argument("output", type=Path, help="folder for the weights and the model card")
-    parser.add_argument(
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="model_final.pth, say")
+    add("output", type=Path, help="folder for the weights and the model card")
+    add(
         "--config-file",
         type=Path,
         metavar="FILE",
         help="the model's config (default: config.yaml beside the checkpoint)",
     )
-    parser.add_argument(
+    add(
         "--results",
         type=Path,
         metavar="FILE",
         help="JSON file of metrics (default: metrics.json beside the checkpoint, if it is there)",
     )
-    parser.add_argument("--name", help="of the model (default: that of the config)")
-    parser.add_argument("--format", choices=[e.lstrip(".") for e in ENDINGS], default="pth")
-    parser.add_argument(
-        "--opts", default=[], nargs=argparse.REMAINDER, help="overrides of the config"
-    )
+    add("--name", help="of the model (default: that of the config)")
+    add("--format", choices=[e.lstrip(".") for e in ENDINGS], default="pth")
+    add("--opts", default=[], nargs=argparse.REMAINDER, help="overrides of the config")
     args = parser.parse_args(arguments)
     setup_logger(name="resnest_d2")
-    folder = args.checkpoint.parent
-    beside = folder / "metrics.json"
     with one_line_errors():
-        written = publish(
-            args.checkpoint,
-            args.output,
-            args.config_file or folder / "config.yaml",
-            args.results or (beside if beside.is_file() else None),
-            args.name,
-            f".{args.format}",
-            args.opts,
-        )
+        written = publish(args)
     print("\n".join(map(str, written)))
     return 0
 
 
-def publish(
-    checkpoint: Path,
-    output: Path,
-    config_file: Path,
-    results: Path | None = None,
-    name: str | None = None,
-    ending: str = ".pth",
-    opts: Sequence[str] = (),
-) -> list[Path]:
+def publish(args: argparse.Namespace) -> list[Path]:
     """Write a checkpoint's weights to ``<name>-<hash>`` and a model card beside it.
 
     Optimizer, schedule and whatever else training resumes from are left out; names of classes and
     the format of images stay. The config must build a model that the weights fill completely.
-
-    Args:
-        checkpoint: a file of training, or of any known naming.
-        output: folder to write to; it is made if it is not there.
-        config_file: the model's config, YAML or LazyConfig.
-        results: ``metrics.json`` of training, or a JSON file of metrics by task.
-        name: the model's; that of the config's file, or of its folder if that is "config".
-        ending: ``.pth`` or ``.safetensors``.
-        opts: overrides of the config.
 
     Returns:
         the files that were written: weights, card and, for a YAML config, the settings that differ
@@ -105,39 +75,35 @@ def publish(
         InputError: the checkpoint does not fit the config or is damaged, or the file of results
             has none.
     """
-    for file in filter(None, (checkpoint, results)):
+    folder, output, name = args.checkpoint.parent, args.output, args.name
+    config_file = args.config_file or folder / "config.yaml"
+    results = args.results or folder / "metrics.json"
+    for file in filter(None, (args.checkpoint, args.results)):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
     if name is not None and Path(name).name != name:
         raise InputError(f"a name is the beginning of a file's name, got {name!r}")
-    settings = Settings.of(load_config(str(config_file), list(opts)))
-    metrics = read_results(results) if results else {}
-    content = read_checkpoint(checkpoint)
-    try:
-        conversion = describe_conversion(content)
-        published = Checkpoint.of(content, conversion)
-    except UnreadableError as error:
-        raise UnreadableError(f"{checkpoint}: {error}") from error
+    settings = Settings.of(load_config(str(config_file), args.opts))
+    metrics = read_results(results) if results.is_file() else {}
+    conversion, published = read(str(args.checkpoint))
     on_cpu = settings.copy()
     on_cpu.device = "cpu"
     model = build_detector(on_cpu)
-    problem = _misfit(conversion.weights, model)
-    if problem:
-        raise InputError(f"{checkpoint} is not of the model in {config_file}: {problem}")
+    if problem := _misfit(conversion.weights, model):
+        raise InputError(f"{args.checkpoint} is not of the model in {config_file}: {problem}")
     published = replace(published, input_format=of_model(model))
 
     text = settings_text(settings)
     output.mkdir(parents=True, exist_ok=True)
     name = name or (config_file.parent.name if config_file.stem == "config" else config_file.stem)
-    unnamed = output / f"{name}-unnamed{ending}"
+    unnamed = output / f"{name}-unnamed.{args.format}"
     write_checkpoint(published, unnamed)
     digest = sha256(unnamed)
-    target = unnamed.replace(output / f"{name}-{digest[:8]}{ending}")
-    card = target.with_suffix(".md")
+    target = unnamed.replace(output / f"{name}-{digest[:8]}.{args.format}")
+    card, config = target.with_suffix(".md"), target.with_suffix(".yaml")
     write_text(card, _card(name, target, digest, published, text, settings.is_lazy, metrics))
     if settings.is_lazy:
         return [target, card]
-    config = target.with_suffix(".yaml")
     write_text(config, text)
     return [target, card, config]
 
@@ -153,33 +119,24 @@ def read_results(file: Path) -> dict[str, float]:
     """
     try:
         text = file.read_text()
+        try:
+            entries = [json.loads(text)]
+        except json.JSONDecodeError:
+            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
     except UnicodeDecodeError:
         raise InputError(f"{file} is no JSON but a binary file") from None
-    try:
-        entries = [json.loads(text)]
-    except json.JSONDecodeError:
-        try:
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file} is no JSON: {error}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is no JSON: {error}") from error
     found: dict[str, float] = {}
     for entry in entries:
-        if isinstance(entry, Mapping):
-            found.update(_flat(entry))
+        for key, value in flatten_results_dict(entry if isinstance(entry, dict) else {}).items():
+            is_result = key.partition("/")[0].removesuffix("_TTA") in TASKS
+            if is_result and isinstance(value, int | float) and math.isfinite(value):
+                found[key] = float(value)
     if not found:
         known = ", ".join(f"{task}/AP" for task in TASKS)
         raise InputError(f"{file} holds no results such as {known}")
     return found
-
-
-def _flat(entry: Mapping[str, Any]) -> dict[str, float]:
-    flat = {}
-    for key, value in entry.items():
-        for metric, number in value.items() if isinstance(value, Mapping) else [("", value)]:
-            task = key.partition("/")[0].removesuffix("_TTA")
-            if task in TASKS and isinstance(number, int | float) and math.isfinite(number):
-                flat[f"{key}/{metric}".rstrip("/")] = float(number)
-    return flat
 
 
 def _misfit(weights: Mapping[str, Any], model: nn.Module) -> str:
@@ -205,17 +162,20 @@ def settings_text(settings: Settings) -> str:
             file = Path(folder) / "config.yaml"
             LazyConfig.save(settings.cfg, str(file))
             return file.read_text()
-    defaults, changed = Settings.of(get_cfg()), CfgNode()
-    for key in flat_keys(settings.cfg):
-        value = settings.get(key)
-        if key not in _PERSONAL and defaults.get(key, _ABSENT) != value:
-            *parents, last = key.split(".")
-            node = changed
-            for parent in parents:
-                node = node.setdefault(parent, CfgNode())
-            node[last] = value
+    cfg, defaults = settings.copy(), Settings.of(get_cfg())
+    for key in _PERSONAL:
+        cfg.set(key, defaults.get(key))
+    changed = CfgNode(_changes(cfg.cfg, defaults.cfg))
     changed.VERSION = settings.cfg.VERSION  # without it Detectron2 guesses, and says so
     return changed.dump()
+
+
+def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
+    return {
+        key: _changes(value, defaults.get(key, {})) if isinstance(value, CfgNode) else value
+        for key, value in cfg.items()
+        if key not in defaults or defaults[key] != value
+    }
 
 
 def _card(
