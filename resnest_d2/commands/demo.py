@@ -4,61 +4,49 @@ import argparse
 import contextlib
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
 from tqdm import tqdm
 
 from ..config.load import choose_device, config_dir, load_config
 from ..data import build_digits
 from ..engine import Trainer
-from ..files import write_text
 from ..inference import Predictor
 from ..inference.drawing import import_to_draw
-from . import one_line_errors
+from . import one_line_errors, write_metrics
 
 NUM_PICTURES = 12
-LOGGERS = ("detectron2", "fvcore", "resnest_d2")
 PAIRS_PER_ROW = 3
 SCALE = 2.5
 
 
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Define and read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", default="output/demo", metavar="DIR")
-    parser.add_argument(
-        "--config-file", default=str(config_dir() / "mask_resnest14_digits.yaml"), metavar="FILE"
-    )
-    parser.add_argument("opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs")
-    return parser.parse_args(arguments)
-
-
 def log_to_file(file: Path) -> None:
     """Keep Detectron2's long log out of the terminal, where the progress bar is; warnings stay."""
-    handler = logging.FileHandler(file, mode="w")
-    handler.setFormatter(logging.Formatter("[%(asctime)s] %(name)s %(levelname)s: %(message)s"))
+    file.unlink(missing_ok=True)  # Detectron2 appends to it
     console = logging.StreamHandler()
     console.setLevel(logging.WARNING)
-    for name in LOGGERS:
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-        logger.handlers = [handler, console]
+    for name in ("detectron2", "fvcore", "resnest_d2"):
+        setup_logger(str(file), name=name, configure_stdout=False).addHandler(console)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, evaluate, draw, and print where everything is; the exit code is 2 on wrong input."""
-    args = parse_args(arguments)
-    output = Path(args.output)
+    config = str(config_dir() / "mask_resnest14_digits.yaml")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
+    parser.add_argument("--config-file", default=config, metavar="FILE")
+    parser.add_argument("opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs")
+    args = parser.parse_args(arguments)
+    output = args.output
     with one_line_errors():
         cfg = load_config(args.config_file, args.opts)
         cfg.OUTPUT_DIR = str(output)
@@ -80,14 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         trainer.register_hooks([ProgressBar()])
         trainer.train()
     minutes = (time.monotonic() - start) / 60
-    results = {
-        # COCO's "no object of that size" is NaN, which is not JSON.
-        f"{task}/{metric}": None if math.isnan(value) else value
-        for task, metrics in trainer._last_eval_results.items()
-        for metric, value in metrics.items()
-    }
-    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
-
+    results = write_metrics(output / "results.json", trainer._last_eval_results)
     plot_curves(output / "metrics.json", output / "curves.png")
     cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
@@ -97,16 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def report(results: dict[str, float], num_images: int, minutes: float, output: Path) -> None:
+def report(results: dict[str, float | None], num_images: int, minutes: float, output: Path) -> None:
     """Print the short table."""
     print(f"\nTrained and evaluated in {minutes:.1f} minutes; on {num_images} validation images:\n")
-    print("         AP   AP50   AP75")
-    for task, name in (("bbox", "box "), ("segm", "mask")):
-        if f"{task}/AP" not in results:
-            continue
-        values = (results[f"{task}/{metric}"] for metric in ("AP", "AP50", "AP75"))
-        print(f"  {name} " + " ".join(f"{value:6.1f}" for value in values))
-    print()
+    rows = [
+        (name, *(results[f"{task}/{metric}"] for metric in ("AP", "AP50", "AP75")))
+        for task, name in (("bbox", "  box "), ("segm", "  mask"))
+        if f"{task}/AP" in results
+    ]
+    print(tabulate(rows, ("", "AP", "AP50", "AP75"), "plain", floatfmt=".1f") + "\n")
     for file, what in (
         ("predictions.png", "ground truth beside prediction"),
         ("curves.png", "losses and AP over iterations"),
@@ -121,20 +101,18 @@ class ProgressBar(HookBase):
 
     def before_train(self) -> None:
         """Open the bar."""
-        trainer = self.trainer
-        self._bar = tqdm(
-            total=trainer.max_iter, initial=trainer.start_iter, unit="it", desc="train"
-        )
+        first, last = self.trainer.start_iter, self.trainer.max_iter
+        self._bar = tqdm(total=last, initial=first, unit="it", desc="train")
 
     def after_step(self) -> None:
-        """Move it on."""
+        """Move the bar on."""
         loss = self.trainer.storage.histories().get("total_loss")
         if loss is not None:
             self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
         self._bar.update()
 
     def after_train(self) -> None:
-        """Close it."""
+        """Close the bar."""
         self._bar.close()
 
 
@@ -177,25 +155,21 @@ def plot_curves(metrics_file: str | Path, picture: str | Path) -> None:
 def draw_grid(predictor: Predictor, dicts: Sequence[dict[str, Any]], picture: str | Path) -> None:
     """Draw each image twice, with its annotations and with its detections, to a PNG file.
 
-    Args:
-        predictor: the detector.
-        dicts: images in Detectron2's dataset format.
-        picture: the file to write.
+    The images are given in Detectron2's dataset format.
     """
     from detectron2.utils.visualizer import Visualizer
     from matplotlib.figure import Figure
 
-    rows = -(-len(dicts) // PAIRS_PER_ROW)
-    columns = 2 * PAIRS_PER_ROW
+    rows, columns = -(-len(dicts) // PAIRS_PER_ROW), 2 * PAIRS_PER_ROW
     figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
-    axes = np.atleast_2d(figure.subplots(rows, columns)).ravel()
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for index, entry in enumerate(dicts):
+    for left, right, entry in zip(axes[::2], axes[1::2], dicts, strict=False):
         image = read_image(entry["file_name"], format="RGB")
         truth = Visualizer(image, predictor.metadata, SCALE).draw_dataset_dict(entry).get_image()
-        axes[2 * index].imshow(truth)
-        axes[2 * index].set_title("ground truth", fontsize=9)
-        axes[2 * index + 1].imshow(predictor.draw(image, predictor(image), SCALE))
-        axes[2 * index + 1].set_title("prediction", fontsize=9, color="tab:blue")
+        left.imshow(truth)
+        left.set_title("ground truth", fontsize=9)
+        right.imshow(predictor.draw(image, predictor(image), SCALE))
+        right.set_title("prediction", fontsize=9, color="tab:blue")
     figure.savefig(picture, dpi=90)

@@ -14,44 +14,35 @@ from ..inference.drawing import import_to_draw
 from ..inference.files import list_inputs, output_paths
 from . import one_line_errors
 
-DEFAULT_THRESHOLD = 0.5
 
-
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Define and read the command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="path to config file")
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="path to config file")
+    add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos")
+    add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    add(
         "--confidence-threshold",
         type=float,
         metavar="SCORE",
         help="least score that is drawn, 0 to 1 (default: the config's, or 0.5 if that is lower)",
     )
-    parser.add_argument(
+    add(
         "--allow-untrained",
         action="store_true",
         help="run even if MODEL.WEIGHTS leaves parameters at random values",
     )
-    parser.add_argument(
+    add(
         "--opts",
         default=[],
         nargs=argparse.REMAINDER,
         help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value",
     )
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
-    args = parse_args(arguments)
+    args = parser.parse_args(arguments)
+    output, threshold = args.output, args.confidence_threshold
     for name in ("resnest_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
-    output = Path(args.output)
-    threshold = args.confidence_threshold
     with one_line_errors():
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
@@ -62,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         choose_device(settings)
         predictor = Predictor(settings, args.allow_untrained)
         if threshold is None:  # evaluation's low defaults would clutter
-            set_score_threshold(predictor.model, DEFAULT_THRESHOLD, only_raise=True)
+            set_score_threshold(predictor.model, 0.5, only_raise=True)
         else:
             set_score_threshold(predictor.model, threshold)
         skipped = predict_inputs(predictor, files, output)
