@@ -87,13 +87,10 @@ def report(results: dict[str, float | None], num_images: int, minutes: float, ou
         if f"{task}/AP" in results
     ]
     print(tabulate(rows, ("", "AP", "AP50", "AP75"), "plain", floatfmt=".1f") + "\n")
-    for file, what in (
-        ("predictions.png", "ground truth beside prediction"),
-        ("curves.png", "losses and AP over iterations"),
-        ("results.json", "all metrics"),
-        ("model_final.pth", "the trained model"),
-    ):
-        print(f"  {output / file}: {what}")
+    print(f"  {output}/predictions.png: ground truth beside prediction")
+    print(f"  {output}/curves.png: losses and AP over iterations")
+    print(f"  {output}/results.json: all metrics")
+    print(f"  {output}/model_final.pth: the trained model")
 
 
 class ProgressBar(HookBase):

@@ -52,10 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_to_draw("detectron2.utils.visualizer")  # found missing before the model is loaded
         choose_device(settings)
         predictor = Predictor(settings, args.allow_untrained)
-        if threshold is None:  # evaluation's low defaults would clutter
-            set_score_threshold(predictor.model, 0.5, only_raise=True)
-        else:
-            set_score_threshold(predictor.model, threshold)
+        least = 0.5 if threshold is None else threshold  # evaluation's low defaults would clutter
+        set_score_threshold(predictor.model, least, only_raise=threshold is None)
         skipped = predict_inputs(predictor, files, output)
     print(f"{len(files) - len(skipped)} of {len(files)} inputs drawn to {output}")
     return 1 if skipped else 0

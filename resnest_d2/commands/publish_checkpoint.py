@@ -98,10 +98,9 @@ def publish(args: argparse.Namespace) -> list[Path]:
     name = name or (config_file.parent.name if config_file.stem == "config" else config_file.stem)
     unnamed = output / f"{name}-unnamed.{args.format}"
     write_checkpoint(published, unnamed)
-    digest = sha256(unnamed)
-    target = unnamed.replace(output / f"{name}-{digest[:8]}.{args.format}")
+    target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{args.format}")
     card, config = target.with_suffix(".md"), target.with_suffix(".yaml")
-    write_text(card, _card(name, target, digest, published, text, settings.is_lazy, metrics))
+    write_text(card, _card(name, target, published, text, settings.is_lazy, metrics))
     if settings.is_lazy:
         return [target, card]
     write_text(config, text)
@@ -142,13 +141,15 @@ def read_results(file: Path) -> dict[str, float]:
 def _misfit(weights: Mapping[str, Any], model: nn.Module) -> str:
     """Say how weights differ from a model's; "" if they fill it."""
     optional = ("pixel_mean", "pixel_std", "num_batches_tracked")
-    states = model.state_dict()
-    names = [key for key in {**states, **weights} if key.rpartition(".")[2] not in optional]
-    common = [key for key in names if key in states and key in weights]
+    ours, theirs = (
+        {key: value.shape for key, value in state.items() if not key.endswith(optional)}
+        for state in (model.state_dict(), weights)
+    )
+    common = ours.keys() & theirs.keys()
     for keys, what in (
-        ([key for key in names if key not in weights], "lacks"),
-        ([k for k in common if weights[k].shape != states[k].shape], "has other shapes for"),
-        ([key for key in names if key not in states], "has besides the model"),
+        (ours.keys() - common, "lacks"),
+        ([key for key in common if ours[key] != theirs[key]], "has other shapes for"),
+        (theirs.keys() - common, "has besides the model"),
     ):
         if keys:
             return f"it {what} {len(keys)} parameters, in {parts(keys)}"
@@ -181,7 +182,6 @@ def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
 def _card(
     name: str,
     file: Path,
-    digest: str,
     published: Checkpoint,
     settings: str,
     is_lazy: bool,
@@ -189,25 +189,23 @@ def _card(
 ) -> str:
     """Write a model card in Markdown, with the front matter of the Hugging Face hub."""
     values = sum(tensor.numel() for tensor in published.weights.values())
-    lines = ["---", "library_name: detectron2", "tags:", "- resnest", "- object-detection", "---"]
-    lines += [
+    lines = [
+        *("---", "library_name: detectron2", "tags:", "- resnest", "- object-detection", "---"),
         *(f"# {name}", ""),
         f"- File: `{file.name}`, {file.stat().st_size / 1e6:.1f} MB, {values / 1e6:.1f} M values",
-        f"- SHA-256: `{digest}`",
+        f"- SHA-256: `{sha256(file)}`",
     ]
     if published.input_format:
         images = published.input_format.to_dict()
         lines.append(f"- Images: {images['channels']}, mean {images['mean']}, std {images['std']}")
-    names = published.classes.get("thing_classes")
-    if names:
+    if names := published.classes.get("thing_classes"):
         lines.append(f"- Classes ({len(names)}): {', '.join(names)}")
-    lines += ["", "## Results", ""]
-    if metrics:
-        lines += ["| metric | value |", "|---|---:|"]
-        lines += [f"| {metric} | {value:.2f} |" for metric, value in metrics.items()]
-    else:
-        lines.append("None were given.")
+    table = [f"| {metric} | {value:.2f} |" for metric, value in metrics.items()]
+    table = ["| metric | value |", "|---|---:|", *table] if metrics else ["None were given."]
+    lines += ["", "## Results", "", *table]
+    what = "The LazyConfig"
     if not is_lazy:
+        what = "Settings that differ from Detectron2's defaults"
         config = file.with_suffix(".yaml").name
         lines += [
             *("", "## Use", "", "In a clone of resnest_d2:", "", "```sh"),
@@ -215,6 +213,5 @@ def _card(
             f"--output drawn --opts MODEL.WEIGHTS {file.name}",
             "```",
         ]
-    what = "The LazyConfig" if is_lazy else "Settings that differ from Detectron2's defaults"
     lines += ["", "## Config", "", f"{what}:", "", "```yaml", settings.rstrip(), "```", ""]
     return "\n".join(lines)

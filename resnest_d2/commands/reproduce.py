@@ -65,7 +65,7 @@ def choose_models(names: Sequence[str]) -> list[str]:
     """Names of models that can be measured, "all" standing for each of them.
 
     Raises:
-        ValueError: an unknown name, or a model without a figure that can be compared.
+        InputError: an unknown name, or a model without a figure that can be compared.
     """
     measurable = [n for n, p in PUBLICATIONS.items() if p.dataset == "coco_2017_val"]
     if list(names) == ["all"]:
@@ -100,7 +100,7 @@ def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[str, bool]:
     Raises:
         FileNotFoundError: the folder has neither.
         FetchError: it cannot be downloaded.
-        ValueError: the file of the published name has another hash.
+        InputError: the file of the published name has another hash.
     """
     if weights_dir is None:
         path = PathManager.get_local_path(f"resnest://COCO/{name}")
@@ -120,7 +120,7 @@ def check_is_val2017(settings: Settings) -> None:
     """Refuse to compare figures of other data with those of COCO val2017.
 
     Raises:
-        ValueError: the number of images or the hash of the annotations is another.
+        InputError: the number of images or the hash of the annotations is another.
     """
     otherwise = "; --any-dataset measures on it all the same"
     for name in settings.datasets("test")[1]:
@@ -149,10 +149,10 @@ def reproduce(names: Sequence[str], args: argparse.Namespace) -> list[Measuremen
 
     Args:
         names: as :func:`choose_models` returns them.
-        args: as :func:`parse_args` returns them.
+        args: the options of :func:`main`.
 
     Raises:
-        ValueError: the output is a file.
+        InputError: the output is a file.
     """
     if args.output.exists() and not args.output.is_dir():
         raise InputError(f"--output must be a folder, and {args.output} is a file")
@@ -260,8 +260,8 @@ def format_table(measurements: Sequence[Measurement], tolerance: float) -> str:
     return "\n".join(lines)
 
 
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Define and read the command line."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 1 if a figure is missing or outside, 2 if the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="NAME", help="names of the zoo, or all")
@@ -283,12 +283,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num-gpus", type=int, default=1, metavar="N")
     coco.add_argument(parser)
     add("--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs for every config")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 1 if a figure is missing or outside, 2 if the arguments are wrong."""
-    args = parse_args(arguments)
+    args = parser.parse_args(arguments)
     with one_line_errors():
         names = choose_models(args.models)
         coco.choose_implementation(args.coco_eval)  # a wrong choice ends it here

@@ -75,8 +75,8 @@ def _mmdet(head: str, stamp: str, *percentages: float) -> Publication:
 
 _FASTER = "faster_rcnn_{}_FPN_syncbn_range-scale_1x"
 _BOX = "faster_cascade_rcnn_{}_FPN_syncbn_range-scale_1x"
-_MASK = "mask_rcnn_{}_FPN_syncbn_1x"
-_CASCADE = "mask_cascade_rcnn_{}_FPN_syncbn_1x"
+_MASK = "mask_rcnn_{}_FPN_sync{}_1x"
+_CASCADE = "mask_cascade_rcnn_{}_FPN_sync{}_1x"
 _TRICKS = "mask_cascade_rcnn_ResNeSt_200_FPN_{}syncBN_all_tricks_3x"
 
 # Box AP, mask AP and PQ from the tables of the reference's d2/README.md.
@@ -89,14 +89,10 @@ PUBLICATIONS: dict[str, Publication] = {
     ),
     "cascade_box_resnest101": _row(_BOX.format("ResNeSt_101"), "3627ef78", 47.50),
     "cascade_box_resnest200": _row(_BOX.format("ResNeSt_200"), "1be2a87e", 49.03),
-    "mask_resnest50": _row("mask_rcnn_ResNeSt_50_FPN_syncBN_1x", "f442d863", 42.81, 38.14),
-    "mask_resnest101": _row("mask_rcnn_ResNeSt_101_FPN_syncBN_1x", "528502c6", 45.75, 40.65),
-    "cascade_resnest50": _row(
-        "mask_cascade_rcnn_ResNeSt_50_FPN_syncBN_1x", "c58bd325", 46.19, 39.55
-    ),
-    "cascade_resnest101": _row(
-        "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x", "62448b9c", 48.30, 41.56
-    ),
+    "mask_resnest50": _row(_MASK.format("ResNeSt_50", "BN"), "f442d863", 42.81, 38.14),
+    "mask_resnest101": _row(_MASK.format("ResNeSt_101", "BN"), "528502c6", 45.75, 40.65),
+    "cascade_resnest50": _row(_CASCADE.format("ResNeSt_50", "BN"), "c58bd325", 46.19, 39.55),
+    "cascade_resnest101": _row(_CASCADE.format("ResNeSt_101", "BN"), "62448b9c", 48.30, 41.56),
     "cascade_resnest200_3x": _row(_TRICKS.format(""), "", 50.54, 44.21),
     "cascade_resnest200_dcn_3x": _row(_TRICKS.format("dcn_"), "e1901134", 50.91, 44.50),
     "cascade_resnest200_dcn_3x_ms": _row(
@@ -109,10 +105,10 @@ PUBLICATIONS: dict[str, Publication] = {
     "baselines/faster_resnet101": _row(_FASTER.format("R_101"), "57c73356", 41.37),
     "baselines/cascade_box_resnet50": _row(_BOX.format("R_50"), "3c7f2ef2", 42.52),
     "baselines/cascade_box_resnet101": _row(_BOX.format("R_101"), "4073359b", 44.03),
-    "baselines/mask_resnet50": _row(_MASK.format("R_50"), "4939bd58", 39.97, 36.05),
-    "baselines/mask_resnet101": _row(_MASK.format("R_101"), "55493cc2", 41.78, 37.51),
-    "baselines/cascade_resnet50": _row(_CASCADE.format("R_50"), "03310c9b", 43.06, 37.19),
-    "baselines/cascade_resnet101": _row(_CASCADE.format("R_101"), "8cec1631", 44.79, 38.52),
+    "baselines/mask_resnet50": _row(_MASK.format("R_50", "bn"), "4939bd58", 39.97, 36.05),
+    "baselines/mask_resnet101": _row(_MASK.format("R_101", "bn"), "55493cc2", 41.78, 37.51),
+    "baselines/cascade_resnet50": _row(_CASCADE.format("R_50", "bn"), "03310c9b", 43.06, 37.19),
+    "baselines/cascade_resnet101": _row(_CASCADE.format("R_101", "bn"), "8cec1631", 44.79, 38.52),
     # From the metafile in MMDetection's configs/resnest.
     "mmdet/faster_resnest50": _mmdet("faster_rcnn_s50", "20200926_125502-20289c16", 42.0),
     "mmdet/faster_resnest101": _mmdet("faster_rcnn_s101", "20201006_021058-421517f1", 44.5),
