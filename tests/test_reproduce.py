@@ -452,9 +452,10 @@ def test_without_the_data_nothing_is_downloaded(tmp_path, monkeypatch):
     }
 
 
-def test_a_report_that_is_none(tmp_path, capsys):
+@pytest.mark.parametrize("text", ["{}", "no", '{"models": ["x"]}', '{"models": [{"x": 1}]}'])
+def test_a_report_that_is_none(tmp_path, capsys, text):
     (tmp_path / "out").mkdir()
-    write_text(tmp_path / "out/results.json", "{}")
+    write_text(tmp_path / "out/results.json", text)
     with pytest.raises(SystemExit):
         tool.main(["--models", "mask_resnest50", "--output", str(tmp_path / "out")])
     assert "results.json is no report of an earlier run" in capsys.readouterr().err

@@ -171,7 +171,7 @@ def reproduce(names: Sequence[str], args: argparse.Namespace) -> list[Measuremen
         except Exception as error:  # also out of memory, say: the other models are still measured
             is_answer = isinstance(error, ValueError | OSError | ImportError)
             logger.error("%s: %s", name, error, exc_info=not is_answer)
-            measurement.problem = f"{'' if is_answer else f'{type(error).__name__}: '}{error}"
+            measurement.problem = str(error) if is_answer else f"{type(error).__name__}: {error}"
         measurements.append(measurement)
         if not measurement.problem or not earlier or earlier.problem:
             done[name] = measurement
@@ -224,7 +224,7 @@ def _read(file: Path) -> dict[str, Measurement]:
         for entry in entries:
             entry.pop("rows", None)
         return {entry["model"]: Measurement(**entry) for entry in entries}
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
             f"{file} is no report of an earlier run; remove it or choose another --output"
         ) from None

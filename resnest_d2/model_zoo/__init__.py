@@ -105,10 +105,9 @@ def get_checkpoint_url(name: str) -> str:
     Raises:
         InputError: there is no such model, or nobody has published a checkpoint of it.
     """
-    publication = _publication(name)
-    if publication is None:
-        raise InputError(f"no checkpoint of {_known(name)!r} was published")
-    return publication.url
+    if publication := _publication(name):
+        return publication.url
+    raise InputError(f"no checkpoint of {_known(name)!r} was published")
 
 
 def published(name: str) -> dict[str, float]:
@@ -120,4 +119,4 @@ def published(name: str) -> dict[str, float]:
         InputError: there is no such model.
     """
     publication = _publication(name)
-    return {} if publication is None else dict(publication.metrics)
+    return dict(publication.metrics) if publication else {}
