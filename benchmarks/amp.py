@@ -13,7 +13,6 @@ from detectron2.structures import Keypoints
 from detectron2.utils.events import EventStorage
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import read_config
 from resnest_d2.engine.trainer import Trainer
 
 from .timing import Report
@@ -38,7 +37,7 @@ SIDE = 128
 
 def digits_config(head: str, device: str) -> CfgNode:
     """One of :data:`HEADS` on ResNeSt-14, for digits and from random weights."""
-    cfg = read_config(model_zoo.get_config_file(HEADS[head]))
+    cfg = model_zoo.get_config(HEADS[head])
     if head.endswith("dcnv1"):  # the zoo's are all v2
         cfg.MODEL.RESNETS.DEFORM_MODULATED = False
     # AMP is what the zoo's settings leave off; the rest fits the data and a test's patience.

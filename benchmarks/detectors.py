@@ -8,7 +8,6 @@ import torch._dynamo.utils
 from torch import nn
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import read_config
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.optimize import optimize_for_inference
 
@@ -21,7 +20,7 @@ SIZES = 50
 
 def make_detector(name: str, device: str) -> nn.Module:
     """A model of the zoo with random weights, which lets through as many detections as it may."""
-    cfg = read_config(model_zoo.get_config_file(name))
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = device
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     return build_detector(cfg).eval()

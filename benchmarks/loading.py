@@ -18,7 +18,6 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import read_config
 
 from .coco import CLASSES, HEIGHT, OBJECTS, WIDTH
 from .timing import Report, Times, as_json, measure
@@ -63,7 +62,7 @@ def write_images(folder: Path, count: int) -> list[dict[str, Any]]:
 
 def loader_config(mask_format: str = "polygon") -> CfgNode:
     """Of a published recipe: short side 640 to 800, at most 1333, flipped."""
-    cfg = read_config(model_zoo.get_config_file("mask_resnest50"))
+    cfg = model_zoo.get_config("mask_resnest50")
     cfg.INPUT.MASK_FORMAT = mask_format
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     return cfg

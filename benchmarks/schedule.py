@@ -10,7 +10,6 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import read_config
 from resnest_d2.engine.trainer import Trainer
 
 from .timing import Report, Times, as_json, measure
@@ -42,7 +41,7 @@ def make_step(
     name: str, batch: int, size: tuple[int, int], device: str, amp: bool
 ) -> Callable[[], None]:
     """A step of a zoo model with its optimizer: forward, losses, backward, update."""
-    cfg = read_config(model_zoo.get_config_file(name))
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
     cfg.INPUT.MASK_FORMAT = "bitmask"
     model = Trainer.build_model(cfg).train()

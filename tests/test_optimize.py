@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import resnest_d2
 from benchmarks.detectors import count_compilations
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import read_config
+from resnest_d2.config.load import load_config
 from resnest_d2.config.settings import Settings
 from resnest_d2.engine.trainer import prepare_to_train
 from resnest_d2.modeling.detector import build_detector
@@ -266,7 +266,7 @@ def test_compiled_for_training(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     small = {**SMALLEST, "OUT_FEATURES": ["res3"]}
     plain, compiled = (nn.ModuleDict({"backbone": backbone(**small)}).train() for _ in range(2))
-    cfg = read_config(model_zoo.get_config_file("mask_resnest14_digits"), ["MODEL.COMPILE", "True"])
+    cfg = load_config(model_zoo.get_config_file("mask_resnest14_digits"), ["MODEL.COMPILE", "True"])
     assert cfg.MODEL.COMPILE is True
     prepare_to_train(Settings.of(cfg), compiled)
     torch._dynamo.reset()

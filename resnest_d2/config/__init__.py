@@ -6,7 +6,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """What a user gave is wrong: a key, a value or a file, which the message names."""
+    """A user gave something wrong: a key, a value or a file, which the message names."""
 
 
 class ConfigError(InputError):

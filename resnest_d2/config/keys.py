@@ -53,22 +53,17 @@ def add_resnest_config(cfg: CfgNode) -> None:
     cfg.MODEL.setdefault("COMPILE", COMPILE_DEFAULT)
 
 
-def read_config(file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Read a YAML file over Detectron2's defaults, ResNeSt's keys and those of needed projects.
+def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Put settings over Detectron2's defaults, ResNeSt's keys and those of needed projects.
 
     Args:
-        file: path of a YAML file, which may name others as its ``_BASE_``.
+        loaded: the content of a YAML file.
+        file: its path, for messages.
         opts: keys and values that override it, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Raises:
-        ConfigError: a key that does not exist, a value that does not fit its key, or YAML that
-            would run code.
+        ConfigError: a key that does not exist, or a value that does not fit its key.
     """
-    return merge_config(read_yaml(file), file, opts)
-
-
-def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As :func:`read_config`, for the content of a file that was read."""
     cfg = get_cfg()
     add_resnest_config(cfg)
     _add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
@@ -92,13 +87,10 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    for node, defaults in (
-        (cfg.MODEL.RESNETS, RESNEST_DEFAULTS),
-        (cfg.MODEL, {"COMPILE": COMPILE_DEFAULT}),
-    ):
-        for key, default in defaults.items():
-            if node.get(key) == default:
-                node.pop(key, None)
+    defaults = [(cfg.MODEL.RESNETS, *item) for item in RESNEST_DEFAULTS.items()]
+    for node, key, default in (*defaults, (cfg.MODEL, "COMPILE", COMPILE_DEFAULT)):
+        if node.get(key) == default:
+            node.pop(key, None)
     return cfg
 
 
@@ -134,14 +126,12 @@ def flat_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
 def _add_project_config(cfg: CfgNode, keys: Collection[str]) -> None:
     """Add the keys of each project that has some of ``keys`` which ``cfg`` lacks."""
     for module, function in PROJECTS.items():
-        missing = set(keys) - set(flat_keys(cfg))
-        if not missing:
-            return
-        add_keys = getattr(importlib.import_module(module), function)
-        extended = cfg.clone()
-        add_keys(extended)
-        if missing & set(flat_keys(extended)):
-            add_keys(cfg)
+        if missing := set(keys) - set(flat_keys(cfg)):
+            add_keys = getattr(importlib.import_module(module), function)
+            extended = cfg.clone()
+            add_keys(extended)
+            if missing & set(flat_keys(extended)):
+                add_keys(cfg)
 
 
 class _Loader(yaml.FullLoader):

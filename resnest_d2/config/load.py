@@ -12,9 +12,18 @@ from omegaconf import DictConfig
 from . import ConfigError, did_you_mean, require_int, require_one_of
 from .keys import errors_of, merge_config, read_yaml
 from .lazy import read_lazy_config, restore_lazy_config
-from .settings import Settings
+from .settings import Config, Settings
 
 logger = logging.getLogger(__name__)
+
+# Keys whose values are at least 1, of YAML configs and of LazyConfigs.
+POSITIVE_KEYS = (
+    ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"),
+    (
+        *("train.max_iter", "train.log_period", "train.checkpointer.period"),
+        "dataloader.train.total_batch_size",
+    ),
+)
 
 
 def config_dir() -> Path:
@@ -60,7 +69,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictCon
             else:
                 cfg = merge_config(content, config_file, opts)
     settings = Settings.of(cfg)
-    _check_lazy(settings) if settings.is_lazy else _check(cfg)
+    _check(settings)
     try:
         torch.device(settings.device)
     except (RuntimeError, TypeError):
@@ -70,8 +79,13 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictCon
     return cfg
 
 
-def _check(cfg: CfgNode) -> None:
+def _check(settings: Settings) -> None:
     """Refuse settings that Detectron2 trips over late, or in words that do not name the key."""
+    for key in POSITIVE_KEYS[settings.is_lazy]:
+        require_int(key, settings.get(key, 1), 1)
+    if settings.is_lazy:
+        return
+    cfg = settings.cfg
     require_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, ("BGR", "RGB", "L", "YUV-BT.601"))
     if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
         raise ConfigError(
@@ -84,21 +98,9 @@ def _check(cfg: CfgNode) -> None:
             f"INPUT.MIN_SIZE_TRAIN {sizes} must be the least and the greatest size with "
             "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
         )
-    require_int("SOLVER.MAX_ITER", cfg.SOLVER.MAX_ITER, 1)
-    require_int("SOLVER.IMS_PER_BATCH", cfg.SOLVER.IMS_PER_BATCH, 1)
 
 
-def _check_lazy(settings: Settings) -> None:
-    for key in (
-        *("train.max_iter", "train.log_period", "train.checkpointer.period"),
-        settings.key("images_per_batch"),
-    ):
-        require_int(key, settings.get(key, 1), 1)
-
-
-def choose_device(
-    cfg: CfgNode | DictConfig | Settings, num_gpus: int = 1, num_machines: int = 1
-) -> int:
+def choose_device(cfg: Config, num_gpus: int = 1, num_machines: int = 1) -> int:
     """Fit a config and ``--num-gpus`` to the machine.
 
     Without a GPU a config made for one runs on the CPU, in one process and without AMP, which
@@ -117,26 +119,21 @@ def choose_device(
     """
     settings = Settings.of(cfg)
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if not settings.device.startswith("cuda"):
-        if amp := _switch_off_amp(settings):
-            logger.warning("%s needs a GPU: running on %s without it.", amp, settings.device)
-        return 1
-    if num_gpus > available > 0:
+    wants_gpu = settings.device.startswith("cuda")
+    if wants_gpu and num_gpus > available > 0:
         raise ConfigError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
-    if available:
+    if wants_gpu and available:
         return max(num_gpus, 1)
-    if num_machines > 1:
+    if wants_gpu and num_machines > 1:
         raise ConfigError(f"--num-machines is {num_machines}, but no GPU was found on this one")
-    settings.device = "cpu"
-    amp = _switch_off_amp(settings)
-    without = f" and without {amp}" if amp else ""
-    logger.warning("No GPU was found: running in one process on the CPU%s.", without)
+    amp = ""
+    if settings.amp:
+        settings.amp = False
+        amp = settings.key("amp").rpartition(".")[0]
+    if wants_gpu:
+        settings.device = "cpu"
+        without = f" and without {amp}" if amp else ""
+        logger.warning("No GPU was found: running in one process on the CPU%s.", without)
+    elif amp:
+        logger.warning("%s needs a GPU: running on %s without it.", amp, settings.device)
     return 1
-
-
-def _switch_off_amp(settings: Settings) -> str:
-    """The key's parent, if AMP was on, or an empty text."""
-    if not settings.amp:
-        return ""
-    settings.amp = False
-    return settings.key("amp").rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What the package asks of a config, whichever kind it is: the only place that knows both kinds."""
+"""One view of configs of both kinds; no other module asks which kind a config has."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -205,3 +205,6 @@ class Settings:
             return T.AugmentationList([instantiate(a) for a in self.get(f"{MAPPER}.augmentations")])
         sizes = self.cfg.INPUT
         return T.ResizeShortestEdge([sizes.MIN_SIZE_TEST] * 2, sizes.MAX_SIZE_TEST)
+
+
+Config = CfgNode | DictConfig | Settings

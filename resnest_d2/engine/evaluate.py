@@ -4,17 +4,14 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
-from omegaconf import DictConfig
 from torch import nn
 
-from ..config.settings import EVALUATION_KEYS, Settings
+from ..config.settings import EVALUATION_KEYS, Config, Settings
 from ..modeling.detector import build_detector
 from ..weights import load_weights
 from .trainer import Trainer, with_augmentation
-
-Config = CfgNode | DictConfig | Settings
 
 
 def weights_to_evaluate(cfg: Config, resume: bool = False) -> str:

@@ -3,15 +3,14 @@
 import argparse
 import copy
 import logging
-from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import ConfigError, InputError
-from ..config.settings import Settings
+from ..config.settings import Config, Settings
 from ..data.coco_json import CocoData, read_coco
 from ..weights import read_classes
-from .evaluate import Config, weights_to_evaluate
+from .evaluate import weights_to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +110,11 @@ def use_own_data(settings: Config, args: argparse.Namespace) -> None:
         logger.info("%d masks are RLE: masks are trained as bitmasks", train.num_rle)
         settings.mask_format = "bitmask"
     if settings.learns()[1]:
-        _set_keypoints(settings, len((train or val).keypoint_names))
+        settings.num_keypoints = number = len((train or val).keypoint_names)
+        key = "TEST.KEYPOINT_OKS_SIGMAS"
+        if not settings.is_lazy and len(settings.get(key)) != number:
+            logger.info("%s: %d times %g", key, number, DEFAULT_SIGMA)
+            settings.set(key, [DEFAULT_SIGMA] * number)
     keys = {settings.key("images_per_batch"), *settings.SCHEDULE_KEYS[settings.is_lazy]}
     if train and keys & given and settings.key("reference_world_size") not in given:
         settings.reference_world_size = 0
@@ -158,26 +161,13 @@ def _register(name: str, data: CocoData) -> None:
         metadata.json_file = str(data.file)
     elif name == VAL:
         logger.info("%s is completed for pycocotools in the output folder", data.file)
-    if data.keypoint_names:
+    if names := data.keypoint_names:
+        mirrored = [(name, name.replace("left", "right")) for name in names if "left" in name]
         metadata.set(
-            keypoint_names=data.keypoint_names,
-            keypoint_flip_map=_flip_map(data.keypoint_names),
+            keypoint_names=names,
+            # COCO's way of naming them tells which change places in a mirror.
+            keypoint_flip_map=[(left, right) for left, right in mirrored if right in names],
             keypoint_connection_rules=[
-                (data.keypoint_names[a], data.keypoint_names[b], (102, 204, 255))
-                for a, b in data.skeleton
+                (names[a], names[b], (102, 204, 255)) for a, b in data.skeleton
             ],
         )
-
-
-def _flip_map(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs that change places in a mirror, by COCO's way of naming them."""
-    mirrored = {name: name.replace("left", "right") for name in names if "left" in name}
-    return [(left, right) for left, right in mirrored.items() if right in names]
-
-
-def _set_keypoints(settings: Settings, number: int) -> None:
-    settings.num_keypoints = number
-    key = "TEST.KEYPOINT_OKS_SIGMAS"
-    if not settings.is_lazy and len(settings.get(key)) != number:
-        logger.info("%s: %d times %g", key, number, DEFAULT_SIGMA)
-        settings.set(key, [DEFAULT_SIGMA] * number)

@@ -3,11 +3,9 @@
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -21,17 +19,15 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 from detectron2.utils.file_io import PathManager
-from omegaconf import DictConfig
 from PIL import Image
 
 from ..config import ConfigError, did_you_mean
-from ..config.settings import Settings
+from ..config.settings import Config, Settings
 from .coco import FastCOCOEvaluator, choose_implementation
 
 # Metadata of Detectron2's data sets that are paths.
-LAYOUT = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root")
-
-EvaluatorFactory = Callable[[str, str], DatasetEvaluator]
+ANNOTATIONS = ("json_file", "panoptic_json")
+LAYOUT = (*ANNOTATIONS, "image_root", "panoptic_root", "sem_seg_root")
 
 
 def _coco(name: str, folder: str, sigmas: Sequence[float] = ()) -> DatasetEvaluator:
@@ -64,16 +60,12 @@ def _panoptic(name: str, folder: str) -> DatasetEvaluator:
     return COCOPanopticEvaluator(name, folder)
 
 
-def _lvis(name: str, folder: str) -> DatasetEvaluator:
-    return LVISEvaluator(name, output_dir=folder)
-
-
 # Detectron2's evaluator types, MetadataCatalog.get(name).evaluator_type.
-EVALUATORS: dict[str, tuple[EvaluatorFactory, ...]] = {
+EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
     "coco": (_coco,),
     "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
     "sem_seg": (_sem_seg,),
-    "lvis": (_lvis,),
+    "lvis": (lambda name, folder: LVISEvaluator(name, output_dir=folder),),
     "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
     "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
     "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
@@ -100,9 +92,10 @@ def build_evaluator(
     factories = EVALUATORS[_evaluator_type(dataset_name)]
     if instances_only and _coco in factories:
         factories = (_coco,)
-    if keypoint_sigmas:
-        factories = [partial(_coco, sigmas=keypoint_sigmas) if f is _coco else f for f in factories]
-    evaluators = [make(dataset_name, output_dir) for make in factories]
+    evaluators = [
+        make(dataset_name, output_dir, *([keypoint_sigmas] if make is _coco else []))
+        for make in factories
+    ]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -116,7 +109,7 @@ def _evaluator_type(dataset_name: str) -> str:
     return kind
 
 
-def check_datasets(cfg: CfgNode | DictConfig | Settings, train: bool = True) -> None:
+def check_datasets(cfg: Config, train: bool = True) -> None:
     """See that the data sets of a config are registered and on disk, before anything is built.
 
     Args:
@@ -155,31 +148,28 @@ def _check_dataset(key: str, name: str) -> None:
             raise FileNotFoundError(
                 f"{key}: data set {name!r} needs {path}, which does not exist{_hint(metadata)}"
             )
-        if attribute in ("json_file", "panoptic_json"):
-            _check_json(key, name, path)
+        if attribute in ANNOTATIONS and not _ends_as_json(path):
+            raise ConfigError(f"{key}: {path} of data set {name!r} is truncated or no JSON")
 
 
 def _hint(metadata: Any) -> str:
-    """For the data sets that Detectron2 looks for itself, where and in which layout."""
+    """The folder and the layout in which Detectron2 looks for a data set of its own."""
     root = os.getenv("DETECTRON2_DATASETS", "datasets")
-    absolute = os.path.abspath(os.path.expanduser(root))
-    parts = []
+    parts = {}
     for attribute in LAYOUT:
-        path = metadata.get(attribute, None)
-        if path is not None:
-            below = os.path.relpath(os.path.abspath(path), absolute)
-            if below.startswith(".."):
-                return ""
-            parts.append(below if attribute in ("json_file", "panoptic_json") else below + "/")
+        if path := metadata.get(attribute, None):
+            below = os.path.relpath(path, os.path.expanduser(root))
+            parts[below if attribute in ANNOTATIONS else f"{below}/"] = None
+    if any(part.startswith("..") for part in parts):
+        return ""
     return (
         f"; set the environment variable DETECTRON2_DATASETS (now {root!r}) to the folder that "
-        f"holds {' and '.join(dict.fromkeys(parts))}"
+        f"holds {' and '.join(parts)}"
     )
 
 
-def _check_json(key: str, name: str, path: str) -> None:
-    """See that an annotation file ends as JSON does; to parse it all can take a minute."""
+def _ends_as_json(path: str) -> bool:
+    """Whether an annotation file is complete; to parse it all can take a minute."""
     with open(path, "rb") as stream:
         stream.seek(max(os.path.getsize(path) - 64, 0))
-        if not stream.read().rstrip().endswith((b"}", b"]")):
-            raise ConfigError(f"{key}: {path} of data set {name!r} is truncated or no JSON")
+        return stream.read().rstrip().endswith((b"}", b"]"))

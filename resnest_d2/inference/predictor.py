@@ -5,15 +5,12 @@ from typing import Any
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.modeling import PanopticFPN
-from omegaconf import DictConfig
 from PIL import Image
 from torch import nn
 
-from ..config.settings import Settings
+from ..config.settings import Config, Settings
 from ..modeling.detector import build_detector
 from ..weights import load_detector, read_classes
 from .drawing import import_to_draw
@@ -37,7 +34,7 @@ class Predictor:
         UntrainedParametersError: the weights leave parameters untouched.
     """
 
-    def __init__(self, cfg: CfgNode | DictConfig | Settings, allow_untrained: bool = False) -> None:
+    def __init__(self, cfg: Config, allow_untrained: bool = False) -> None:
         settings = Settings.of(cfg).copy()
         self.augmentation = settings.test_augmentation()
         self.input_format = settings.input_format
@@ -107,11 +104,10 @@ def set_score_threshold(model: nn.Module, threshold: float, only_raise: bool = F
         threshold: the score, 0 to 1.
         only_raise: leave what is higher already.
     """
+    # PanopticFPN's, and that of dense detectors and of FastRCNNOutputLayers in each stage.
+    names = ("combine_instances_score_thresh", "test_score_thresh")
     for module in model.modules():
-        attributes = ["combine_instances_score_thresh"] if isinstance(module, PanopticFPN) else []
-        # FastRCNNOutputLayers, of each stage in a cascade, and dense detectors.
-        attributes += ["test_score_thresh"] if hasattr(module, "test_score_thresh") else []
-        for name in attributes:
-            setattr(
-                module, name, max(getattr(module, name), threshold) if only_raise else threshold
-            )
+        for name in names:
+            old = getattr(module, name, None)
+            if old is not None:
+                setattr(module, name, max(old, threshold) if only_raise else threshold)

@@ -1,15 +1,14 @@
 """Building whole detectors from configs of both kinds."""
 
-from detectron2.config import CfgNode, instantiate
+from detectron2.config import instantiate
 from detectron2.modeling import build_model
-from omegaconf import DictConfig
 from torch import nn
 
-from ..config.settings import Settings
+from ..config.settings import Config, Settings
 from . import build, roi_heads  # noqa: F401  (they register what a config may name)
 
 
-def build_detector(cfg: CfgNode | DictConfig) -> nn.Module:
+def build_detector(cfg: Config) -> nn.Module:
     """Build the model of a config, with random weights, on its device.
 
     Args:
