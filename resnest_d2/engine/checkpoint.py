@@ -25,37 +25,30 @@ def class_metadata(datasets: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-class _Classes:
-    """The classes that a model is trained on, as part of its checkpoints."""
+class _Kept:
+    """A constant that checkpoints keep; loading has compared it with the model's."""
 
-    def __init__(self, metadata: dict[str, Any], folder: str) -> None:
-        self.metadata = metadata
+    def __init__(self, state: dict[str, Any], folder: str) -> None:
+        self.state = state
         self.folder = folder
 
     def state_dict(self) -> dict[str, Any]:
-        return self.metadata
+        return self.state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        theirs, ours = state.get("thing_classes"), self.metadata.get("thing_classes")
+        """Leave the constant as it is."""
+
+
+class _Classes(_Kept):
+    """The classes that a model is trained on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        theirs, ours = state.get("thing_classes"), self.state.get("thing_classes")
         if theirs and ours and list(theirs) != list(ours):
             raise InputError(
                 f"the checkpoint in {self.folder} was trained on the classes {list(theirs)}, the "
                 f"data have {list(ours)}; resume with the same data or in another folder"
             )
-
-
-class _Input:
-    """The format of the images that a model is trained on, as part of its checkpoints."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def state_dict(self) -> dict[str, Any]:
-        found = of_model(getattr(self.model, "module", self.model))
-        return {} if found is None else found.to_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Do nothing: loading has compared the format with the model's."""
 
 
 class TrainingCheckpointer(RecordingCheckpointer):
@@ -71,8 +64,12 @@ class TrainingCheckpointer(RecordingCheckpointer):
     def __init__(
         self, model: nn.Module, save_dir: str, classes: dict[str, Any], **checkpointables: Any
     ) -> None:
+        images = of_model(getattr(model, "module", model))
         # The classes come first: if they do not fit, nothing is resumed.
-        kept = {CLASSES_KEY: _Classes(classes, save_dir), INPUT_KEY: _Input(model)}
+        kept = {
+            CLASSES_KEY: _Classes(classes, save_dir),
+            INPUT_KEY: _Kept({} if images is None else images.to_dict(), save_dir),
+        }
         super().__init__(model, save_dir, **kept, **checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import logging
 import os
 import weakref
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +14,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -36,8 +34,7 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: Detectron2 has no test-time augmentation for this model.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
+    model = getattr(model, "module", model)  # DistributedDataParallel's
     if isinstance(model, PanopticFPN):
         # Detectron2's augmentation trips over its inference(), which takes no boxes.
         detector = GeneralizedRCNN(
@@ -93,8 +90,7 @@ def check_training(settings: Settings, model: nn.Module) -> None:
         ConfigError: one image a process, where the attention's batch norm needs more; more classes
             in the data than in the model.
     """
-    if isinstance(model, DistributedDataParallel):
-        model = model.module
+    model = getattr(model, "module", model)  # DistributedDataParallel's
     has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
     for name in settings.datasets("train")[1]:
         needs = len(MetadataCatalog.get(name).get("thing_classes", None) or [])
@@ -105,8 +101,7 @@ def check_training(settings: Settings, model: nn.Module) -> None:
     if settings.images_per_batch // world > 1:
         return
     synchronised = (CpuSyncBatchNorm, nn.SyncBatchNorm) if world > 1 else ()
-    for module in model.modules():
-        norm = module.bn1 if isinstance(module, SplitAttentionConv2d) else None
+    for norm in (m.bn1 for m in model.modules() if isinstance(m, SplitAttentionConv2d)):
         if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
             raise ConfigError(
                 f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per "
@@ -118,15 +113,23 @@ def check_training(settings: Settings, model: nn.Module) -> None:
             )
 
 
-def _check_world_size(cfg: CfgNode) -> None:
-    """Detectron2's own check of this is an assertion that names half of it."""
-    reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-    if reference not in (0, comm.get_world_size()) and images % reference:
+def needs_scaling(settings: Settings, num_workers: int) -> bool:
+    """Whether batch, rate and length are meant for another number of processes.
+
+    Raises:
+        ConfigError: that number does not divide the batch.
+    """
+    reference, images = settings.reference_world_size, settings.images_per_batch
+    if reference in (0, num_workers):
+        return False
+    if images % reference:
+        key = settings.key("reference_world_size")
         raise ConfigError(
-            f"SOLVER.IMS_PER_BATCH {images} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
-            f"{reference}, the number of processes that it is meant for; with "
-            "SOLVER.REFERENCE_WORLD_SIZE 0 nothing is scaled and every number means what it says"
+            f"{settings.key('images_per_batch')} {images} must be a multiple of {key} {reference}, "
+            f"the number of processes that it is meant for; with {key} 0 nothing is scaled and "
+            "every number means what it says"
         )
+    return True
 
 
 class Trainer(DefaultTrainer):
@@ -145,7 +148,8 @@ class Trainer(DefaultTrainer):
                 classes in the data than in the model; no test-time augmentation for the model; a
                 batch size that ``SOLVER.REFERENCE_WORLD_SIZE`` does not divide.
         """
-        _check_world_size(cfg)
+        # Detectron2's own check is an assertion that names half of it.
+        needs_scaling(Settings.of(cfg), comm.get_world_size())
         super().__init__(cfg)
         if self.cfg.TEST.AUG.ENABLED:
             with_augmentation(self.cfg, self.model)
@@ -202,7 +206,7 @@ class Trainer(DefaultTrainer):
             build_evaluator(name, folder, instances_only=True) for name in cfg.DATASETS.TEST
         ]
         results = cls.test(cfg, model, evaluators)
-        return OrderedDict((f"{name}_TTA", value) for name, value in results.items())
+        return {f"{name}_TTA": value for name, value in results.items()}
 
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's hooks and, if asked for, the evaluation with augmentation at the end."""
