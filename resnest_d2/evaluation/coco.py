@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from detectron2.evaluation import COCOEvaluator
-from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
 from ..config import InputError
 from ..data.rle import encode_masks
@@ -21,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = ("hotcoco", "pycocotools")
 _chosen = ""  # the implementation that this process was told to take
-# Each task evaluates one field of a detection.
-FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
 def choose_implementation(name: str | None = None) -> str:
@@ -72,27 +69,23 @@ class FastCOCOEvaluator(COCOEvaluator):
             outputs: of the model; "instances" with boxes, and masks of shape (N, H, W).
         """
         for one, output in zip(inputs, outputs, strict=True):
-            instances = output.get("instances")
-            if instances is None or not instances.has("pred_masks"):
+            if "instances" not in output or not output["instances"].has("pred_masks"):
                 super().process([one], [output])
                 continue
-            instances = instances.to(self._cpu_device)
+            instances = output["instances"].to(self._cpu_device)
             # BitMasks and arrays, too, as Detectron2 takes them.
             pred_masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
             masks = encode_masks(torch.as_tensor(pred_masks).bool())
             instances.remove("pred_masks")
-            found = instances_to_coco_json(instances, one["image_id"])
+            super().process([one], [{**output, "instances": instances}])
+            found = self._predictions[-1]["instances"]
             for detection, mask in zip(found, masks, strict=True):
                 detection["segmentation"] = mask
-            prediction = {"image_id": one["image_id"], "instances": found}
-            if "proposals" in output:
-                prediction["proposals"] = output["proposals"].to(self._cpu_device)
-            self._predictions.append(prediction)
 
     def _eval_predictions(
         self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
     ) -> None:
-        if self._do_evaluation and not self._read_ground_truth():
+        if not self._do_evaluation or not self._read_ground_truth():
             super()._eval_predictions(predictions, img_ids)
             return
         found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
@@ -102,9 +95,6 @@ class FastCOCOEvaluator(COCOEvaluator):
             file = Path(self._output_dir) / "coco_instances_results.json"
             write_text(file, json.dumps(found))
             self._logger.info("Results in COCO's format are in %s", file)
-        if not self._do_evaluation:
-            self._logger.info("There are no annotations to evaluate on.")
-            return
         self._logger.info("Evaluating with hotcoco ...")
         self._check_images(found)
         any_images = img_ids is None or len(img_ids) > 0  # of none, hotcoco evaluates all
@@ -120,22 +110,19 @@ class FastCOCOEvaluator(COCOEvaluator):
         import hotcoco
 
         if not hasattr(self, "_ground_truth"):
-            data = dict(self._coco_api.dataset)
-            # Licences, file names and the like are of any type.
-            data["images"] = [
-                {k: image[k] for k in ("id", "width", "height") if k in image}
-                for image in data["images"]
-            ]
-            data.pop("info", None)
-            data.pop("licenses", None)
+            # Licences, file names and the like are left out: they are of any type.
+            parts = ("annotations", "categories")
+            data = {k: v for k, v in self._coco_api.dataset.items() if k in parts}
+            images = self._coco_api.dataset["images"]
+            sizes = ("id", "width", "height")
+            data["images"] = [{k: one[k] for k in sizes if k in one} for one in images]
             try:
                 self._ground_truth = hotcoco.COCO(data)
             except ValueError as error:  # ids that are strings or negative
                 self._logger.warning(
                     "Evaluating with pycocotools, since hotcoco cannot read the annotations of "
                     "data set %r: %s",
-                    self._metadata.name,
-                    error,
+                    *(self._metadata.name, error),
                 )
                 self._ground_truth = None
         return self._ground_truth is not None
@@ -151,13 +138,11 @@ class FastCOCOEvaluator(COCOEvaluator):
 
     def _check_fields(self, found: list[dict[str, Any]], task: str) -> None:
         """Refuse what pycocotools would stumble over and hotcoco would count as a miss."""
-        field = FIELDS[task]
+        field = "segmentation" if task == "segm" else task
         if any(field not in detection for detection in found):
             raise InputError(f"the predictions have no {field!r}, which task {task!r} evaluates")
-        if task != "segm":
-            return
         for annotation in self._coco_api.dataset["annotations"]:
-            if not annotation.get("segmentation"):
+            if task == "segm" and not annotation.get("segmentation"):
                 raise InputError(
                     f"annotation {annotation['id']!r} of data set {self._metadata.name!r} has no "
                     f"'segmentation', which task {task!r} evaluates"
@@ -165,9 +150,10 @@ class FastCOCOEvaluator(COCOEvaluator):
 
     def _to_dataset_categories(self, found: list[dict[str, Any]]) -> None:
         """Back from contiguous class numbers to the data set's category ids, in place."""
-        if not hasattr(self._metadata, "thing_dataset_id_to_contiguous_id"):
+        numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
+        if numbers is None:
             return
-        by_class = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        by_class = {v: k for k, v in numbers.items()}
         for detection in found:
             number = detection["category_id"]
             if number not in by_class:
@@ -184,7 +170,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         import hotcoco
 
         if task == "segm":
-            # With a box, its area would decide what is small, medium and large, not the mask's.
+            # Where there is a box, its area and not the mask's would decide what is small or large.
             found = [{k: v for k, v in d.items() if k != "bbox"} for d in found]
         evaluation = hotcoco.COCOeval(self._ground_truth, self._ground_truth.load_res(found), task)
         if task == "keypoints":
@@ -194,9 +180,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             evaluation.params.max_dets = sorted(self._max_dets_per_image)
         if img_ids is not None:
             evaluation.params.img_ids = list(img_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
+        evaluation.run()
         return evaluation
 
     def _set_keypoints(self, evaluation: Any, found: list[dict[str, Any]]) -> None:
@@ -204,9 +188,8 @@ class FastCOCOEvaluator(COCOEvaluator):
             evaluation.params.kpt_oks_sigmas = list(self._kpt_oks_sigmas)
         sigmas = len(evaluation.params.kpt_oks_sigmas)
         annotations = self._coco_api.dataset["annotations"]
-        annotated = next(
-            (len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a), sigmas
-        )
+        numbers = (len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a)
+        annotated = next(numbers, sigmas)
         predicted = len(found[0]["keypoints"]) // 3
         if not sigmas == annotated == predicted:
             raise InputError(
