@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -50,23 +51,23 @@ def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output: {folder} is not a folder")
     inputs = {file.resolve() for file in files}
-    taken: set[Path] = set()
-    result = []
+    taken: dict[Path, None] = {}
     for file in files:
-        kind = file.suffix.lower()
-        ending = file.suffix if kind in IMAGE_ENDINGS else ".png"
-        if kind in VIDEO_ENDINGS:
-            ending = ".mp4"
+        ending = ".mp4" if _is_video(file) else ".png"
+        if file.suffix.lower() in IMAGE_ENDINGS:
+            ending = file.suffix
         target = folder / f"{file.stem}{ending}"
-        number = 1
+        numbers = count(2)
         while target in taken:
-            number += 1
-            target = folder / f"{file.stem}_{number}{ending}"
+            target = folder / f"{file.stem}_{next(numbers)}{ending}"
         if target.resolve() in inputs:
             raise ValueError(f"--output: {target} is an input and would be overwritten")
-        taken.add(target)
-        result.append(target)
-    return result
+        taken[target] = None
+    return list(taken)
+
+
+def _is_video(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_ENDINGS
 
 
 def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) -> list[Path]:
@@ -92,8 +93,7 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
     pairs = list(zip(files, targets, strict=True))
     with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
         for file, target in tqdm(pairs, unit="file", disable=len(pairs) < 2):
-            is_video = file.suffix.lower() in VIDEO_ENDINGS
-            if not (_predict_video if is_video else _predict_image)(predictor, file, target):
+            if not (_predict_video if _is_video(file) else _predict_image)(predictor, file, target):
                 skipped.append(file)
     return skipped
 
@@ -138,28 +138,27 @@ def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
     writer = None
     done = 0
     frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    with closing(tqdm(total=max(frames, 0) or None, desc=file.name, unit="frame")) as progress:
-        try:
-            while True:
-                read, frame = capture.read()
-                if not read:
-                    break
-                image = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
-                drawn = predictor.draw(image, predictor(image))
-                if writer is None:
-                    rate = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
-                    size = (frame.shape[1], frame.shape[0])
-                    codec = cv2.VideoWriter_fourcc(*"mp4v")
-                    writer = cv2.VideoWriter(str(target), codec, rate, size)
-                    if not writer.isOpened():
-                        raise OSError(f"cannot write the video {target}")
-                writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
-                progress.update()
-                done += 1
-        finally:
-            capture.release()
-            if writer is not None:
-                writer.release()
+    with ExitStack() as stack:
+        stack.callback(capture.release)
+        progress = stack.enter_context(
+            tqdm(total=max(frames, 0) or None, desc=file.name, unit="frame")
+        )
+        while True:
+            read, frame = capture.read()
+            if not read:
+                break
+            image = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
+            drawn = predictor.draw(image, predictor(image))
+            if writer is None:
+                rate = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
+                codec = cv2.VideoWriter_fourcc(*"mp4v")
+                writer = cv2.VideoWriter(str(target), codec, rate, frame.shape[1::-1])
+                stack.callback(writer.release)
+                if not writer.isOpened():
+                    raise OSError(f"cannot write the video {target}")
+            writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
+            progress.update()
+            done += 1
     if writer is None:
         logger.error("Skipped %s, which cannot be read as a video", file)
     elif done < frames:

@@ -10,22 +10,16 @@ from .fold import CONVOLUTIONS, CONVOLUTIONS_WITH_NORM, has_hooks, takes_norm
 class FusedSplitAttentionConv2d(SplitAttentionConv2d):
     """A :class:`SplitAttentionConv2d` that pools and sums in fewer passes.
 
-    Pooling before summing over the splits takes one pass and no temporary of the map's size. The
-    weighted sum of two splits, whose weights sum to 1, is one interpolation.
-
     Args:
         source: the layer whose parts are taken over.
     """
 
     def __init__(self, source: SplitAttentionConv2d) -> None:
         nn.Module.__init__(self)
-        self.radix, self.groups, self.channels = source.radix, source.groups, source.channels
-        self.deformable = source.deformable
-        for name in ("conv", "bn0", "fc1", "bn1", "fc2"):
-            setattr(self, name, getattr(source, name))
+        vars(self).update(vars(source))
 
     def pool(self, splits: torch.Tensor) -> torch.Tensor:
-        """As in the base class."""
+        """Pool before summing the splits: one pass, and no temporary of the map's size."""
         dtype = torch.float32 if splits.dtype in HALF else splits.dtype
         return (
             splits.flatten(1, 2)
@@ -35,7 +29,7 @@ class FusedSplitAttentionConv2d(SplitAttentionConv2d):
         )
 
     def weighted_sum(self, splits: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """As in the base class."""
+        """Interpolate between two splits, whose weights sum to 1."""
         if self.radix == 1:
             return splits[:, 0] * attention[:, 0]
         if self.radix == 2:
@@ -55,7 +49,7 @@ def fuse_attention(model: nn.Module) -> int:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is SplitAttentionConv2d and _is_plain(child):
-                setattr(parent, name, FusedSplitAttentionConv2d(child).train(child.training))
+                setattr(parent, name, FusedSplitAttentionConv2d(child))
                 count += 1
     return count
 

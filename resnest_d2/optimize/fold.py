@@ -55,17 +55,13 @@ def takes_norm(conv: Any, known: Collection[Any]) -> bool:
 
 
 def check_foldable(model: nn.Module) -> None:
-    """Refuse a model whose norms depend on the batch.
+    """Refuse a model in evaluation whose norms depend on the batch nevertheless.
 
     Raises:
-        ValueError: a batch norm is in training, or has no running statistics.
+        ValueError: a batch norm has no running statistics.
     """
     for name, module in model.named_modules():
-        if not isinstance(module, _BatchNorm):
-            continue
-        if module.training:
-            raise ValueError(f"{name} is in training; call model.eval() first")
-        if module.running_mean is None:
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"{name} takes its statistics from the batch (track_running_stats=False), so it "
                 "cannot be folded"
@@ -115,20 +111,22 @@ def fold_norms(model: nn.Module) -> int:
         how many were folded.
     """
     count = 0
-    places = Counter(id(child) for parent in model.modules() for child in _children(parent))
+    # Unlike these, nn.Module.children() gives a child once where a parent has it in two places.
+    places = Counter(id(c) for parent in model.modules() for c in parent._modules.values())
     for module in list(model.modules()):
         if takes_norm(module, CONVOLUTIONS_WITH_NORM) and is_foldable(module.norm):
             fold(module, module.norm)
             module.norm = None
             count += 1
         pairs: list[tuple[str, str]] = []
-        is_attention = getattr(type(module), "attention", None) is SplitAttentionConv2d.attention
-        is_attention &= getattr(type(module), "forward", None) is SplitAttentionConv2d.forward
+        is_attention = isinstance(module, SplitAttentionConv2d) and all(
+            getattr(type(module), name) is getattr(SplitAttentionConv2d, name)
+            for name in ("attention", "forward")
+        )
         if is_attention and not any(map(has_hooks, module.modules())):
             pairs = [("conv", "bn0"), ("fc1", "bn1")]
         elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            names = list(module._modules)
-            pairs = list(pairwise(names))
+            pairs = list(pairwise(module._modules))
         for first, second in pairs:
             conv, norm = getattr(module, first), getattr(module, second)
             if places[id(conv)] == 1 and _is_bare(conv) and is_foldable(norm):
@@ -136,11 +134,6 @@ def fold_norms(model: nn.Module) -> int:
                 setattr(module, second, None if is_attention else nn.Identity())
                 count += 1
     return count
-
-
-def _children(parent: nn.Module) -> list[nn.Module]:
-    """As often as the parent has them; :meth:`nn.Module.children` gives each one once."""
-    return [child for child in parent._modules.values() if child is not None]
 
 
 def _is_bare(conv: Any) -> bool:
