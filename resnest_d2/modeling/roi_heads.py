@@ -17,7 +17,7 @@ from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-# Of MMDetection's cascades, as in the Cascade R-CNN paper's implementation.
+# MMDetection's cascades have these, as the Cascade R-CNN paper's implementation has.
 STAGE_LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
