@@ -61,7 +61,7 @@ def write_images(folder: Path, count: int) -> list[dict[str, Any]]:
 
 
 def loader_config(mask_format: str = "polygon") -> CfgNode:
-    """Of a published recipe: short side 640 to 800, at most 1333, flipped."""
+    """A published recipe: short side 640 to 800, at most 1333, flipped."""
     cfg = model_zoo.get_config("mask_resnest50")
     cfg.INPUT.MASK_FORMAT = mask_format
     cfg.DATALOADER.ASPECT_RATIO_GROUPING = False

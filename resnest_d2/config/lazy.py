@@ -96,10 +96,9 @@ def _takes(node: DictConfig, argument: str) -> bool:
     target = node.get("_target_", None)
     if target is None:
         return False
-    parameters = inspect.signature(locate(target) if isinstance(target, str) else target).parameters
-    return argument in parameters or any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-    )
+    signature = inspect.signature(locate(target) if isinstance(target, str) else target)
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    return argument in signature.parameters or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def detectron2_config(path: str) -> DictConfig:

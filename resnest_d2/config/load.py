@@ -107,7 +107,7 @@ def choose_device(cfg: Config, num_gpus: int = 1, num_machines: int = 1) -> int:
     Detectron2 has for GPUs only; one warning says so.
 
     Args:
-        cfg: a config of either kind; its device and whether it uses AMP may be changed.
+        cfg: a config, whose device and use of AMP may be changed.
         num_gpus: GPUs of this machine that the user asked for.
         num_machines: machines that the user asked for.
 

@@ -84,26 +84,22 @@ class TrainingCheckpointer(RecordingCheckpointer):
         require_file(self.get_checkpoint_file() if last else path)
         content = super().resume_or_load(path, resume=resume)
         if path and not last:
-            self._require_backbone(path)
-            self._log_new_parts(path)
+            self._check_new_parts(path)
         return content
 
-    def _require_backbone(self, path: str) -> None:
-        absent = self.untouched_backbone()
-        if absent:
+    def _check_new_parts(self, path: str) -> None:
+        """Refuse a backbone that starts anew, and log what else does."""
+        if absent := self.untouched_backbone():
             raise InputError(
                 f"MODEL.WEIGHTS {path} leaves {len(absent)} parameters of the backbone at random "
                 f"values, in {parts(absent)}: give weights of this backbone, or MODEL.WEIGHTS '' "
                 "to train from scratch"
             )
-
-    def _log_new_parts(self, path: str) -> None:
         resized = self.incompatible.incorrect_shapes
         if resized:
             listed = ", ".join(f"{name} {theirs} -> {ours}" for name, theirs, ours in resized)
             message = "%d parameters of %s have another shape here and start anew: %s"
             logger.warning(message, len(resized), path, listed)
         names = {name for name, *_ in resized}
-        absent = [name for name in self.untouched() if name not in names]
-        if absent:
+        if absent := [name for name in self.untouched() if name not in names]:
             logger.info("%s does not hold %s, which start anew", path, parts(absent))

@@ -27,7 +27,7 @@ def load_for_evaluation(cfg: Config, resume: bool = False) -> nn.Module:
     """Build a config's model and load its weights.
 
     Args:
-        cfg: a config of either kind.
+        cfg: the config.
         resume: load the last checkpoint in the output folder instead, if there is one.
 
     Raises:
@@ -48,9 +48,7 @@ def load_for_evaluation(cfg: Config, resume: bool = False) -> nn.Module:
 def evaluate_model(cfg: Config, model: nn.Module) -> dict[str, Any]:
     """Evaluate on a config's test sets, and again with ``TEST.AUG`` if that is enabled.
 
-    Args:
-        cfg: a config of either kind.
-        model: its model; during training it is put back into training mode.
+    A model in training is put back into training mode.
 
     Returns:
         metrics by task.

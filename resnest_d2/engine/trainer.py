@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """The detector with test-time augmentation; of a panoptic model, the part that detects.
+    """Return a detector, or the part of a panoptic model that detects, with augmentation.
 
     Raises:
         ConfigError: Detectron2 has no test-time augmentation for this model.
@@ -144,9 +144,8 @@ class Trainer(DefaultTrainer):
         """Build model, optimizer and loader.
 
         Raises:
-            ConfigError: one image a process, where the attention's batch norm needs more; more
-                classes in the data than in the model; no test-time augmentation for the model; a
-                batch size that ``SOLVER.REFERENCE_WORLD_SIZE`` does not divide.
+            ConfigError: as :func:`check_training`, :func:`needs_scaling` and, if ``TEST.AUG`` is
+                enabled, :func:`with_augmentation`.
         """
         # Detectron2's own check is an assertion that names half of it.
         needs_scaling(Settings.of(cfg), comm.get_world_size())
@@ -197,7 +196,7 @@ class Trainer(DefaultTrainer):
         Augmentation is for instances: of a panoptic model, boxes and masks are evaluated.
 
         Raises:
-            ValueError: Detectron2 has no test-time augmentation for this meta-architecture.
+            ConfigError: as :func:`with_augmentation`.
         """
         logger.info("Running inference with test-time augmentation ...")
         model = with_augmentation(cfg, model)

@@ -92,10 +92,8 @@ def build_evaluator(
     factories = EVALUATORS[_evaluator_type(dataset_name)]
     if instances_only and _coco in factories:
         factories = (_coco,)
-    evaluators = [
-        make(dataset_name, output_dir, *([keypoint_sigmas] if make is _coco else []))
-        for make in factories
-    ]
+    options = {_coco: {"sigmas": keypoint_sigmas}}
+    evaluators = [make(dataset_name, output_dir, **options.get(make, {})) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
@@ -113,9 +111,8 @@ def check_datasets(cfg: Config, train: bool = True) -> None:
     """See that the data sets of a config are registered and on disk, before anything is built.
 
     Args:
-        cfg: a config of either kind; its test sets and, for training, its training sets are
-            looked at.
-        train: whether the training sets are needed.
+        cfg: a config, whose test sets are looked at.
+        train: look at its training sets too.
 
     Raises:
         ConfigError: a name is not registered, none is given where one is needed, an annotation file

@@ -12,7 +12,6 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-
 # On images of fewer pixels, layers fall one by one under the size from which PyTorch takes oneDNN
 # for a convolution, and each crossing recompiles.
 SMALLEST_COMPILED = 320 * 320
@@ -66,8 +65,8 @@ class _CompiledCall:
     def _compute(self, image: torch.Tensor) -> Any:
         if self._stays_plain(image):
             return self.plain(image)
-        is_first = image.shape == self.first_size
-        return self.of_one_size(image) if is_first else self.of_all_sizes(image)
+        compiled = self.of_one_size if image.shape == self.first_size else self.of_all_sizes
+        return compiled(image)
 
 
 def compile_model(model: nn.Module) -> None:
