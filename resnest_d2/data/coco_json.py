@@ -6,47 +6,100 @@ themselves have holes, and trip it, or the first training step, in words that na
 
 import json
 import logging
-import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
-from PIL import ExifTags, Image
-from tqdm import tqdm
 
 from ..config import InputError
-from .rle import decode_counts
+from ..files import write_text
+from .formats import describe_file, describe_json
+from .image_files import find_images
+from .notes import Notes
+from .repair import AnnotationReader, Options, match_categories, read_categories, read_images
+from .values import identity, numbers
 
 logger = logging.getLogger(__name__)
 
-LISTED = 5  # so many examples are named in a message
-SHOW_PROGRESS = 2000  # from so many images on
+LISTS = ("images", "annotations", "categories")
 
 
 @dataclass
 class CocoData:
-    """A data set of one JSON file."""
+    """A data set of one JSON file, repaired where that has one sensible meaning."""
 
     file: Path
     image_root: Path
     categories: dict[int, str]
     """Names of categories by their id, in the order of the ids."""
-    dicts: list[dict[str, Any]]
-    """Images and annotations in Detectron2's dataset format."""
+    images: list[dict[str, Any]]
+    """Images as in COCO's format, with the paths of their files."""
+    annotations: list[dict[str, Any]]
+    """Annotations as in COCO's format, with every value that pycocotools needs."""
     keypoint_names: list[str] = field(default_factory=list)
     skeleton: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of keypoints that are joined, counted from 0."""
-    num_annotations: int = 0
-    """In the file, with those that were left out."""
-    num_masks: int = 0
-    num_rle: int = 0
-    num_keypoints: int = 0
     evaluable: bool = True
     """Whether pycocotools can evaluate on the file as it is."""
+
+    @property
+    def num_masks(self) -> int:
+        """Annotations with a mask."""
+        return sum("segmentation" in a for a in self.annotations)
+
+    @property
+    def num_rle(self) -> int:
+        """Annotations whose mask is RLE."""
+        return sum(isinstance(a.get("segmentation"), dict) for a in self.annotations)
+
+    @property
+    def num_keypoints(self) -> int:
+        """Annotations with a labelled keypoint."""
+        return sum(bool(a.get("num_keypoints")) for a in self.annotations)
+
+    @property
+    def num_crowds(self) -> int:
+        """Annotations of crowds, which are not learned."""
+        return sum(a["iscrowd"] for a in self.annotations)
+
+    @property
+    def dicts(self) -> list[dict[str, Any]]:
+        """Images and annotations in Detectron2's dataset format."""
+        contiguous = {number: index for index, number in enumerate(self.categories)}
+        records = {
+            image["id"]: {**image, "image_id": image["id"], "annotations": []}
+            for image in self.images
+        }
+        for annotation in self.annotations:
+            instance = {
+                "bbox": annotation["bbox"],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": contiguous[annotation["category_id"]],
+                "iscrowd": annotation["iscrowd"],
+            }
+            if "segmentation" in annotation:
+                instance["segmentation"] = annotation["segmentation"]
+            if "keypoints" in annotation:
+                # COCO's keypoints are indices of pixels, Detectron2's are coordinates.
+                instance["keypoints"] = [
+                    v if i % 3 == 2 else v + 0.5 for i, v in enumerate(annotation["keypoints"])
+                ]
+            records[annotation["image_id"]]["annotations"].append(instance)
+        for record in records.values():
+            del record["id"]
+        return list(records.values())
+
+    def write(self, file: Path) -> None:
+        """Write the repaired content in COCO's format."""
+        categories = [{"id": number, "name": name} for number, name in self.categories.items()]
+        if self.keypoint_names:
+            skeleton = [[a + 1, b + 1] for a, b in self.skeleton]
+            for category in categories:
+                category |= {"keypoints": self.keypoint_names, "skeleton": skeleton}
+        content = dict(zip(LISTS, (self.images, self.annotations, categories), strict=True))
+        write_text(file, json.dumps(content))
 
 
 def read_coco(
@@ -54,114 +107,110 @@ def read_coco(
     image_root: str | Path,
     categories: Mapping[int, str] | None = None,
     masks: bool = False,
+    keypoints: bool = False,
     keypoint_names: Sequence[str] | None = None,
+    options: Options | None = None,
+    named_in_val: Callable[[], Collection[str]] = tuple,
 ) -> CocoData:
-    """Read and check a COCO-format file.
+    """Read, check and repair a COCO-format file.
 
-    Boxes without an area, annotations outside of their image and, where masks are needed, ones
-    without a usable mask are left out; a warning names them. Images without annotations stay.
+    What has one sensible meaning is repaired, and what cannot be used is left out; one warning a
+    kind says how many and which. Images without annotations stay.
 
     Args:
         file: the JSON file.
         image_root: folder that its file names are relative to.
         categories: names by id that give the classes and their order; None takes the file's own.
         masks: whether each instance needs a mask.
+        keypoints: whether keypoints are needed; else they are not looked at.
         keypoint_names: the keypoints that a model finds, in its order; None takes the file's own.
+        options: the user's decisions.
+        named_in_val: returns the names of classes that the validation set uses; those stay.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is not there.
-        ValueError: the file is no JSON of COCO's format, an image is broken or of another size, or
-            an annotation contradicts itself or the rest of the file; the message names it.
+        InputError: the file is not in COCO's format, an image is broken or of another shape, or an
+            annotation contradicts itself or the rest of the file; the message names it.
     """
-    file, image_root = Path(file), Path(image_root)
-    content = _load(file)
-    own, keypoints, skeleton = _read_categories(file, content["categories"])
-    if categories is None:
-        categories = own
-    for number, name in own.items():
-        if categories.get(number) != name:
-            known = ", ".join(f"{i} {n}" for i, n in categories.items())
-            raise InputError(
-                f"{file}: category {number} {name!r} is not one of the training set's: {known}"
-            )
-    if keypoint_names is not None and list(keypoint_names) != keypoints:
+    file, options = Path(file), options or Options()
+    content = load_json(file)
+    notes = Notes(file)
+    entries = content["annotations"]
+    classes = [identity(entry.get("category_id")) for entry in entries]
+    own, to_own = read_categories(
+        notes, content["categories"], set(classes), options.merge_classes, named_in_val
+    )
+    to_id = to_own
+    if categories is not None:
+        used = {to_own[key] for key in classes if key in to_own}
+        matched = match_categories(notes, own, categories, used)
+        to_id = {key: matched[number] for key, number in to_own.items() if number in matched}
+    names, skeleton = _read_keypoint_names(notes, content["categories"]) if keypoints else ([], [])
+    if keypoint_names is not None and list(keypoint_names) != names:
         raise InputError(
-            f"{file}: its keypoints {keypoints} are not those that the model is trained on, "
+            f"{file}: its keypoints {names} are not those that the model is trained on, "
             f"{list(keypoint_names)}"
         )
-    same_classes = own == dict(categories)
-    contiguous = {number: index for index, number in enumerate(categories)}
-    images = _read_images(file, image_root, content["images"])
-    data = CocoData(file, image_root, dict(categories), list(images.values()), keypoints, skeleton)
-    # pycocotools counts the classes of the file, Detectron2 those of the model.
-    data.evaluable = same_classes
-    data.num_annotations = len(content["annotations"])
-    left_out: dict[str, list[Any]] = defaultdict(list)
-    shortened: list[Any] = []  # lost some of their polygons
-    seen: set[Any] = set()
-    for annotation in content["annotations"]:
-        name = _name(file, annotation, seen)
-        image_id, category_id = annotation.get("image_id"), annotation.get("category_id")
-        if not _is_id(image_id) or image_id not in images:
-            raise InputError(f"{name}: there is no image {image_id!r}")
-        if not _is_id(category_id) or category_id not in contiguous:
-            raise InputError(f"{name}: there is no category {category_id!r}")
-        if annotation.get("iscrowd") not in (0, 1, None):
-            raise InputError(f"{name}: 'iscrowd' must be 0 or 1, got {annotation['iscrowd']!r}")
-        image = images[image_id]
-        instance = {
-            "bbox": _read_box(name, annotation),
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "category_id": contiguous[category_id],
-            "iscrowd": int(annotation.get("iscrowd") or 0),
-        }
-        problem = _box_problem(instance["bbox"], image)
-        segmentation, mask_problem = _read_mask(name, annotation, image)
-        if segmentation is not None:
-            instance["segmentation"] = segmentation
-            is_polygon = isinstance(segmentation, list)
-            if is_polygon and len(segmentation) < len(annotation["segmentation"]):
-                shortened.append(annotation["id"])
-        elif masks:
-            problem = problem or mask_problem
-        if mask_problem and mask_problem != NO_MASK:
-            data.evaluable = False
-        if keypoints or annotation.get("keypoints"):
-            instance["keypoints"] = _read_keypoints(name, annotation, len(keypoints))
-            if "keypoints" not in annotation or "num_keypoints" not in annotation:
-                data.evaluable = False
-        if problem:
-            left_out[problem].append(annotation["id"])
+    listed, to_image = read_images(notes, content["images"])
+    images = find_images(notes, Path(image_root), listed, options.skip_missing)
+    reader = AnnotationReader(notes, images, masks, options)
+    ids = _annotation_ids(notes, entries)
+    annotations = []
+    for index, (entry, key, number) in enumerate(zip(entries, classes, ids, strict=True)):
+        name = number if number == identity(entry.get("id")) else f"number {index + 1} of the list"
+        image = identity(entry.get("image_id"))
+        if image not in to_image:
+            notes.add("left out {n} annotations of images that are not listed", name)
             continue
-        # pycocotools needs both, numbers for ids, and takes 0 for "not matched".
-        area, number = annotation.get("area"), annotation["id"]
-        if area is not None and not _are_numbers([area]):
-            raise InputError(f"{name}: 'area' must be a number, got {area!r}")
-        if None in (area, annotation.get("iscrowd")) or isinstance(number, str) or not number:
-            data.evaluable = False
-        data.num_masks += segmentation is not None
-        data.num_rle += isinstance(segmentation, dict)
-        data.num_keypoints += bool(annotation.get("keypoints"))
-        image["annotations"].append(instance)
-    if shortened:
-        data.evaluable = False
-        logger.warning(
-            "%s: left out polygons of fewer than three points, of annotations %s",
-            file,
-            _some(shortened),
-        )
-    _report(data, left_out)
+        if to_image[image] not in images:
+            continue  # its file is missing, and was noted
+        if key not in to_id:
+            raise InputError(
+                f"{file}: annotation {name}: there is no category {entry.get('category_id')!r}"
+            )
+        found = reader.read(name, entry, images[to_image[image]])
+        if found is None:
+            continue
+        if keypoints:
+            found |= _read_keypoints(f"{file}: annotation {name}", entry, len(names))
+        found |= {"id": number, "image_id": to_image[image], "category_id": to_id[key]}
+        annotations.append(found)
+    reader.check_boxes()
+    if entries and all(identity(entry.get("image_id")) not in to_image for entry in entries):
+        raise InputError(f"{file}: no annotation is of an image that is listed")
+    records = [
+        {"id": n, "file_name": str(i.path), "width": i.size[0], "height": i.size[1]}
+        for n, i in images.items()
+    ]
+    data = CocoData(
+        file, Path(image_root), dict(categories or own), records, annotations, names, skeleton
+    )
+    data.evaluable = _is_as_written(data, content)
+    notes.report()
+    _report(data)
     return data
 
 
-def _load(file: Path) -> dict[str, Any]:
-    if not file.is_file():
+def load_json(file: Path) -> dict[str, Any]:
+    """Load a file in COCO's format.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is in another format, which the message names if it is known.
+    """
+    if not file.exists():
         raise FileNotFoundError(f"there is no annotation file {file}")
+    other = describe_file(file)
+    if other:
+        raise InputError(f"{file} {other}")
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}") from None
-    for key in ("images", "annotations", "categories"):
+    other = describe_json(content)
+    if other:
+        raise InputError(f"{file} {other}")
+    for key in LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{file} is not in COCO's format: it has no list {key!r}")
         if not all(isinstance(entry, dict) for entry in content[key]):
@@ -169,201 +218,103 @@ def _load(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_categories(
-    file: Path, entries: Sequence[dict[str, Any]]
-) -> tuple[dict[int, str], list[str], list[tuple[int, int]]]:
-    if not entries:
-        raise InputError(f"{file}: 'categories' is empty")
-    names: dict[int, str] = {}
-    for entry in entries:
-        if not isinstance(entry.get("id"), int) or not isinstance(entry.get("name"), str):
-            raise InputError(f"{file}: a category needs an integer 'id' and a 'name', got {entry}")
-        if entry["id"] in names:
-            raise InputError(f"{file}: category id {entry['id']} is there twice")
-        names[entry["id"]] = entry["name"]
-    keypoints = next((entry["keypoints"] for entry in entries if entry.get("keypoints")), [])
-    skeleton = next((entry["skeleton"] for entry in entries if entry.get("skeleton")), [])
-    joined = isinstance(skeleton, list) and all(
-        _are_numbers(pair) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
-        for pair in skeleton
-    )
-    in_range = joined and all(1 <= number <= len(keypoints) for pair in skeleton for number in pair)
-    if not isinstance(keypoints, list) or not in_range:
+def names_in_use(file: str | Path) -> set[str]:
+    """Return the names of categories that have annotations in a file."""
+    content = load_json(Path(file))
+    used = {identity(annotation.get("category_id")) for annotation in content["annotations"]}
+    return {str(c.get("name")) for c in content["categories"] if identity(c.get("id")) in used}
+
+
+def _annotation_ids(notes: Notes, entries: Sequence[dict[str, Any]]) -> list[int]:
+    """Ids of annotations; all are numbered if some are no different positive integers."""
+    ids = [identity(entry.get("id")) for entry in entries]
+    problems = {
+        "are absent": sum(number is None for number in ids),
+        "are no numbers": sum(isinstance(number, str) for number in ids),
+        "are there twice": len(ids) - len(set(ids)) if None not in ids else 0,
+    }
+    for problem, count in problems.items():
+        if count:
+            kind = f"annotations were numbered anew, because {count} of their {{n}} ids {problem}"
+            for number in ids:
+                notes.add(kind, number)
+            return list(range(1, len(ids) + 1))
+    # pycocotools takes 0 for "not matched".
+    return [n + 1 - min(ids) for n in ids] if ids and min(ids) <= 0 else ids
+
+
+def _read_keypoint_names(
+    notes: Notes, entries: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[tuple[int, int]]]:
+    file = notes.file
+    found = [entry for entry in entries if entry.get("keypoints")]
+    if not found:
+        return [], []
+    names, pairs = found[0]["keypoints"], found[0].get("skeleton") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{file}: a category's 'keypoints' must be a list of names, got {names}")
+    other = next((entry for entry in found if entry["keypoints"] != names), None)
+    if other:
         raise InputError(
-            f"{file}: a category's 'keypoints' must be a list of names, and its 'skeleton' pairs "
-            "of their numbers, from 1 on"
+            f"{file}: categories {found[0]['name']!r} and {other['name']!r} have different "
+            "keypoints, and a model finds one set of them"
         )
-    return dict(sorted(names.items())), keypoints, [(a - 1, b - 1) for a, b in skeleton]
-
-
-def _read_images(
-    file: Path, image_root: Path, entries: Sequence[dict[str, Any]]
-) -> dict[Any, dict[str, Any]]:
-    if not image_root.is_dir():
-        raise FileNotFoundError(f"there is no folder of images {image_root}")
-    images: dict[Any, dict[str, Any]] = {}
-    missing = []
-    for entry in tqdm(entries, f"images of {file.name}", disable=len(entries) < SHOW_PROGRESS):
-        if not _is_id(entry.get("id")) or not isinstance(entry.get("file_name"), str):
-            raise InputError(f"{file}: an image needs an 'id' and a 'file_name', got {entry}")
-        if entry["id"] in images:
-            raise InputError(f"{file}: image id {entry['id']} is there twice")
-        path = image_root / entry["file_name"]
-        images[entry["id"]] = record = {"file_name": str(path), "image_id": entry["id"]}
-        if path.is_file():
-            width, height = _image_size(file, entry, path)
-            record |= {"height": height, "width": width, "annotations": []}
-        else:
-            missing.append(entry["file_name"])
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of the {len(entries)} images of {file} are not in {image_root}: "
-            f"{_some(missing)}"
-        )
-    return images
-
-
-def _image_size(file: Path, entry: dict[str, Any], path: Path) -> tuple[int, int]:
-    """Width and height of an image; only the beginning of its file is read.
-
-    Raises:
-        ValueError: it is no image, or of another size than the annotations say.
-    """
-    try:
-        with Image.open(path) as image:
-            size = image.size
-            if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # Detectron2 turns it
-                size = size[::-1]
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file}: image {entry['id']}, {path}, cannot be read: {error}") from None
-    named = (entry.get("width", size[0]), entry.get("height", size[1]))
-    if named != size:
+    skeleton = [numbers(pair) for pair in pairs] if isinstance(pairs, list) else [None]
+    flat = [number for pair in skeleton for number in pair or [-1]]
+    first = 0 if 0 in flat else 1
+    if first == 0:
+        notes.add("{n} skeleton counts keypoints from 0, where COCO counts from 1", pairs)
+    if any(n not in range(first, len(names) + first) for n in flat) or len(flat) != 2 * len(pairs):
         raise InputError(
-            f"{file}: image {entry['id']} is said to be {named[0]!r} x {named[1]!r}, but {path} is "
-            f"{size[0]} x {size[1]}"
+            f"{file}: a category's 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
         )
-    return size
+    return names, [(a - first, b - first) for a, b in skeleton]
 
 
-def _name(file: Path, annotation: dict[str, Any], seen: set[Any]) -> str:
-    """What to call an annotation in a message."""
-    number = annotation.get("id")
-    if not _is_id(number):
-        raise InputError(f"{file}: an annotation has no 'id': {annotation}"[:200])
-    if number in seen:
-        raise InputError(f"{file}: annotation id {number} is there twice")
-    seen.add(number)
-    return f"{file}: annotation {number}"
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, (int, float, str))
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values
-    )
-
-
-def _read_box(name: str, annotation: dict[str, Any]) -> list[float]:
-    box = annotation.get("bbox")
-    if not _are_numbers(box) or len(box) != 4:
-        raise InputError(f"{name}: 'bbox' must be four numbers (x, y, width, height), got {box}")
-    return box
-
-
-def _box_problem(box: list[float], image: dict[str, Any]) -> str | None:
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        return "have a box without area"
-    if x >= image["width"] or y >= image["height"] or x + width <= 0 or y + height <= 0:
-        return "lie outside of their image"
-    return None
-
-
-NO_MASK = "have no 'segmentation'"
-
-
-def _read_mask(
-    name: str, annotation: dict[str, Any], image: dict[str, Any]
-) -> tuple[list | dict | None, str | None]:
-    """The mask in Detectron2's format, or what is wrong with it."""
-    mask = annotation.get("segmentation")
-    if not mask:
-        return None, NO_MASK
-    if isinstance(mask, dict):
-        return _read_rle(name, mask, image)
-    if not isinstance(mask, list) or not all(isinstance(polygon, list) for polygon in mask):
-        raise InputError(
-            f"{name}: 'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
-        )
-    polygons = [p for p in mask if _are_numbers(p) and len(p) >= 6 and len(p) % 2 == 0]
-    # Detectron2's readers, and pycocotools, refuse these.
-    return (polygons, None) if polygons else (None, "have no polygon of three points or more")
-
-
-def _read_rle(
-    name: str, mask: dict[str, Any], image: dict[str, Any]
-) -> tuple[dict | None, str | None]:
-    size, counts = mask.get("size"), mask.get("counts")
-    if size != [image["height"], image["width"]]:
-        raise InputError(
-            f"{name}: its RLE has size {size} (height, width), its image "
-            f"[{image['height']}, {image['width']}]"
-        )
-    if isinstance(counts, str):
-        is_string = True
-        try:
-            counts = decode_counts(counts)
-        except ValueError as error:
-            raise InputError(f"{name}: its RLE cannot be decoded: {error}") from error
-    else:
-        is_string = False
-    if isinstance(counts, list):
-        whole = _are_numbers(counts) and all(isinstance(c, int) and c >= 0 for c in counts)
-        if not whole or sum(counts) != size[0] * size[1]:
-            raise InputError(
-                f"{name}: the counts of its RLE do not add up to {size[0]} x {size[1]}"
-            )
-        if not is_string:
-            mask = mask_util.frPyObjects(mask, *size)
-    else:
-        raise InputError(f"{name}: 'counts' of its RLE must be a list of numbers or a string")
-    if not sum(counts[1::2]):
-        return None, "have an empty RLE"
-    return mask, None
-
-
-def _read_keypoints(name: str, annotation: dict[str, Any], number: int) -> list[float]:
+def _read_keypoints(name: str, entry: dict[str, Any], number: int) -> dict[str, Any]:
     # All instances must have as many; without a label they count for nothing.
-    values = annotation.get("keypoints") or [0] * 3 * number
-    if not _are_numbers(values) or len(values) != 3 * number:
+    values = numbers(entry.get("keypoints") or [0] * 3 * number)
+    if values is None or len(values) != 3 * number:
         raise InputError(
             f"{name}: 'keypoints' must be {number} times x, y and visibility, as many as its "
             "category names"
         )
-    # COCO's keypoints are indices of pixels, Detectron2's are coordinates.
-    return [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(values)]
+    return {"keypoints": values, "num_keypoints": sum(v > 0 for v in values[2::3])}
 
 
-def _report(data: CocoData, left_out: Mapping[str, Sequence[Any]]) -> None:
-    for problem, ids in left_out.items():
-        data.evaluable = False
-        logger.warning(
-            "%s: left out %d annotations that %s: %s", data.file, len(ids), problem, _some(ids)
+def _is_as_written(data: CocoData, content: Mapping[str, Any]) -> bool:
+    """Whether pycocotools would read from the file what was read here."""
+    written = {c.get("id"): c.get("name") for c in content["categories"]}
+    sizes = {i.get("id"): (i.get("width"), i.get("height")) for i in content["images"]}
+    return (
+        len(data.annotations) == len(content["annotations"])
+        and len(data.images) == len(content["images"])
+        and written == data.categories
+        and all(sizes.get(i["id"]) == (i["width"], i["height"]) for i in data.images)
+        and all(
+            (a[key] == entry.get(key) or (key == "segmentation" and isinstance(a[key], dict)))
+            and bool(entry.get("segmentation")) == ("segmentation" in a)
+            for a, entry in zip(data.annotations, content["annotations"], strict=True)
+            for key in a
         )
-    empty = sum(not record["annotations"] for record in data.dicts)
-    logger.info(
-        "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
-        data.file,
-        len(data.dicts),
-        empty,
-        sum(len(record["annotations"]) for record in data.dicts),
-        len(data.categories),
     )
 
 
-def _some(values: Sequence[Any]) -> str:
-    listed = ", ".join(map(str, values[:LISTED]))
-    return f"{listed}, ..." if len(values) > LISTED else listed
+def _report(data: CocoData) -> None:
+    empty = len(data.images) - len({a["image_id"] for a in data.annotations})
+    logger.info(
+        "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
+        data.file,
+        len(data.images),
+        empty,
+        len(data.annotations),
+        len(data.categories),
+    )
+    if data.num_crowds:
+        logger.warning(
+            "%s: %d of %d annotations are crowds (iscrowd 1), which are not learned, and on which "
+            "detections do not count; --crowd-as-instances takes them as objects",
+            data.file,
+            data.num_crowds,
+            len(data.annotations),
+        )

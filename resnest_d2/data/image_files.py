@@ -1,0 +1,198 @@
+"""The pictures that an annotation file names: where they are, and how large."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
+
+from tqdm import tqdm
+
+from ..config import InputError
+from .images import read_header
+from .notes import Notes, some
+from .values import integers, numbers
+
+SHOW_PROGRESS = 2000  # from so many images on
+IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
+
+
+@dataclass
+class ImageFile:
+    """A picture of an annotation file."""
+
+    path: Path
+    size: tuple[int, int]
+    """Width and height of the upright picture."""
+    declared: tuple[int, int]
+    """Width and height that the annotations count in; the size, if the file names none."""
+    is_exchanged: bool = False
+    """Whether the file has the stored width and height of a picture that EXIF turns."""
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """What brings the annotations to the picture's size; 1 where they are clipped."""
+        if all(abs(a - b) <= CLIPPED for a, b in zip(self.size, self.declared, strict=True)):
+            return 1, 1
+        return self.size[0] / self.declared[0], self.size[1] / self.declared[1]
+
+
+class ImageFolder:
+    """Finds pictures below a folder by the names that annotation tools give them.
+
+    Args:
+        root: the folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            what = f"{root} is a file" if root.exists() else f"there is no folder of images {root}"
+            raise FileNotFoundError(
+                what if not root.exists() else f"{what}, not a folder of images"
+            )
+        self.root = root
+
+    @cached_property
+    def _files(self) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+        """Pictures below the folder by their names, and by their names without ending."""
+        by_name, by_stem = defaultdict(list), defaultdict(list)
+        for folder, _, names in os.walk(self.root):
+            for name in sorted(names):
+                path = Path(folder, name)
+                if path.suffix.lower() in IMAGE_ENDINGS:
+                    by_name[name.lower()].append(path)
+                    by_stem[path.stem.lower()].append(path)
+        return by_name, by_stem
+
+    def exactly(self, name: str) -> Path | None:
+        """Return the file of a name as it stands, if there is one."""
+        path = self.root / name
+        return path if name and path.is_file() else None
+
+    def nearly(self, name: str, taken: set[Path]) -> Path | None:
+        """Find the only file that a name can mean.
+
+        The name may have backslashes, be URL-encoded, have folders too many or too few, or be of
+        another case or ending.
+
+        Args:
+            name: a path, of any machine, or an address.
+            taken: files that other names mean exactly.
+
+        Raises:
+            InputError: it can mean several files.
+        """
+        plain = unquote(re.sub(r"[?#].*", "", name) if "://" in name else name)
+        parts = PurePosixPath(plain.strip().replace("\\", "/")).parts
+        for start in range(len(parts)):
+            path = self.root.joinpath(*parts[start:])
+            if parts[start] not in ("/", "..") and path.is_file() and path not in taken:
+                return path
+        last = parts[-1].lower() if parts else ""
+        by_name, by_stem = self._files
+        for found in (by_name.get(last), by_stem.get(PurePosixPath(last).stem)):
+            rest = [path for path in found or () if path not in taken]
+            most = max((_common_end(path, parts) for path in rest), default=0)
+            best = [path for path in rest if _common_end(path, parts) == most]
+            if len(best) == 1:
+                return best[0]
+            if best:
+                raise InputError(f"image {name!r} can be any of {some(best)}")
+        return None
+
+
+def _common_end(path: Path, parts: Sequence[str]) -> int:
+    """How many folders in front of the name are the same."""
+    count = 0
+    for ours, theirs in zip(path.parts[-2::-1], parts[-2::-1], strict=False):
+        if ours.lower() != theirs.lower():
+            break
+        count += 1
+    return count
+
+
+def find_images(
+    notes: Notes, root: Path, entries: dict[Any, dict[str, Any]], skip_missing: bool
+) -> dict[Any, ImageFile]:
+    """Find the pictures of an annotation file and read their sizes.
+
+    Args:
+        notes: of the annotation file.
+        root: the folder of its pictures.
+        entries: "images" by id; each has a "file_name".
+        skip_missing: leave out pictures that are not there.
+
+    Returns:
+        the pictures that are there, by id.
+
+    Raises:
+        FileNotFoundError: the folder or a picture is not there.
+        InputError: a name can mean several files, a file is no picture, or a picture is of
+            another shape than the annotations say.
+    """
+    folder = ImageFolder(root)
+    paths = {number: folder.exactly(entry["file_name"]) for number, entry in entries.items()}
+    missing = [number for number, path in paths.items() if path is None]
+    taken = set(paths.values()) - {None}
+    for number in missing:
+        name = entries[number]["file_name"]
+        paths[number] = path = folder.nearly(name, taken)
+        if path is not None:
+            found = path.relative_to(root) if path.is_relative_to(root) else path
+            notes.add("{n} images were found under other names", f"{name!r} as {found}")
+    absent = [entries[number]["file_name"] for number, path in paths.items() if path is None]
+    if absent:
+        message = f"{len(absent)} of the {len(entries)} images of {notes.file} are not in {root}"
+        if not skip_missing or len(absent) == len(entries):
+            way = "; --skip-missing goes on without them" if len(absent) < len(entries) else ""
+            raise FileNotFoundError(f"{message}: {some(absent)}{way}")
+        for name in absent:
+            notes.add(f"{{n}} of {len(entries)} images are not in {root} and are left out", name)
+    present = {number: path for number, path in paths.items() if path is not None}
+    shown = tqdm(
+        present.items(), f"images of {notes.file.name}", disable=len(present) < SHOW_PROGRESS
+    )
+    return {number: _read_size(notes, number, entries[number], path) for number, path in shown}
+
+
+def _read_size(notes: Notes, number: Any, entry: dict[str, Any], path: Path) -> ImageFile:
+    try:
+        header = read_header(path)
+    except InputError as error:
+        raise InputError(f"{notes.file}: image {number}: {error}") from None
+    if header.pages > 1:
+        notes.add("{n} images have several pages, of which the first is read", path.name)
+    size = numbers([entry.get("width"), entry.get("height")])
+    if size is None or min(size) <= 0:
+        if entry.get("width") or entry.get("height"):
+            notes.add("{n} images have no usable width and height, and their files' hold", number)
+        return ImageFile(path, header.size, header.size)
+    declared = integers(size)
+    if declared == header.size:
+        return ImageFile(path, header.size, declared)
+    said = f"{number} ({declared[0]} x {declared[1]} is {header.size[0]} x {header.size[1]})"
+    if header.is_turned and declared == header.size[::-1]:
+        notes.add("{n} images have the width and height of before EXIF turns them", said)
+        return ImageFile(path, header.size, header.size, is_exchanged=True)
+    image = ImageFile(path, header.size, declared)
+    across, down = image.scale
+    # A width and a height that were rounded to pixels leave the ratios a little apart.
+    if abs(across - down) > across / declared[0] + down / declared[1]:
+        raise InputError(
+            f"{notes.file}: image {number} is said to be {declared[0]} x {declared[1]}, but {path} "
+            f"is {header.size[0]} x {header.size[1]}, which is another shape"
+        )
+    if image.scale == (1, 1):
+        kind = "{n} images have a width or height that is a pixel or two off; boxes are clipped"
+    else:
+        kind = "{n} images were annotated at another size; boxes and masks are scaled"
+    notes.add(kind, said)
+    return image

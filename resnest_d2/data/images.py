@@ -1,0 +1,119 @@
+"""Pictures as arrays: one reader for training, evaluation and prediction."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.Image import Transpose
+
+from ..config import InputError
+
+# Transparent pixels show this colour (RGB), as annotation tools and browsers show it.
+BACKGROUND = (255, 255, 255)
+# What makes pictures of EXIF's orientations upright; from 5 on width and height are exchanged.
+UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
+UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
+UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+# Pillow raises these on files that are damaged or no pictures.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the beginning of a picture's file tells."""
+
+    size: tuple[int, int]
+    """Width and height of the upright picture."""
+    is_turned: bool
+    """Whether EXIF exchanges the width and height that are stored."""
+    pages: int
+    """Pages or frames, of which the first is read."""
+
+
+def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
+    """Read a picture upright and in 8 bits a channel.
+
+    Pictures of 16 bits are divided by 257, so that their whole range becomes 0 to 255.
+    Transparency shows :data:`BACKGROUND`. Of several pages the first is read.
+
+    Args:
+        file: a path that Detectron2's PathManager opens.
+        image_format: as ``INPUT.FORMAT``, "RGB", "BGR", "L" or "YUV-BT.601".
+
+    Returns:
+        shape (H, W, channels), uint8; float for YUV.
+
+    Raises:
+        InputError: it is no picture, is damaged, or its pixels have no known range (integers and
+            floating-point numbers of 32 bits).
+        FileNotFoundError: there is no such file.
+    """
+    with _open(file) as image:
+        return convert_PIL_to_numpy(_to_8_bits(image), image_format)
+
+
+def read_header(file: str | Path) -> Header:
+    """Read the beginning of a picture's file.
+
+    Raises:
+        InputError, FileNotFoundError: as :func:`read_image`, for what the beginning tells.
+    """
+    with _open(file) as image:
+        _require_known_range(image)
+        size, is_turned = image.size, _orientation(image) >= 5
+        pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        return Header(size[::-1] if is_turned else size, is_turned, pages)
+
+
+@contextmanager
+def _open(file: str | Path) -> Iterator[Image.Image]:
+    try:
+        with PathManager.open(str(file), "rb") as stream, Image.open(stream) as image:
+            yield image
+    except FileNotFoundError:
+        raise
+    except DAMAGED as error:
+        unknown = "Pillow knows no such format"
+        reason = unknown if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{file} cannot be read as a picture: {reason}") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DAMAGED:
+        return 1
+    return int(value) if value in tuple(UPRIGHT) else 1
+
+
+def _is_16_bits(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+
+
+def _require_known_range(image: Image.Image) -> None:
+    if image.mode in ("I", "F") and not _is_16_bits(image):
+        kind = "floating-point numbers" if image.mode == "F" else "integers"
+        raise ValueError(
+            f"its pixels are {kind} of 32 bits, whose range is not known; save it in 8 or 16 bits"
+        )
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    _require_known_range(image)
+    is_16_bits = _is_16_bits(image)
+    orientation = _orientation(image)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    if is_16_bits:
+        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        background = Image.new("RGBA", image.size, BACKGROUND)
+        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
+    return image

@@ -1,0 +1,43 @@
+"""What a reader repaired or left out, told in one warning a kind."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+LISTED = 5  # so many examples are named in a message
+
+
+class Notes:
+    """Collects what was repaired in a file.
+
+    Args:
+        file: its name begins each warning.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.kinds: dict[str, list[Any]] = defaultdict(list)
+
+    def add(self, kind: str, which: Any) -> None:
+        """Note one case.
+
+        Args:
+            kind: a sentence without its end, in which "{n}" stands for the number of cases.
+            which: the case's id, name or the like.
+        """
+        self.kinds[kind].append(which)
+
+    def report(self) -> None:
+        """Warn of each kind, with the number of its cases and some of them."""
+        for kind, which in self.kinds.items():
+            logger.warning("%s: %s: %s", self.file, kind.format(n=len(which)), some(which))
+
+
+def some(values: Sequence[Any]) -> str:
+    """List the first few of some values."""
+    listed = ", ".join(map(str, values[:LISTED]))
+    return f"{listed}, ..." if len(values) > LISTED else listed

@@ -1,0 +1,88 @@
+"""Numbers, boxes and outlines as annotation tools write them."""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def number(value: Any) -> int | float | None:
+    """Return a number that may be written as text; None for anything else."""
+    if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
+        value = json.loads(value) if re.fullmatch(r"-?[1-9]\d*", value.strip()) else float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def numbers(values: Any) -> list[int | float] | None:
+    """Return numbers from a list, or from a text such as "1, 2, 3"; None if it holds others."""
+    if isinstance(values, str):
+        values = re.split(r"[\s,;]+", values.strip(" \t\n[]()"))
+    if not isinstance(values, (list, tuple)):
+        return None
+    found = [number(value) for value in values]
+    return None if None in found else found
+
+
+def integers(values: Sequence[float]) -> tuple[int, ...]:
+    """Round numbers."""
+    return tuple(round(value) for value in values)
+
+
+def identity(value: Any) -> int | str | None:
+    """Return an id, an integer where it stands for one ("1", 1.0), else a text; None for none."""
+    if isinstance(value, str) and value.strip():
+        return int(value) if re.fullmatch(r"\s*-?\d+\s*", value) else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def box(value: Any) -> list[int | float] | None:
+    """Return (x, y, width, height); None if these are not there."""
+    if isinstance(value, dict):
+        value = [
+            value.get("x"),
+            value.get("y"),
+            value.get("width", value.get("w")),
+            value.get("height", value.get("h")),
+        ]
+    found = numbers(value)
+    return found if found and len(found) == 4 else None
+
+
+def polygons(value: Any) -> list[list[int | float]] | None:
+    """Return polygons as lists (x1, y1, x2, y2, ...); None if the value is none.
+
+    A single polygon may stand without its outer list, and points may be pairs.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return None
+    if not isinstance(value, (list, tuple)):
+        return None
+    if not value:
+        return []
+    alone = _polygon(value)
+    found = [alone] if alone is not None else [_polygon(part) for part in value if part]
+    return None if None in found else found
+
+
+def _polygon(value: Any) -> list[int | float] | None:
+    flat = numbers(value)
+    if flat is not None or not isinstance(value, (list, tuple)):
+        return flat
+    pairs = [
+        numbers([p.get("x"), p.get("y")] if isinstance(p, dict) else p)
+        for p in value
+        if isinstance(p, (list, tuple, dict))
+    ]
+    if len(pairs) < len(value) or any(pair is None or len(pair) != 2 for pair in pairs):
+        return None
+    return [coordinate for pair in pairs for coordinate in pair]

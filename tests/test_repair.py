@@ -1,0 +1,415 @@
+"""Annotations as tools write them: what is odd is repaired or refused."""
+
+import copy
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from PIL import Image
+
+from resnest_d2.data.coco_json import read_coco
+from resnest_d2.data.repair import Options
+
+SIZES = {"a.png": (40, 30), "sub/b.png": (50, 20)}
+CORNERS = [5, 4, 15, 4, 15, 14, 5, 14]
+PLAIN = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+        {"id": 3, "file_name": "sub/b.png", "width": 50, "height": 20},
+    ],
+    "categories": [{"id": 4, "name": "cat"}, {"id": 90, "name": "dog"}],
+    "annotations": [
+        {
+            **{"id": index + 1, "image_id": image, "category_id": category, "area": 100},
+            **{"bbox": [5, 4, 10, 10], "segmentation": [list(CORNERS)], "iscrowd": 0},
+        }
+        for index, (image, category) in enumerate([(7, 90), (7, 4), (3, 90)])
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The pictures."""
+    for name, size in SIZES.items():
+        file = tmp_path / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(file)
+    return tmp_path
+
+
+def read(folder: Path, data: dict, **arguments):
+    (folder / "data.json").write_text(json.dumps(data))
+    arguments = {"masks": True} | arguments
+    return read_coco(folder / "data.json", folder / "images", **arguments)
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def every(key: str, **values):
+    """A change of every entry of a list; a function gets the entry."""
+
+    def change(data):
+        for entry in data[key]:
+            entry.update({k: v(entry) if callable(v) else v for k, v in values.items()})
+
+    return change
+
+
+def rle(height=30, width=40):
+    mask = np.zeros((height, width), np.uint8)
+    mask[4:14, 5:15] = 1
+    return mask
+
+
+def points(pairs):
+    return [list(pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]
+
+
+# Changes that leave what the file means as it is.
+SAME = {
+    "ids are text": lambda d: [
+        every("images", id=lambda e: str(e["id"]))(d),
+        every("categories", id=lambda e: str(e["id"]))(d),
+        every("annotations", **{k: lambda e, k=k: str(e[k]) for k in ("id", "image_id")})(d),
+        every("annotations", category_id=lambda e: f"{e['category_id']}")(d),
+    ],
+    "ids are floats": every("annotations", image_id=lambda e: float(e["image_id"])),
+    "iscrowd is text": every("annotations", iscrowd="0"),
+    "iscrowd is a truth value": every("annotations", iscrowd=False),
+    "iscrowd is absent": lambda d: [a.pop("iscrowd") for a in d["annotations"]],
+    "area is text": every("annotations", area="100.0"),
+    "area is nothing": every("annotations", area=None),
+    "area is zero": every("annotations", area=0),
+    "boxes are lists of text": every("annotations", bbox=["5", "4", "10.0", "1e1"]),
+    "boxes are text": every("annotations", bbox="[5, 4, 10, 10]"),
+    "boxes are text with spaces": every("annotations", bbox="5 4 10 10"),
+    "boxes are objects": every("annotations", bbox={"x": 5, "y": 4, "width": 10, "height": 10}),
+    "boxes are absent": lambda d: [a.pop("bbox") for a in d["annotations"]],
+    "boxes are nothing": every("annotations", bbox=None),
+    "boxes are empty": every("annotations", bbox=[]),
+    "boxes have no area": every("annotations", bbox=[5, 4, 0, 0]),
+    "flat polygons": every("annotations", segmentation=list(CORNERS)),
+    "points": every("annotations", segmentation=points(CORNERS)),
+    "points in a list": every("annotations", segmentation=[points(CORNERS)]),
+    "points are objects": every(
+        "annotations", segmentation=[{"x": x, "y": y} for x, y in points(CORNERS)]
+    ),
+    "polygons are text": every("annotations", segmentation=json.dumps([CORNERS])),
+    "coordinates are text": every("annotations", segmentation=[[str(c) for c in CORNERS]]),
+    "an empty polygon beside": every("annotations", segmentation=[list(CORNERS), []]),
+    "sizes are absent": lambda d: [i.pop(k) for i in d["images"] for k in ("width", "height")],
+    "sizes are nothing": every("images", width=None, height=None),
+    "sizes are zero": every("images", width=0, height=0),
+    "sizes are text": every("images", width=lambda e: str(e["width"])),
+    "backslashes": every("images", file_name=lambda e: e["file_name"].replace("/", "\\")),
+    "a folder too many": every("images", file_name=lambda e: f"train/images/{e['file_name']}"),
+    "dots": every("images", file_name=lambda e: f"../lost/{e['file_name']}"),
+    "a folder too few": every("images", file_name=lambda e: e["file_name"].rpartition("/")[2]),
+    "another machine": every("images", file_name=lambda e: f"C:\\Users\\me\\{e['file_name']}"),
+    "another root": every("images", file_name=lambda e: f"/home/me/images/{e['file_name']}"),
+    "an address": every("images", file_name=lambda e: f"https://a.b/c/{e['file_name']}?w=640#x"),
+    "encoded": every("images", file_name=lambda e: e["file_name"].replace("/", "%2F")),
+    "another case": every("images", file_name=lambda e: e["file_name"].upper()),
+    "another ending": every("images", file_name=lambda e: e["file_name"].replace("png", "jpg")),
+    "no ending": every("images", file_name=lambda e: e["file_name"].removesuffix(".png")),
+    "spaces around": every("images", file_name=lambda e: f" {e['file_name']} "),
+    "path in place of the name": lambda d: [i.update(path=i.pop("file_name")) for i in d["images"]],
+    "an image twice": lambda d: d["images"].append(dict(d["images"][0])),
+    "a category twice": lambda d: d["categories"].append(dict(d["categories"][0])),
+    "Roboflow's phantom": lambda d: [
+        every("categories", supercategory="pets")(d),
+        d["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"}),
+    ],
+    "annotations of absent images": lambda d: d["annotations"].append(
+        {**d["annotations"][0], "id": 9, "image_id": 12}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+def test_what_has_one_meaning_is_read_as_the_plain_file(folder, change):
+    plain = read(folder, PLAIN)
+    odd = copy.deepcopy(PLAIN)
+    change(odd)
+    data = read(folder, odd)
+    assert data.categories == plain.categories
+    assert data.dicts == plain.dicts
+    assert data.annotations == plain.annotations
+    # What is written for pycocotools is plain again.
+    data.write(folder / "written.json")
+    (folder / "data.json").write_bytes((folder / "written.json").read_bytes())
+    again = read_coco(folder / "data.json", folder / "images", masks=True)
+    assert (again.evaluable, again.dicts) == (True, plain.dicts)
+
+
+@pytest.mark.parametrize("ids", [[None] * 3, [1, 1, 2], [5, 5, 5], ["a", "b", "c"], [[1], 2, 3]])
+def test_annotations_whose_ids_are_none_are_numbered(folder, caplog, ids):
+    odd = copy.deepcopy(PLAIN)
+    for annotation, number in zip(odd["annotations"], ids, strict=True):
+        annotation["id"] = number
+    data = read(folder, odd)
+    assert data.dicts == read(folder, PLAIN).dicts
+    assert [a["id"] for a in data.annotations] == [1, 2, 3]
+    assert any("annotations were numbered anew" in w for w in warnings(caplog))
+
+
+def test_names_that_are_numbers_or_ids_that_are_names(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["categories"] = [{"id": "c", "name": 4}, {"id": "d", "name": 7.5}]
+    for annotation in odd["annotations"]:
+        annotation["category_id"] = {4: "c", 90: "d"}[annotation["category_id"]]
+        annotation["image_id"] = f"image {annotation['image_id']}"
+    for image in odd["images"]:
+        image["id"] = f"image {image['id']}"
+    data = read(folder, odd)
+    assert data.categories == {1: "4", 2: "7.5"}
+    assert [i["id"] for i in data.images] == [1, 2]
+    assert [(a["image_id"], a["category_id"]) for a in data.annotations] == [(1, 2), (1, 1), (2, 2)]
+    text = "\n".join(warnings(caplog))
+    for part in ("2 category names are numbers", "ids that are no numbers", "image ids are no"):
+        assert part in text
+
+
+def test_one_class_under_two_ids(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["categories"][1]["name"] = "cat"
+    data = read(folder, odd)
+    assert data.categories == {4: "cat", 90: "cat"}
+    (said,) = warnings(caplog)
+    assert "'cat' (4 and 90)" in said
+    assert "--merge-classes" in said
+    data = read(folder, odd, options=Options(merge_classes=True))
+    assert data.categories == {4: "cat"}
+    assert {a["category_id"] for a in data.annotations} == {4}
+
+
+def test_a_phantom_that_is_used_in_val_stays(folder):
+    odd = copy.deepcopy(PLAIN)
+    every("categories", supercategory="pets")(odd)
+    odd["categories"].append({"id": 1, "name": "pets", "supercategory": "none"})
+    assert list(read(folder, odd).categories.values()) == ["cat", "dog"]
+    data = read(folder, odd, named_in_val=lambda: {"pets"})
+    assert list(data.categories.values()) == ["pets", "cat", "dog"]
+    odd["annotations"][0]["category_id"] = 1
+    assert list(read(folder, odd).categories.values()) == ["pets", "cat", "dog"]
+
+
+def test_classes_are_matched_by_name(folder, caplog):
+    theirs = {1: "dog", 2: "Cat ", 3: "cow"}
+    data = read(folder, PLAIN, categories=theirs)
+    assert data.categories == theirs
+    assert [a["category_id"] for a in data.annotations] == [1, 2, 1]
+    assert "2 categories were matched to the training set's by their names" in caplog.text
+    odd = copy.deepcopy(PLAIN)
+    odd["categories"].append({"id": 5, "name": "unused"})
+    assert read(folder, odd, categories=theirs).categories == theirs
+    assert "left out 1 categories that the training set does not have: 'unused'" in caplog.text
+    with pytest.raises(ValueError, match="category 90 'dog' is not one of .*did you mean dogs"):
+        read(folder, PLAIN, categories={1: "cat", 2: "dogs"})
+
+
+@pytest.mark.parametrize("ids", [(7, 9), (9, 7)])
+def test_one_file_under_two_ids_is_one_image(folder, caplog, ids):
+    odd = copy.deepcopy(PLAIN)
+    odd["images"] = [{**odd["images"][0], "id": n} for n in ids] + odd["images"][1:]
+    odd["annotations"][1]["image_id"] = 9
+    data = read(folder, odd)
+    assert len(data.images) == 2
+    assert [len(r["annotations"]) for r in data.dicts] == [2, 1]
+    assert "1 images are listed twice" in caplog.text
+
+
+@pytest.mark.parametrize(("width", "height"), [(41, 30), (40, 32), (39, 28)])
+def test_a_size_that_is_a_pixel_off_clips(folder, caplog, width, height):
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][0].update(width=width, height=height)
+    far = [35, 20, width - 35, height - 20]
+    outline = [35, 20, width, 20, width, height, 35, height]
+    odd["annotations"][0].update(bbox=far, segmentation=[outline], area=12)
+    data = read(folder, odd)
+    image, annotation = data.images[0], data.annotations[0]
+    assert (image["width"], image["height"]) == (40, 30)
+    assert annotation["bbox"] == [35, 20, min(width, 40) - 35, min(height, 30) - 20]
+    assert max(annotation["segmentation"][0][::2]) == min(width, 40)
+    assert max(annotation["segmentation"][0][1::2]) == min(height, 30)
+    assert f"7 ({width} x {height} is 40 x 30)" in caplog.text
+    # A mask of the size that the file names is cut and filled.
+    pixels = np.ones((height, width), np.uint8)
+    counts = {"size": [height, width], "counts": [0, height * width]}
+    odd["annotations"][0]["segmentation"] = counts
+    odd["annotations"][0]["bbox"] = [0, 0, width, height]
+    mask = mask_util.decode(read(folder, odd).annotations[0]["segmentation"])
+    assert mask.shape == (30, 40)
+    assert (mask[:height, :width] == pixels[:30, :40]).all()
+    assert mask.sum() == min(height, 30) * min(width, 40)
+
+
+def test_annotations_at_another_size_are_scaled(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][0].update(width=80, height=60)
+    mask = mask_util.encode(np.asfortranarray(np.kron(rle(), np.ones((2, 2), np.uint8))))
+    mask["counts"] = mask["counts"].decode()
+    odd["annotations"][0].update(bbox=[10, 8, 20, 20], segmentation=[[2 * c for c in CORNERS]])
+    odd["annotations"][1].update(bbox=[10, 8, 20, 20], segmentation=mask, area=400)
+    data = read(folder, odd)
+    first, second, _ = data.annotations
+    assert first["bbox"] == second["bbox"] == [5, 4, 10, 10]
+    assert first["segmentation"] == [CORNERS]
+    assert (mask_util.decode(second["segmentation"]) == rle()).all()
+    assert (first["area"], second["area"]) == (25, 100)
+    assert "1 images were annotated at another size; boxes and masks are scaled: 7 (80 x 60" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_masks_in_pieces(folder, parts):
+    pieces = np.array_split(np.arange(5, 15), parts)
+    found = []
+    for piece in pieces:
+        mask = np.zeros((30, 40), np.uint8)
+        mask[4:14, piece] = 1
+        encoded = mask_util.encode(np.asfortranarray(mask))
+        found.append({"size": ["30", "40"], "counts": encoded["counts"].decode()})
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"][0]["segmentation"] = found
+    mask = read(folder, odd).annotations[0]["segmentation"]
+    assert (mask_util.decode(mask) == rle()).all()
+
+
+def test_exif_exchanges_width_and_height(folder, caplog):
+    """The JSON has the stored size; boxes tell whether they are of the picture as it is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(folder / "images/a.png", exif=exif)
+    data = read(folder, PLAIN)
+    assert (data.images[0]["width"], data.images[0]["height"]) == (30, 40)
+    assert data.annotations == read(folder, PLAIN).annotations
+    assert "1 images have the width and height of before EXIF turns them" in caplog.text
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"][0].update(bbox=[29, 4, 10, 10], segmentation=[[29, 4, 39, 4, 39, 14]])
+    with pytest.raises(ValueError, match="annotations 1, are of a picture as it is stored, before"):
+        read(folder, odd)
+    plain = {"size": [30, 40], "counts": [4, 5, 30 * 40 - 9]}
+    odd["annotations"][0].update(bbox=[0, 4, 1, 5], segmentation=plain)
+    with pytest.raises(ValueError, match="its RLE is of a picture as it is stored"):
+        read(folder, odd)
+
+
+PATTERNS = {
+    "centre x, centre y, width, height": [10, 9, 10, 10],
+    "x1, y1, x2, y2": [5, 4, 15, 14],
+    "y, x, height, width": [4, 5, 10, 10],
+}
+
+
+@pytest.mark.parametrize("pattern", ["centre x, centre y, width, height", "x1, y1, x2, y2"])
+def test_boxes_that_are_not_their_masks(folder, caplog, pattern):
+    odd = copy.deepcopy(PLAIN)
+    every("annotations", bbox=PATTERNS[pattern])(odd)
+    with pytest.raises(ValueError, match=rf"3 of 3 boxes .*look like \({pattern}\).*--boxes-from-"):
+        read(folder, odd)
+    data = read(folder, odd, options=Options(boxes_from_masks=True))
+    assert data.dicts == read(folder, PLAIN).dicts
+    assert "3 boxes were computed from their masks, as asked for: 1, 2, 3" in caplog.text
+
+
+def test_few_boxes_that_are_not_their_masks_are_named(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"] = [{**odd["annotations"][0], "id": n} for n in range(1, 11)]
+    odd["annotations"][4]["bbox"] = [25, 20, 10, 10]
+    assert read(folder, odd).annotations[4]["bbox"] == [25, 20, 10, 10]
+    assert warnings(caplog) == [
+        f"{folder / 'data.json'}: 1 boxes are not those of their masks and stay as they are: 5"
+    ]
+
+
+def test_boxes_that_are_corners_are_seen_by_their_images(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    every("annotations", bbox=[20, 10, 38, 19], segmentation=[])(odd)
+    with pytest.raises(ValueError, match=r"3 of 3 boxes reach beyond .*not as \(x1, y1, x2, y2\)"):
+        read(folder, odd, masks=False)
+    every("annotations", bbox=[30, 10, 20, 40])(odd)  # nor do they fit as corners
+    data = read(folder, odd, masks=False)
+    assert data.annotations[0]["bbox"] == [30, 10, 10, 20]
+    assert "3 boxes reach beyond their images and were clipped" in caplog.text
+
+
+def test_crowds(folder, caplog):
+    """As CVAT's brush and exporters of binary masks write them."""
+    odd = copy.deepcopy(PLAIN)
+    encoded = mask_util.encode(np.asfortranarray(rle()))
+    mask = {"size": [30, 40], "counts": encoded["counts"].decode()}
+    odd["annotations"] = [{**a, "iscrowd": 1, "segmentation": mask} for a in odd["annotations"][:2]]
+    data = read(folder, odd)
+    assert data.num_crowds == 2
+    assert "2 of 2 annotations are crowds" in caplog.text
+    assert "--crowd-as-instances" in caplog.text
+    data = read(folder, odd, options=Options(crowd_as_instances=True))
+    assert (data.num_crowds, [a["iscrowd"] for a in data.annotations]) == (0, [0, 0])
+
+
+def test_a_box_config_takes_masks_of_any_kind(folder, caplog):
+    for mask in ("nonsense", {"size": [4, 4], "counts": "x"}, [["a"]], {"counts": []}, 5):
+        odd = copy.deepcopy(PLAIN)
+        every("annotations", segmentation=mask)(odd)
+        data = read(folder, odd, masks=False)
+        assert [a["bbox"] for a in data.annotations] == [[5, 4, 10, 10]] * 3
+        assert data.num_masks == 0
+        with pytest.raises(ValueError, match="annotation 1: "):
+            read(folder, odd)
+
+
+def test_keypoints_of_models_without_them_are_not_looked_at(folder):
+    odd = copy.deepcopy(PLAIN)
+    odd["categories"][0].update(keypoints=["a", "b"], skeleton=[[0, 1]])
+    odd["categories"][1].update(keypoints="many", skeleton=[[7]])
+    odd["annotations"][0]["keypoints"] = [1]
+    assert read(folder, odd).dicts == read(folder, PLAIN).dicts
+    odd["categories"][1].update(keypoints=["c"], skeleton=[])
+    with pytest.raises(ValueError, match="'cat' and 'dog' have different keypoints"):
+        read(folder, odd, keypoints=True)
+
+
+@pytest.mark.parametrize("skeleton", [[[0, 1], [1, 2]], [[1, 2], [2, 3]]])
+def test_skeletons_from_0(folder, skeleton):
+    odd = copy.deepcopy(PLAIN)
+    every("categories", keypoints=["a", "b", "c"], skeleton=skeleton)(odd)
+    assert read(folder, odd, keypoints=True).skeleton == [(0, 1), (1, 2)]
+
+
+def test_missing_images(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["images"].append({"id": 1, "file_name": "lost.png"})
+    odd["annotations"].append({**odd["annotations"][0], "id": 4, "image_id": 1})
+    with pytest.raises(FileNotFoundError, match="1 of the 3 images .*lost.png; --skip-missing"):
+        read(folder, odd)
+    data = read(folder, odd, options=Options(skip_missing=True))
+    assert data.dicts == read(folder, PLAIN).dicts
+    assert "1 of 3 images are not in" in caplog.text
+    every("images", file_name=lambda e: f"lost{e['id']}")(odd)
+    with pytest.raises(FileNotFoundError, match="3 of the 3 images"):
+        read(folder, odd, options=Options(skip_missing=True))
+
+
+def test_a_name_that_can_be_two_files(folder):
+    for name in ("x/c.png", "y/c.png"):
+        file = folder / "images" / name
+        file.parent.mkdir()
+        Image.new("RGB", (40, 30)).save(file)
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][0]["file_name"] = "c.png"
+    with pytest.raises(ValueError, match=r"image 'c.png' can be any of .*x/c.png, .*y/c.png"):
+        read(folder, odd)
+    odd["images"][0]["file_name"] = "train/Y/C.png"  # its folder tells
+    assert read(folder, odd).images[0]["file_name"].endswith("y/c.png")
+    # A file that another image names is not found for this one.
+    odd["images"][0]["file_name"] = "b.jpg"
+    with pytest.raises(FileNotFoundError, match="1 of the 2 images .*: b.jpg"):
+        read(folder, odd)
