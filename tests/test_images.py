@@ -1,0 +1,233 @@
+"""Pictures of every kind are one array in training, evaluation and prediction, or one sentence."""
+
+import detectron2.data.transforms as T
+import numpy as np
+import pytest
+from detectron2.data import DatasetMapper, detection_utils
+from PIL import Image
+
+from resnest_d2.data.images import BACKGROUND, read_header, read_image
+from resnest_d2.data.mapper import Mapper
+
+HEIGHT, WIDTH = 12, 20
+RAMP = np.linspace(0, 255, HEIGHT * WIDTH).round().astype(np.uint8).reshape(HEIGHT, WIDTH)
+COLOURS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)
+GRAY = RAMP[..., None].repeat(3, axis=2)
+ORIENTATION = 0x0112
+
+
+def save(folder, name, array, mode=None, **options):
+    file = folder / name
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(file, **options)
+    return file
+
+
+# How a picture is stored, and the RGB array that it means.
+LOSSLESS = {
+    "RGB.png": (COLOURS, None, COLOURS),
+    "RGB.bmp": (COLOURS, None, COLOURS),
+    "RGB.tif": (COLOURS, None, COLOURS),
+    "gray.png": (RAMP, None, GRAY),
+    "gray.tif": (RAMP, None, GRAY),
+    "palette.png": (RAMP, "P", GRAY),
+    "palette.gif": (RAMP, "P", GRAY),
+    "two colours.png": ((RAMP > 99).astype(np.uint8) * 255, "1", (GRAY > 99) * np.uint8(255)),
+    "opaque.png": (COLOURS, "RGBA", COLOURS),
+    "gray opaque.png": (RAMP, "LA", GRAY),
+    "16 bits.png": (RAMP.astype(np.uint16) * 257, None, GRAY),
+    "16 bits.tif": (RAMP.astype(np.uint16) * 257, None, GRAY),
+    "16 bits big-endian.tif": ((RAMP.astype(np.uint16) * 257).astype(">u2"), None, GRAY),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_what_is_stored_is_what_is_read(tmp_path, name):
+    array, mode, expected = LOSSLESS[name]
+    file = save(tmp_path, name, array, mode)
+    assert np.array_equal(read_image(file), expected)
+    assert read_image(file).dtype == np.uint8
+    assert read_header(file).size == (WIDTH, HEIGHT)
+
+
+def test_webp_and_cmyk(tmp_path):
+    assert np.array_equal(read_image(save(tmp_path, "a.webp", COLOURS, lossless=True)), COLOURS)
+    file = save(tmp_path, "a.tif", COLOURS, "CMYK")
+    assert np.abs(read_image(file).astype(int) - COLOURS).max() <= 1
+    file = save(tmp_path, "a.jpg", GRAY, "CMYK", quality=100)
+    assert np.abs(read_image(file).astype(int) - GRAY).max() <= 4
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_the_background(tmp_path, mode):
+    colours = GRAY if mode == "LA" else COLOURS
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[:, 10:], alpha[:, 15:] = 128, 255
+    image = Image.fromarray(np.dstack([colours, alpha]))
+    if mode == "P":
+        image = Image.fromarray(np.where(alpha == 255, 7, 3).astype(np.uint8)).convert("P")
+        image.putpalette([value for index in range(8) for value in (index, 2 * index, 90)])
+        image.save(tmp_path / "a.png", transparency=3)
+        found = read_image(tmp_path / "a.png")
+        assert (found[:, :15] == BACKGROUND).all()
+        assert (found[:, 15:] == (7, 14, 90)).all()
+        return
+    image.convert(mode).save(tmp_path / "a.png")
+    share = alpha[..., None] / 255
+    expected = colours * share + np.array(BACKGROUND) * (1 - share)
+    assert np.abs(read_image(tmp_path / "a.png") - expected).max() <= 1
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("value", [*range(1, 9), 0, 9, 42, "6", b"\0"])
+def test_exif_of_all_orientations_and_of_what_is_none(tmp_path, value):
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    try:
+        file = save(tmp_path, "a.png", COLOURS, exif=exif)
+    except Exception:  # Pillow does not write what other tools do
+        file = save(tmp_path, "a.png", COLOURS, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\xff\x01")
+        value = 1
+    turn = UPRIGHT.get(value, UPRIGHT[1])
+    assert np.array_equal(read_image(file), turn(COLOURS))
+    assert np.array_equal(read_image(file), detection_utils.read_image(str(file), "RGB"))
+    assert read_header(file).size == turn(COLOURS).shape[1::-1]
+    assert read_header(file).is_turned == (value in (5, 6, 7, 8))
+
+
+def test_16_bits_are_turned_too(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    file = save(tmp_path, "a.png", RAMP.astype(np.uint16) * 257, exif=exif)
+    assert np.array_equal(read_image(file), np.rot90(GRAY, -1))
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR", "L", "YUV-BT.601"])
+def test_formats_are_detectron2s(tmp_path, image_format):
+    file = save(tmp_path, "a.jpg", COLOURS)
+    expected = detection_utils.read_image(str(file), image_format)
+    assert np.array_equal(read_image(file, image_format), expected)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [("int32", "integers"), ("float32", "floating-point")])
+def test_pixels_without_a_known_range_are_refused_by_their_header(tmp_path, dtype, kind):
+    file = save(tmp_path, "a.tif", RAMP.astype(dtype))
+    for read in (read_image, read_header):
+        with pytest.raises(ValueError, match=f"a.tif cannot be read .*{kind}.* of 32 bits, whose"):
+            read(file)
+
+
+def test_files_that_are_damaged_or_no_pictures(tmp_path):
+    file = save(tmp_path, "a.jpg", COLOURS.repeat(20, 0).repeat(20, 1))
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert read_header(file).size == (20 * WIDTH, 20 * HEIGHT)
+    with pytest.raises(ValueError, match="a.jpg cannot be read as a picture: .*truncated"):
+        read_image(file)
+    for wrong in (b"", b"<html>404</html>", content[:3], b"\x89PNG\r\n\x1a\n" + bytes(20)):
+        file.write_bytes(wrong)
+        for read in (read_image, read_header):
+            with pytest.raises(ValueError, match="a.jpg cannot be read as a picture: "):
+                read(file)
+    with pytest.raises(FileNotFoundError, match="absent.png"):
+        read_image(tmp_path / "absent.png")
+
+
+def test_decompression_bombs_are_refused_by_their_header(tmp_path, monkeypatch):
+    file = save(tmp_path, "a.png", COLOURS)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)
+    for read in (read_image, read_header):
+        with pytest.raises(ValueError, match="a.png cannot be read as a picture: .*pixels"):
+            read(file)
+
+
+def test_of_several_pages_the_first(tmp_path):
+    pages = [Image.fromarray(a) for a in (COLOURS, COLOURS[::-1])]
+    for name in ("a.tif", "a.gif"):
+        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
+        assert read_header(tmp_path / name).pages == 2
+    assert np.array_equal(read_image(tmp_path / "a.tif"), COLOURS)
+    pages[0].save(tmp_path / "a.mpo", save_all=True, append_images=pages[1:])
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.mpo").read_bytes())  # as telephones name them
+    assert read_header(tmp_path / "a.jpg").pages == 1
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - COLOURS).mean() < 30
+
+
+def mapper(kind, is_train=False, **arguments):
+    arguments = {"augmentations": [T.NoOpTransform()], "image_format": "RGB"} | arguments
+    return kind(is_train=is_train, **arguments)
+
+
+def record(file, **values):
+    return {"file_name": str(file), "height": HEIGHT, "width": WIDTH, "image_id": 1, **values}
+
+
+def test_training_and_evaluation_read_what_prediction_does(tmp_path):
+    for name, (array, mode, expected) in LOSSLESS.items():
+        given = record(save(tmp_path, name, array, mode))
+        for is_train in (True, False):
+            image = mapper(Mapper, is_train)(given)["image"].numpy()
+            assert np.array_equal(image.transpose(1, 2, 0), expected)
+
+
+ANNOTATION = {
+    **{"bbox": [2, 3, 6, 5], "bbox_mode": 1, "category_id": 0, "iscrowd": 0},
+    "segmentation": [[2, 3, 8, 3, 8, 8, 2, 8]],
+}
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("recompute_boxes", [True, False])
+def test_what_detectron2s_mapper_reads_is_read_the_same(tmp_path, mask_format, recompute_boxes):
+    (tmp_path / "map.png").write_bytes(save(tmp_path, "labels.png", RAMP % 3).read_bytes())
+    given = record(
+        save(tmp_path, "a.jpg", COLOURS),
+        annotations=[ANNOTATION, {**ANNOTATION, "iscrowd": 1}],
+        sem_seg_file_name=str(tmp_path / "map.png"),
+    )
+    options = {
+        "use_instance_mask": True,
+        "instance_mask_format": mask_format,
+        "recompute_boxes": recompute_boxes,
+        "augmentations": [T.RandomCrop("absolute", (8, 9)), T.RandomFlip()],
+    }
+    for seed in range(5):
+        found = []
+        for kind in (Mapper, DatasetMapper):
+            np.random.seed(seed)
+            found.append(mapper(kind, True, **options)(given))
+        ours, theirs = found
+        assert ours.keys() == theirs.keys()
+        assert np.array_equal(ours["image"], theirs["image"])
+        assert np.array_equal(ours["sem_seg"], theirs["sem_seg"])
+        assert str(ours["instances"]) == str(theirs["instances"])
+
+
+@pytest.mark.parametrize("annotations", [[], [{**ANNOTATION, "iscrowd": 1}]])
+def test_cropping_takes_images_without_objects(tmp_path, annotations):
+    given = record(save(tmp_path, "a.jpg", COLOURS), annotations=annotations)
+    options = {
+        "use_instance_mask": True,
+        "recompute_boxes": True,
+        "augmentations": [T.RandomCrop("relative", (0.5, 0.5))],
+    }
+    found = mapper(Mapper, True, **options)(given)
+    assert len(found["instances"]) == 0
+    assert found["image"].shape == (3, HEIGHT // 2, WIDTH // 2)
+
+
+def test_a_picture_of_another_size_than_its_dict_names_the_file(tmp_path):
+    given = record(save(tmp_path, "a.jpg", COLOURS)) | {"height": 99}
+    with pytest.raises(detection_utils.SizeMismatchError, match="a.jpg"):
+        mapper(Mapper)(given)
