@@ -1,0 +1,194 @@
+"""Annotations in other formats are named, and converted by the command that the message says."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from resnest_d2.data.coco_json import read_coco
+
+CVAT = """<?xml version="1.0" encoding="utf-8"?>
+<annotations>
+  <version>1.1</version>
+  <meta><task><labels><label><name>cat</name></label></labels></task></meta>
+  <image id="0" name="a.png" width="40" height="30">
+    <box label="cat" occluded="0" xtl="5" ytl="4" xbr="15" ybr="14" z_order="0"></box>
+  </image>
+</annotations>"""
+VOC = """<annotation>
+  <filename>a.png</filename><size><width>40</width><height>30</height><depth>3</depth></size>
+  <object><name>cat</name>
+    <bndbox><xmin>5</xmin><ymin>4</ymin><xmax>15</xmax><ymax>14</ymax></bndbox>
+  </object>
+</annotation>"""
+YOLO = "0 0.25 0.3 0.25 0.3333\n"
+LABELME = {
+    "version": "5.0",
+    "imagePath": "a.png",
+    "imageHeight": 30,
+    "imageWidth": 40,
+    "shapes": [{"label": "cat", "points": [[5, 4], [15, 4], [15, 14]], "shape_type": "polygon"}],
+}
+REGION = {"shape_attributes": {"name": "rect", "x": 5, "y": 4, "width": 10, "height": 10}}
+VIA = {
+    "a.png123": {
+        "filename": "a.png",
+        "size": 123,
+        "regions": [{**REGION, "region_attributes": {"name": "cat"}}],
+    }
+}
+BOX = {"image_id": 1, "category_id": 1, "bbox": [5, 4, 10, 10]}
+COCO = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cat"}]}
+JSON = {
+    "labelme": (LABELME, "is of labelme, of one image; convert the folder: labelme2coco"),
+    "VIA": (VIA, "is a project of VIA; export it as COCO in VIA"),
+    "VIA's project": ({"_via_img_metadata": VIA, "_via_settings": {}}, "is a project of VIA"),
+    "Label Studio": ([{"id": 1, "data": {"image": "a"}, "annotations": []}], "is of Label Studio"),
+    "results": ([{**BOX, "score": 0.5}], "is a list of results, which are evaluated, not trained"),
+    "keypoint results": (
+        [{"image_id": 1, "category_id": 1, "keypoints": [1, 2, 1], "score": 1}],
+        "is a list of results",
+    ),
+    "annotations": ([BOX], "is the list of annotations alone, without COCO's 'images'"),
+    "CreateML": ([{"image": "a.png", "annotations": []}], "is of CreateML"),
+    "captions": (
+        {**COCO, "annotations": [{"id": 1, "image_id": 1, "caption": "a cat"}]},
+        "is in COCO's format of captions, which holds no instances with boxes",
+    ),
+    "panoptic": (
+        {**COCO, "annotations": [{"image_id": 1, "file_name": "a.png", "segments_info": []}]},
+        "is in COCO's format of panoptic segmentation",
+    ),
+    "stuff": (
+        {
+            "images": COCO["images"],
+            "categories": [{"id": 168, "name": "sky-other"}, {"id": 183, "name": "other"}],
+            "annotations": [{**BOX, "category_id": 168, "id": 1}],
+        },
+        "is in COCO's format of stuff",
+    ),
+    "FiftyOne": ({"samples": []}, "is of FiftyOne"),
+    "Datumaro": ({"info": {}, "categories": {"label": {}}, "items": []}, "is of Datumaro"),
+    "GeoJSON": ({"type": "FeatureCollection", "features": []}, "is GeoJSON"),
+    "a number": (5, "is not in COCO's format: it holds no object"),
+    "an empty list": ([], "is a list, not an object in COCO's format"),
+    "an empty object": ({}, "is not in COCO's format: it has no list 'images'"),
+}
+TEXTS = {
+    "cvat.xml": (CVAT, "is XML of CVAT; convert it to COCO's: coco convert --from cvat"),
+    "voc.xml": (
+        VOC,
+        "is XML of Pascal VOC, of one image; convert it to COCO's: coco convert --from",
+    ),
+    "page.xml": ("<html></html>", "is XML, not JSON in COCO's format"),
+    "a.txt": (
+        YOLO,
+        "holds labels of YOLO, of one image; convert it to COCO's: coco convert --from",
+    ),
+    "polygon.txt": ("3 0 0 1 0 1 1\n", "holds labels of YOLO"),
+    "data.yaml": ("train: images\nnc: 1\nnames: [cat]\n", "is the description of a YOLO data set"),
+    "boxes.csv": ("a.png,5,4,15,14,cat\n", "is a table"),
+    "lines.json": ('{"a": 1}\n{"a": 2}\n', "holds one JSON object a line"),
+    "empty.json": ("", "is no JSON: "),
+    "cut.json": ('{"images": [', "is no JSON: "),
+}
+
+
+@pytest.mark.parametrize("kind", JSON)
+def test_json_of_other_formats_is_named(tmp_path, kind):
+    content, message = JSON[kind]
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(f"{file} {message}")):
+        read_coco(file, tmp_path)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_files_of_other_formats_are_named(tmp_path, name):
+    content, message = TEXTS[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / name} {message}")):
+        read_coco(tmp_path / name, tmp_path)
+
+
+def test_pictures_are_no_annotations_and_files_no_folders(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="a.png is a picture, not annotations"):
+        read_coco(tmp_path / "a.png", tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps({**COCO, "annotations": []}))
+    with pytest.raises(FileNotFoundError, match="train.json is a file, not a folder of images"):
+        read_coco(tmp_path / "train.json", tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"_annotations.coco.json": "{}"}, "is a folder; its annotations may be "),
+        ({"a.xml": VOC, "b.xml": VOC}, "is a folder with a.xml, which is XML of Pascal VOC"),
+        ({"labels/a.txt": YOLO, "data.yaml": ""}, "is a folder with a.txt, which holds labels of"),
+        (dict.fromkeys(("a.json", "b.json"), json.dumps(LABELME)), "if labelme wrote them: labelm"),
+        ({"a.png": ""}, "is a folder, not a JSON file"),
+    ],
+)
+def test_folders_are_named_by_what_they_hold(tmp_path, files, message):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_coco(tmp_path, tmp_path)
+
+
+def command_in(error: Exception) -> str:
+    """The converting command that a message tells."""
+    return str(error).partition("convert it to COCO's: ")[2].partition(" (")[0]
+
+
+@pytest.mark.parametrize("name", ["cvat.xml", "voc.xml", "a.txt"])
+def test_the_command_of_the_message_converts(tmp_path, name):
+    """As it stands in the message, with the folder of images where it says IMAGES."""
+    pytest.importorskip("hotcoco")
+    folder, images = tmp_path / "labels", tmp_path / "images"
+    folder.mkdir()
+    images.mkdir()
+    Image.new("RGB", (40, 30)).save(images / "a.png")
+    (folder / name).write_text(TEXTS[name][0])
+    if name == "a.txt":
+        (folder / "data.yaml").write_text(TEXTS["data.yaml"][0])
+    with pytest.raises(ValueError, match="coco convert") as raised:
+        read_coco(folder / name, images)
+    program, *arguments = shlex.split(command_in(raised.value))
+    arguments = [str(images) if a == "IMAGES" else a for a in arguments]
+    program = Path(sys.executable).parent / program
+    subprocess.run([program, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    data = read_coco(tmp_path / "train.json", images)
+    assert list(data.categories.values()) == ["cat"]
+    (annotation,) = data.annotations
+    # Corners of VOC are pixels counted from 1.
+    expected = [4, 3, 11, 11] if name == "voc.xml" else [5, 4, 10, 10]
+    assert annotation["bbox"] == pytest.approx(expected, abs=0.01)
+
+
+def test_vias_own_coco_export_reads(tmp_path):
+    """VIA repeats categories, writes ids as text and polygons flat."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    content = {
+        "info": {},
+        "images": [{"id": 0, "width": 40, "height": 30, "file_name": "a.png", "license": 0}],
+        "annotations": [
+            {
+                **{"id": 0, "image_id": "0", "category_id": 1, "area": 100, "iscrowd": 0},
+                **{"segmentation": [5, 4, 15, 4, 15, 14, 5, 14], "bbox": [5, 4, 10, 10]},
+            }
+        ],
+        "licenses": [{"id": 0, "name": "Unknown License", "url": ""}],
+        "categories": [{"supercategory": "type", "id": 1, "name": "cat"}] * 2,
+    }
+    (tmp_path / "via.json").write_text(json.dumps(content))
+    data = read_coco(tmp_path / "via.json", tmp_path, masks=True)
+    assert data.categories == {1: "cat"}
+    assert data.annotations[0]["segmentation"] == [[5, 4, 15, 4, 15, 14, 5, 14]]
