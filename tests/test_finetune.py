@@ -79,7 +79,7 @@ def test_classes_follow_from_the_file(trained):
     assert saved["classes"]["thing_classes"] == ["straight", "bent", "round"]
     assert saved["classes"]["thing_dataset_id_to_contiguous_id"] == {4: 0, 25: 1, 90: 2}
     assert saved["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
-    completed = json.loads((output / "inference" / f"{VAL}_coco_format.json").read_text())
+    completed = json.loads((output / "annotations_val.json").read_text())
     assert {c["id"]: c["name"] for c in completed["categories"]} == {
         4: "straight",
         25: "bent",
@@ -117,7 +117,7 @@ def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, t
     args += ["MODEL.WEIGHTS", trained[1] / "model_final.pth"]
     result = run_tool("train_net.py", *args)
     assert result.returncode == 0, result.stderr
-    completed = json.loads((tmp_path / f"out/inference/{VAL}_coco_format.json").read_text())
+    completed = json.loads((tmp_path / "out/annotations_val.json").read_text())
     assert [c["id"] for c in completed["categories"]] == [4, 25, 90]
     assert {a["category_id"] for a in completed["annotations"]} == {90}
 
@@ -246,6 +246,7 @@ def test_keypoints(tmp_path):
     data = {"images": [image], "annotations": [annotation], "categories": [category]}
     (tmp_path / "data.json").write_text(json.dumps(data))
     cfg = model_zoo.get_config("keypoint_resnest50")
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
     files = {f"{s}_json": tmp_path / "data.json" for s in ("train", "val")}
     files |= {f"{s}_images": tmp_path for s in ("train", "val")}
     use_own_data(cfg, arguments(**files))

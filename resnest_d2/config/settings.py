@@ -28,6 +28,7 @@ DEPENDENT_TRAINING_KEYS = {
     "dataloader.test.dataset.names": "dataloader.evaluator",
 }
 MAPPER = "dataloader.test.mapper"
+DEFAULT_LIMIT = 100  # Detectron2's test_topk_per_image
 INFERENCE_KEYS = ("train.init_checkpoint", "model.input_format", f"{MAPPER}.augmentations")
 
 
@@ -193,6 +194,20 @@ class Settings:
             )
         has_roi_heads = kind != "RetinaNet"
         return model.MASK_ON and has_roi_heads, model.KEYPOINT_ON and has_roi_heads
+
+    def detection_limits(self) -> dict[str, int]:
+        """How many objects the model finds in an image at most, by the keys that say so."""
+        keys = ["TEST.DETECTIONS_PER_IMAGE", "MODEL.RPN.POST_NMS_TOPK_TEST"]
+        if self.is_lazy:
+            heads = "model.roi_heads.box_predictor"
+            stages = len(self.get(f"{heads}s", ()))
+            heads = f"{heads}s.{stages - 1}" if stages else heads  # of a cascade the last counts
+            keys = [f"{heads}.test_topk_per_image", "model.proposal_generator.post_nms_topk.1"]
+            if self.get(heads) is None:
+                keys = ["model.max_detections_per_image"]
+        elif self.cfg.MODEL.META_ARCHITECTURE == "RetinaNet":
+            keys = keys[:1]
+        return {key: self.get(key, DEFAULT_LIMIT) for key in keys}
 
     def test_augmentation(self) -> T.Augmentation:
         """The resizing of images at inference.

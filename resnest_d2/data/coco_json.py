@@ -6,6 +6,7 @@ themselves have holes, and trip it, or the first training step, in words that na
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,8 @@ class CocoData:
     keypoint_names: list[str] = field(default_factory=list)
     skeleton: list[tuple[int, int]] = field(default_factory=list)
     """Pairs of keypoints that are joined, counted from 0."""
+    num_annotations: int = 0
+    """Annotations of the file, with those that were left out."""
     evaluable: bool = True
     """Whether pycocotools can evaluate on the file as it is."""
 
@@ -58,6 +61,12 @@ class CocoData:
     def num_keypoints(self) -> int:
         """Annotations with a labelled keypoint."""
         return sum(bool(a.get("num_keypoints")) for a in self.annotations)
+
+    @property
+    def most_objects(self) -> int:
+        """The greatest number of objects in one image, crowds set aside."""
+        counts = Counter(a["image_id"] for a in self.annotations if not a["iscrowd"])
+        return max(counts.values(), default=0)
 
     @property
     def num_crowds(self) -> int:
@@ -99,6 +108,7 @@ class CocoData:
             for category in categories:
                 category |= {"keypoints": self.keypoint_names, "skeleton": skeleton}
         content = dict(zip(LISTS, (self.images, self.annotations, categories), strict=True))
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(content))
 
 
@@ -185,7 +195,7 @@ def read_coco(
     data = CocoData(
         file, Path(image_root), dict(categories or own), records, annotations, names, skeleton
     )
-    data.evaluable = _is_as_written(data, content)
+    data.num_annotations, data.evaluable = len(entries), _is_as_written(data, content)
     notes.report()
     _report(data)
     return data

@@ -3,16 +3,16 @@
 What has one sensible meaning is repaired and noted; what has two is refused.
 """
 
+import argparse
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pycocotools.mask as mask_util
 
-from ..config import InputError
-from ..files import did_you_mean
+from ..config import InputError, did_you_mean
 from .image_files import CLIPPED, ImageFile
 from .notes import Notes, some
 from .rle import decode_counts
@@ -28,13 +28,27 @@ class Options:
     """What a user decides where an annotation file can mean two things."""
 
     skip_missing: bool = False
-    """Leave out images whose files are not there."""
     crowd_as_instances: bool = False
-    """Take annotations with ``iscrowd`` 1 as objects."""
     merge_classes: bool = False
-    """Make one class of categories that have the same name."""
     boxes_from_masks: bool = False
-    """Compute every box from its mask."""
+
+    HELP: ClassVar = {
+        "skip_missing": "leave out images whose files are not there",
+        "crowd_as_instances": "take annotations with iscrowd 1 as objects",
+        "merge_classes": "make one class of categories that have the same name",
+        "boxes_from_masks": "compute every box from its mask",
+    }
+
+    @classmethod
+    def add_arguments(cls, parser: argparse._ActionsContainer) -> None:
+        """Add these decisions to a command line."""
+        for name, text in cls.HELP.items():
+            parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Options":
+        """Take them from parsed arguments; those that a parser does not have are False."""
+        return cls(**{name: vars(args).get(name, False) for name in cls.HELP})
 
 
 def read_categories(

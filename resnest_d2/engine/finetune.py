@@ -1,20 +1,26 @@
 """Training on any COCO-format data, from the command line."""
 
 import argparse
-import copy
 import logging
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+import detectron2.utils.comm as comm
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from ..config import ConfigError, InputError
 from ..config.settings import Config, Settings
-from ..data.coco_json import CocoData, read_coco
+from ..data.coco_json import CocoData, names_in_use, read_coco
+from ..data.repair import Options
 from ..weights import read_classes
 from .evaluate import weights_to_evaluate
 
 logger = logging.getLogger(__name__)
 
 TRAIN, VAL = "finetune_train", "finetune_val"
+EVALUATOR = "dataloader.evaluator"
 # Sigma of OKS for keypoints that COCO does not know, between its eyes (0.025) and hips (0.107).
 DEFAULT_SIGMA = 0.05
 
@@ -27,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split, verb in (("train", "train"), ("val", "evaluate")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {verb} on")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
+    Options.add_arguments(group)
 
 
 def wants_own_data(args: argparse.Namespace) -> bool:
@@ -58,9 +65,11 @@ def register_own_data(
     if not args.eval_only and not args.train_json:
         raise InputError("--val-json without --train-json can only be evaluated: add --eval-only")
     masks, keypoints = settings.learns()
+    wanted = {"masks": masks, "keypoints": keypoints, "options": Options.of(args)}
     train = val = None
     if args.train_json:
-        train = read_coco(args.train_json, args.train_images, masks=masks)
+        in_val = partial(names_in_use, args.val_json) if args.val_json else tuple
+        train = read_coco(args.train_json, args.train_images, named_in_val=in_val, **wanted)
         if not args.eval_only:
             _check_trainable(train, masks, keypoints)
         _register(TRAIN, train)
@@ -69,11 +78,13 @@ def register_own_data(
             categories, names = train.categories, train.keypoint_names
         else:
             categories, names = _classes_of_weights(settings, args.resume)
-        names = names if keypoints else None
-        val = read_coco(args.val_json, args.val_images, categories, masks, names)
+        wanted["keypoint_names"] = names if keypoints else None
+        val = read_coco(args.val_json, args.val_images, categories, **wanted)
         if masks and val.num_annotations and not val.num_masks:
             raise InputError(f"{val.file} has no masks, which this config is evaluated on")
-        _register(VAL, val)
+        _register(VAL, val, Path(settings.output_dir) / "annotations_val.json")
+    for data in filter(None, (train, val)):
+        _check_capacity(settings, data)
     return train, val
 
 
@@ -106,15 +117,14 @@ def use_own_data(settings: Config, args: argparse.Namespace) -> None:
         # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
         settings.set_datasets("train", [TRAIN if train else VAL])
     settings.set_datasets("test", [VAL] if val else [])
+    if settings.is_lazy and val and "build_evaluator" in str(settings.get(f"{EVALUATOR}._target_")):
+        most, *_ = settings.detection_limits().values()
+        settings.set(f"{EVALUATOR}.detections_per_image", most)
     if train and train.num_rle:
         logger.info("%d masks are RLE: masks are trained as bitmasks", train.num_rle)
         settings.mask_format = "bitmask"
     if settings.learns()[1]:
-        settings.num_keypoints = number = len((train or val).keypoint_names)
-        key = "TEST.KEYPOINT_OKS_SIGMAS"
-        if not settings.is_lazy and len(settings.get(key)) != number:
-            logger.info("%s: %d times %g", key, number, DEFAULT_SIGMA)
-            settings.set(key, [DEFAULT_SIGMA] * number)
+        _set_keypoints(settings, (train or val).keypoint_names)
     keys = {settings.key("images_per_batch"), *settings.SCHEDULE_KEYS[settings.is_lazy]}
     if train and keys & given and settings.key("reference_world_size") not in given:
         settings.reference_world_size = 0
@@ -132,6 +142,22 @@ def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
         raise InputError(f"{data.file} has no keypoints, which this config learns")
 
 
+def _check_capacity(settings: Settings, data: CocoData) -> None:
+    """Warn of images with more objects than the model can find."""
+    short = [
+        f"{key} {limit}"
+        for key, limit in settings.detection_limits().items()
+        if limit < data.most_objects
+    ]
+    if short:
+        logger.warning(
+            "%s: an image has %d objects, more than the model can find: raise %s",
+            data.file,
+            data.most_objects,
+            " and ".join(short),
+        )
+
+
 def _classes_of_weights(
     settings: Settings, resume: bool
 ) -> tuple[dict[int, str] | None, list[str] | None]:
@@ -144,12 +170,18 @@ def _classes_of_weights(
     return names, classes.get("keypoint_names")
 
 
-def _register(name: str, data: CocoData) -> None:
+def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
+    """Register a data set.
+
+    Args:
+        name: of the data set.
+        data: its content.
+        completed: where a file is written if pycocotools cannot evaluate on the data's own.
+    """
     if name in DatasetCatalog:  # a second run in this process
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    # Converting to COCO's format, Detectron2 changes what it is given.
-    DatasetCatalog.register(name, lambda: copy.deepcopy(data.dicts))
+    DatasetCatalog.register(name, lambda: data.dicts)
     metadata = MetadataCatalog.get(name)
     metadata.set(
         thing_classes=list(data.categories.values()),
@@ -159,8 +191,11 @@ def _register(name: str, data: CocoData) -> None:
     )
     if data.evaluable:
         metadata.json_file = str(data.file)
-    elif name == VAL:
-        logger.info("%s is completed for pycocotools in the output folder", data.file)
+    elif completed is not None:
+        if comm.is_main_process():
+            data.write(completed)
+        metadata.json_file = str(completed)
+        logger.info("%s, as it was read, is in %s, which AP is computed on", data.file, completed)
     if names := data.keypoint_names:
         mirrored = [(name, name.replace("left", "right")) for name in names if "left" in name]
         metadata.set(
@@ -171,3 +206,15 @@ def _register(name: str, data: CocoData) -> None:
                 (names[a], names[b], (102, 204, 255)) for a, b in data.skeleton
             ],
         )
+
+
+def _set_keypoints(settings: Settings, names: Sequence[str]) -> None:
+    settings.num_keypoints = len(names)
+    key = "TEST.KEYPOINT_OKS_SIGMAS"
+    if settings.is_lazy or len(settings.get(key)) == len(names):
+        return
+    if [name.lower() for name in names] == list(COCO_PERSON_KEYPOINT_NAMES):
+        settings.set(key, [])  # which stands for COCO's
+        return
+    logger.warning("%s: %d times %g", key, len(names), DEFAULT_SIGMA)
+    settings.set(key, [DEFAULT_SIGMA] * len(names))

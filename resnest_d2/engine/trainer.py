@@ -8,7 +8,11 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
@@ -19,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..config import ConfigError
 from ..config.settings import Settings
+from ..data.mapper import Mapper
 from ..evaluation import build_evaluator
 from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
@@ -162,12 +167,18 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
-        mapper = None
+        augmentations = {}
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
             from ..modeling.deeplab import semantic_augmentations
 
-            mapper = DatasetMapper(cfg, is_train=True, augmentations=semantic_augmentations(cfg))
+            augmentations["augmentations"] = semantic_augmentations(cfg)
+        mapper = Mapper(cfg, is_train=True, **augmentations)
         return build_detection_train_loader(cfg, mapper=mapper)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        """Detectron2's loader, with this package's reader of pictures."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
@@ -187,6 +198,7 @@ class Trainer(DefaultTrainer):
             dataset_name,
             output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"),
             keypoint_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
 
     @classmethod
@@ -202,7 +214,13 @@ class Trainer(DefaultTrainer):
         model = with_augmentation(cfg, model)
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
         evaluators = [
-            build_evaluator(name, folder, instances_only=True) for name in cfg.DATASETS.TEST
+            build_evaluator(
+                name,
+                folder,
+                instances_only=True,
+                detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+            )
+            for name in cfg.DATASETS.TEST
         ]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}

@@ -1,6 +1,7 @@
 """Evaluators by data set type, and the check that a data set is there at all."""
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,16 +26,31 @@ from ..config import ConfigError, did_you_mean
 from ..config.settings import Config, Settings
 from .coco import FastCOCOEvaluator, choose_implementation
 
+logger = logging.getLogger(__name__)
+
 # Metadata of Detectron2's data sets that are paths.
 ANNOTATIONS = ("json_file", "panoptic_json")
 LAYOUT = (*ANNOTATIONS, "image_root", "panoptic_root", "sem_seg_root")
+COCO_DETECTIONS = 100  # so many detections an image COCO's AP counts
 
 
-def _coco(name: str, folder: str, sigmas: Sequence[float] = ()) -> DatasetEvaluator:
+def _coco(
+    name: str, folder: str, sigmas: Sequence[float] = (), detections: int = COCO_DETECTIONS
+) -> DatasetEvaluator:
     fast = choose_implementation() == "hotcoco"
     evaluator = FastCOCOEvaluator if fast else COCOEvaluator
-    # A set without a file in COCO's format gets one; one from an earlier run may be of other data.
-    return evaluator(name, output_dir=folder, allow_cached_coco=False, kpt_oks_sigmas=sigmas)
+    limits = None
+    if detections > COCO_DETECTIONS and not name.startswith("coco_"):
+        limits = [1, 10, detections]
+        logger.info("AP on data set %r counts %d detections an image", name, detections)
+    return evaluator(
+        name,
+        output_dir=folder,
+        max_dets_per_image=limits,
+        # A set without a file in COCO's format gets one; an earlier run's may be of other data.
+        allow_cached_coco=False,
+        kpt_oks_sigmas=sigmas,
+    )
 
 
 def _read_map(filename: str, dtype: type = int) -> np.ndarray:
@@ -77,6 +93,7 @@ def build_evaluator(
     output_dir: str,
     instances_only: bool = False,
     keypoint_sigmas: Sequence[float] = (),
+    detections_per_image: int = COCO_DETECTIONS,
 ) -> DatasetEvaluator:
     """Make the evaluator that the data set's type asks for.
 
@@ -85,6 +102,8 @@ def build_evaluator(
         output_dir: where predictions and results are written.
         instances_only: of a panoptic data set, evaluate boxes and masks only.
         keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
+        detections_per_image: so many of the most confident ones are counted in an image, COCO's 100
+            at least; on COCO's own data sets these are counted.
 
     Raises:
         ConfigError: the data set has no evaluator type, or one that is not known.
@@ -92,7 +111,7 @@ def build_evaluator(
     factories = EVALUATORS[_evaluator_type(dataset_name)]
     if instances_only and _coco in factories:
         factories = (_coco,)
-    options = {_coco: {"sigmas": keypoint_sigmas}}
+    options = {_coco: {"sigmas": keypoint_sigmas, "detections": detections_per_image}}
     evaluators = [make(dataset_name, output_dir, **options.get(make, {})) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
