@@ -39,14 +39,14 @@ def _coco(
 ) -> DatasetEvaluator:
     fast = choose_implementation() == "hotcoco"
     evaluator = FastCOCOEvaluator if fast else COCOEvaluator
-    limits = None
+    limit = None
     if detections > COCO_DETECTIONS and not name.startswith("coco_"):
-        limits = [1, 10, detections]
+        limit = detections
         logger.info("AP on data set %r counts %d detections an image", name, detections)
     return evaluator(
         name,
         output_dir=folder,
-        max_dets_per_image=limits,
+        max_dets_per_image=limit,
         # A set without a file in COCO's format gets one; an earlier run's may be of other data.
         allow_cached_coco=False,
         kpt_oks_sigmas=sigmas,
