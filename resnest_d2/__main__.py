@@ -13,6 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("reproduce", "evaluate published models and compare with their figures"),
     "convert": ("convert_weights", "convert published weights to Detectron2's names"),
     "publish": ("publish_checkpoint", "make a trained model ready for others"),
+    "check-data": ("check_data", "check a data set and read every picture of it"),
     "demo": ("demo", "train on handwritten digits, evaluate and draw"),
 }
 

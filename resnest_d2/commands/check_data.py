@@ -1,0 +1,96 @@
+"""Check a data set in COCO's format, and read every picture of it."""
+
+import argparse
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.utils.logger import setup_logger
+from tabulate import tabulate
+from tqdm import tqdm
+
+from ..config import InputError
+from ..data.coco_json import CocoData, read_coco
+from ..data.images import read_image
+from ..data.repair import Options
+from . import one_line_errors
+
+
+def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Define and read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", required=True, metavar="FILE", help="annotations")
+    parser.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument("--boxes", action="store_true", help="a model of boxes needs no masks")
+    parser.add_argument("--keypoints", action="store_true", help="check keypoints, too")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write what was read, repaired")
+    Options.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 1 if a picture cannot be read, 2 if the annotations are wrong."""
+    args = parse_args(arguments)
+    setup_logger(name="resnest_d2")
+    with one_line_errors():
+        if args.output is not None and args.output.suffix != ".json":
+            raise InputError(f"--output: {args.output} does not end in .json")
+        data = read_coco(
+            args.json,
+            args.images,
+            masks=not args.boxes,
+            keypoints=args.keypoints,
+            options=Options.of(args),
+        )
+        broken = find_broken(data)
+        if args.output is not None:
+            data.write(args.output)
+    print(describe(data))
+    for problem in broken:
+        print(problem)
+    print(f"{len(broken)} of {len(data.images)} images cannot be read")
+    return int(bool(broken))
+
+
+def find_broken(data: CocoData) -> list[str]:
+    """Read every picture, with a progress bar.
+
+    Returns:
+        what is wrong with those that cannot be read, a sentence each.
+    """
+    broken = []
+    for image in tqdm(data.images, "images", unit="image"):
+        try:
+            height, width = read_image(image["file_name"]).shape[:2]
+        except InputError as error:
+            broken.append(str(error))
+        else:
+            if (width, height) != (image["width"], image["height"]):  # its header says otherwise
+                broken.append(f"{image['file_name']} is {width} x {height} when it is decoded")
+    return broken
+
+
+def describe(data: CocoData) -> str:
+    """Tell what a data set holds: two tables, of classes and of sizes."""
+    counts = Counter(a["category_id"] for a in data.annotations)
+    images = Counter(c for c, _ in {(a["category_id"], a["image_id"]) for a in data.annotations})
+    classes = [[name, counts[key], images[key]] for key, name in data.categories.items()]
+    objects = Counter(a["image_id"] for a in data.annotations)
+    sizes = {
+        "width of images": [i["width"] for i in data.images],
+        "height of images": [i["height"] for i in data.images],
+        "objects in an image": [objects[i["id"]] for i in data.images],
+        "object, square root of its area": [a["area"] ** 0.5 for a in data.annotations],
+    }
+    rows = [
+        [what, round(min(values)), round(statistics.median(values)), round(max(values))]
+        for what, values in sizes.items()
+        if values
+    ]
+    return "\n\n".join(
+        (
+            tabulate(classes, ["class", "annotations", "images"], tablefmt="pipe"),
+            tabulate(rows, ["", "least", "median", "greatest"], tablefmt="pipe"),
+        )
+    )

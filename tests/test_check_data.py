@@ -1,0 +1,77 @@
+"""``resnest-d2 check-data`` as a user runs it."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from commands import ROOT, run_tool
+
+NUCLEI = ROOT / "examples/nuclei"
+
+
+@pytest.fixture
+def nuclei(tmp_path):
+    """A copy of the example that a test can damage."""
+    shutil.copytree(NUCLEI, tmp_path / "nuclei")
+    return tmp_path / "nuclei"
+
+
+def check(folder, *options):
+    files = ("--json", folder / "val.json", "--images", folder / "images")
+    return run_tool("check_data.py", *files, *options)
+
+
+def test_a_good_data_set():
+    result = check(NUCLEI)
+    assert result.returncode == 0, result.stderr
+    assert "| nucleus |           351 |        8 |" in result.stdout
+    (row,) = (line for line in result.stdout.splitlines() if "objects in an image" in line)
+    counts = Counter(a["image_id"] for a in json.loads(val(NUCLEI))["annotations"]).values()
+    assert [int(cell) for cell in row.split("|")[2:5:2]] == [min(counts), max(counts)]
+    assert result.stdout.endswith("0 of 8 images cannot be read\n")
+
+
+def test_images_that_cannot_be_read_are_all_named(nuclei):
+    files = [nuclei / "images" / i["file_name"] for i in json.loads(val(nuclei))["images"][:2]]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:5000])
+    result = check(nuclei)
+    assert result.returncode == 1
+    for file in files:
+        assert f"{file} cannot be read as a picture: " in result.stdout
+    assert result.stdout.endswith("2 of 8 images cannot be read\n")
+
+
+def val(folder):
+    return (folder / "val.json").read_text()
+
+
+def test_what_was_repaired_is_written(nuclei):
+    data = json.loads(val(nuclei))
+    for annotation in data["annotations"]:
+        annotation["id"] = "7"
+        annotation["image_id"] = str(annotation["image_id"])
+        del annotation["bbox"]
+    (nuclei / "val.json").write_text(json.dumps(data))
+    result = check(nuclei, "--output", nuclei / "repaired.json")
+    assert result.returncode == 0, result.stderr
+    assert "351 boxes were computed from their masks, for they have none" in result.stdout
+    (nuclei / "repaired.json").rename(nuclei / "val.json")
+    result = check(nuclei)
+    assert "WARNING" not in result.stdout
+    assert "| nucleus |           351 |        8 |" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "out.txt"], "--output: out.txt does not end in .json"),
+        (["--images", "absent"], "there is no folder of images absent"),
+        (["--json", ROOT / "pyproject.toml"], "pyproject.toml is no JSON"),
+    ],
+)
+def test_wrong_options_end_in_one_line(options, message):
+    result = check(NUCLEI, *options)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
