@@ -175,10 +175,11 @@ def test_lazy(own_data, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def arguments(eval_only=False, resume=False, opts=(), **files):
+def arguments(eval_only=False, resume=False, auto=False, opts=(), **files):
     names = ("train_json", "train_images", "val_json", "val_images")
     given = {name: str(files[name]) if name in files else None for name in names}
-    return argparse.Namespace(eval_only=eval_only, resume=resume, opts=list(opts), **given)
+    flags = {"eval_only": eval_only, "resume": resume, "auto": auto}
+    return argparse.Namespace(opts=list(opts), **flags, **given)
 
 
 @pytest.fixture
@@ -283,6 +284,7 @@ def test_keypoints(tmp_path):
             {"train_json": "x", "train_images": "x", "eval_only": True},
             "--eval-only needs --val-json",
         ),
+        ({"auto": True}, "--auto sets how to train on --train-json"),
     ],
 )
 def test_wrong_options(args, message):

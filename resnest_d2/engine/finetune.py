@@ -15,6 +15,7 @@ from ..config.settings import Config, Settings
 from ..data.coco_json import CocoData, names_in_use, read_coco
 from ..data.repair import Options
 from ..weights import read_classes
+from .auto import set_automatically
 from .evaluate import weights_to_evaluate
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for split, verb in (("train", "train"), ("val", "evaluate")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {verb} on")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
+    group.add_argument(
+        "--auto", action="store_true", help="set schedule, sizes, anchors and so on by the data"
+    )
     Options.add_arguments(group)
 
 
 def wants_own_data(args: argparse.Namespace) -> bool:
     """Whether any of the options is given; other parsers need not have them."""
-    return any(vars(args).get(f"{s}_{w}") for s in ("train", "val") for w in ("json", "images"))
+    names = [f"{split}_{what}" for split in ("train", "val") for what in ("json", "images")]
+    return any(vars(args).get(name) for name in ("auto", *names))
 
 
 def register_own_data(
@@ -60,6 +65,8 @@ def register_own_data(
     for split in ("train", "val"):
         if bool(vars(args)[f"{split}_json"]) != bool(vars(args)[f"{split}_images"]):
             raise InputError(f"--{split}-json and --{split}-images belong together")
+    if args.auto and (args.eval_only or not args.train_json):
+        raise InputError("--auto sets how to train on --train-json")
     if args.eval_only and not args.val_json:
         raise InputError("--eval-only needs --val-json")
     if not args.eval_only and not args.train_json:
@@ -83,12 +90,10 @@ def register_own_data(
         if masks and val.num_annotations and not val.num_masks:
             raise InputError(f"{val.file} has no masks, which this config is evaluated on")
         _register(VAL, val, Path(settings.output_dir) / "annotations_val.json")
-    for data in filter(None, (train, val)):
-        _check_capacity(settings, data)
     return train, val
 
 
-def use_own_data(settings: Config, args: argparse.Namespace) -> None:
+def use_own_data(settings: Config, args: argparse.Namespace, num_processes: int = 1) -> None:
     """Register the data sets that the command line names, and fit the config to them.
 
     Data sets, number of classes, format of masks and keypoints follow from the files. A schedule
@@ -97,6 +102,7 @@ def use_own_data(settings: Config, args: argparse.Namespace) -> None:
     Args:
         settings: the config's settings, changed in place.
         args: parsed arguments of :func:`add_arguments`.
+        num_processes: that train or evaluate.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`register_own_data`.
@@ -105,6 +111,10 @@ def use_own_data(settings: Config, args: argparse.Namespace) -> None:
     train, val = register_own_data(settings, args)
     names = list((train or val).categories.values())
     given = {option.partition("=")[0] for option in args.opts}
+    if args.auto:
+        set_automatically(settings, train, given, num_processes)
+    for data in filter(None, (train, val)):
+        _check_capacity(settings, data)
     key = settings.num_classes_key
     if key in given and settings.get(key) != len(names):
         raise ConfigError(

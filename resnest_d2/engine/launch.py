@@ -39,7 +39,7 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, int]:
     num_processes = choose_device(settings, args.num_gpus, args.num_machines)
     if wants_own_data(args):
         _log_to(settings)
-        use_own_data(settings, args)
+        use_own_data(settings, args, num_processes)
     check_datasets(settings, train=not args.eval_only)
     return settings, num_processes
 

@@ -1,0 +1,110 @@
+"""Settings that follow from the data: by the rules, and never over the command line's."""
+
+import json
+import logging
+
+import pytest
+from commands import ROOT, run_tool
+from PIL import Image
+from test_finetune import arguments
+
+from resnest_d2 import model_zoo
+from resnest_d2.config.settings import Settings
+from resnest_d2.engine import load_config
+from resnest_d2.engine.finetune import use_own_data
+
+NUCLEI = ROOT / "examples/nuclei"
+
+
+def own(json_file, images):
+    return {"train_json": json_file, "train_images": images}
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a data set of squares and return the arguments that train on it."""
+
+    def write(number, width, height, side, objects):
+        Image.new("RGB", (width, height)).save(tmp_path / "a.png")
+        for index in range(number):
+            (tmp_path / f"{index}.png").write_bytes((tmp_path / "a.png").read_bytes())
+        data = {
+            "images": [{"id": i, "file_name": f"{i}.png"} for i in range(number)],
+            "categories": [{"id": 1, "name": "square"}],
+            "annotations": [
+                {"image_id": i, "category_id": 1, "bbox": [j % 9, j // 9, side, side]}
+                for i in range(number)
+                for j in range(objects)
+            ],
+        }
+        (tmp_path / "data.json").write_text(json.dumps(data))
+        return own(tmp_path / "data.json", tmp_path)
+
+    return write
+
+
+def automatic(name, files, *opts):
+    cfg = load_config(model_zoo.get_config_file(name), opts)
+    Settings.of(cfg).device = "cpu"
+    use_own_data(cfg, arguments(auto=True, opts=opts, **files))
+    return cfg
+
+
+def test_few_small_images_of_small_objects(make):
+    cfg = automatic("faster_resnest50", make(10, 256, 256, 12, 20))
+    # Twice as large, so that objects of 12 pixels have 24; anchors begin at 16.
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (512, (416, 512))
+    assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 608
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[16], [32], [64], [128], [256]]
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
+    # 4,000 images in batches of 2, at an eighth of the rate for 16.
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.02 / 8)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (2000, (1333, 1777))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (200, 400)
+    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+
+
+def test_large_images_of_many_objects(make):
+    cfg = automatic("retinanet_resnest50", make(200, 1600, 1200, 200, 300))
+    assert cfg.INPUT.MIN_SIZE_TEST == 512
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0][0] == 32  # 85 pixels: the config's own are right
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 450
+    assert cfg.SOLVER.MAX_ITER == 4000  # 40 times 200
+    cfg = automatic("faster_resnest50", make(2, 1600, 1200, 200, 700))
+    assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 2 * cfg.TEST.DETECTIONS_PER_IMAGE == 2100
+    assert cfg.MODEL.RPN.PRE_NMS_TOPK_TEST == 4200
+
+
+def test_the_command_line_counts(make, caplog):
+    caplog.set_level(logging.INFO)
+    opts = ["SOLVER.MAX_ITER", "7", "INPUT.MIN_SIZE_TEST", "99"]
+    cfg = automatic("faster_resnest50", make(10, 256, 256, 12, 20), *opts)
+    assert (cfg.SOLVER.MAX_ITER, cfg.INPUT.MIN_SIZE_TEST) == (7, 99)
+    (table,) = (r.getMessage() for r in caplog.records if "--auto sets" in r.getMessage())
+    for line in ("SOLVER.MAX_ITER", "INPUT.MIN_SIZE_TEST"):
+        (row,) = (row for row in table.splitlines() if row.startswith(f"{line} "))
+        assert row.endswith("given on the command line")
+    assert "SOLVER.BASE_LR" in table
+    assert "the config's 0.02 for 16, in proportion" in table
+
+
+def test_ranges_of_sizes_and_configs_that_are_code(make):
+    files = make(3, 640, 480, 50, 2)
+    sizes = automatic("cascade_resnest200_3x", files, "MODEL.MASK_ON", "False").INPUT
+    assert sizes.MIN_SIZE_TRAIN == (384, 480)
+    with pytest.raises(ValueError, match="--auto is for YAML configs"):
+        automatic("lazy/faster_resnest50", files)
+
+
+def test_the_fine_tuning_of_the_readme_on_real_data(tmp_path):
+    """The nuclei, from nothing, in two iterations."""
+    result = run_tool(
+        *("train_net.py", "--config-file", "configs/mask_resnest14_digits.yaml", "--auto"),
+        *("--train-json", NUCLEI / "train.json", "--train-images", NUCLEI / "images"),
+        *("--val-json", NUCLEI / "val.json", "--val-images", NUCLEI / "images"),
+        *("OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "2", "TEST.DETECTIONS_PER_IMAGE", "20"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--auto sets, where the command line does not" in result.stdout
+    assert "Evaluation results for segm" in result.stdout
+    assert (tmp_path / "model_final.pth").is_file()
