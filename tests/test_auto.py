@@ -51,8 +51,8 @@ def automatic(name, files, *opts):
 
 
 def test_few_small_images_of_small_objects(make):
-    cfg = automatic("faster_resnest50", make(10, 256, 256, 12, 20))
-    # Twice as large, so that objects of 12 pixels have 24; anchors begin at 16.
+    cfg = automatic("faster_resnest50", make(10, 256, 256, 6, 20))
+    # Objects of 6 pixels have 12 where images are twice as large; anchors begin at 16.
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (512, (416, 512))
     assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 608
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[16], [32], [64], [128], [256]]
