@@ -1,12 +1,20 @@
 """Pictures of every kind are one array in training, evaluation and prediction, or one sentence."""
 
+import pickle
+
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, detection_utils
 from PIL import Image
 
-from resnest_d2.data.images import BACKGROUND, read_header, read_image
+from resnest_d2.data.images import (
+    BACKGROUND,
+    read_header,
+    read_image,
+    read_labels,
+    set_max_pixels,
+)
 from resnest_d2.data.mapper import Mapper
 
 HEIGHT, WIDTH = 12, 20
@@ -152,6 +160,58 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path, monkeypatch):
             read(file)
 
 
+def test_more_pixels_are_read_where_they_are_allowed(tmp_path, monkeypatch, recwarn):
+    file = save(tmp_path, "a.png", COLOURS)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(ValueError, match="a.png cannot be .* pixels.*--max-pixels allows more"):
+        read_image(file)
+    set_max_pixels(WIDTH * HEIGHT - 2)
+    with pytest.raises(ValueError, match="a.png cannot be .* pixels.*--max-pixels allows more"):
+        read_header(file)
+    set_max_pixels(WIDTH * HEIGHT)
+    set_max_pixels(None)  # changes nothing
+    assert np.array_equal(read_image(file), COLOURS)
+    assert not recwarn.list
+    with pytest.raises(ValueError, match="--max-pixels must be at least 1, got 0"):
+        set_max_pixels(0)
+
+
+def test_a_loaders_process_has_the_limit_of_pixels(tmp_path, monkeypatch):
+    """Also where it is started afresh, which takes it from the pickled mapper."""
+    given = record(save(tmp_path, "a.png", COLOURS))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    set_max_pixels(WIDTH * HEIGHT)
+    pickled = pickle.dumps(mapper(Mapper))
+    Image.MAX_IMAGE_PIXELS = 1
+    assert pickle.loads(pickled)(given)["image"].shape == (3, HEIGHT, WIDTH)
+
+
+def test_too_little_memory_is_a_reason(tmp_path, monkeypatch):
+    file = save(tmp_path, "a.png", COLOURS)
+    monkeypatch.setattr("resnest_d2.data.images._to_8_bits", lambda image: bytes(1 << 62))
+    with pytest.raises(ValueError, match="a.png cannot be read .*: the memory is too small"):
+        read_image(file)
+
+
+def test_labels_are_indices(tmp_path):
+    labels = (RAMP % 5).astype(np.uint8)
+    palette = Image.fromarray(labels).convert("P")
+    palette.putpalette([200, 100, 50] * 5)
+    palette.save(tmp_path / "p.png")
+    files = [save(tmp_path, "l.png", labels), tmp_path / "p.png"]
+    files.append(save(tmp_path, "rgb.png", labels[..., None].repeat(3, 2)))
+    files.append(save(tmp_path, "i.png", labels.astype(np.uint16)))
+    for file in files:
+        for dtype in (np.uint8, int):
+            found = read_labels(file, dtype=dtype)
+            assert np.array_equal(found, labels)
+            assert found.dtype == dtype
+    file = save(tmp_path, "many.png", labels.astype(np.uint16) + 300)
+    assert read_labels(file, dtype=int).max() == 304
+    with pytest.raises(ValueError, match="many.png cannot .* labels, up to 304, are no uint8"):
+        read_labels(file)
+
+
 def test_of_several_pages_the_first(tmp_path):
     pages = [Image.fromarray(a) for a in (COLOURS, COLOURS[::-1])]
     for name in ("a.tif", "a.gif"):
@@ -231,3 +291,12 @@ def test_a_picture_of_another_size_than_its_dict_names_the_file(tmp_path):
     given = record(save(tmp_path, "a.jpg", COLOURS)) | {"height": 99}
     with pytest.raises(detection_utils.SizeMismatchError, match="a.jpg"):
         mapper(Mapper)(given)
+
+
+def test_a_picture_that_no_resizing_takes_names_the_file(tmp_path):
+    file = tmp_path / "wide.png"
+    Image.new("RGB", (3012, 1)).save(file)
+    given = {"file_name": str(file), "height": 1, "width": 3012}
+    resize = T.ResizeShortestEdge(800, 1333)
+    with pytest.raises(ValueError, match="wide.png cannot be augmented, it has 3012 x 1 pixels: "):
+        mapper(Mapper, True, augmentations=[resize])(given)

@@ -3,6 +3,7 @@
 import re
 
 import cv2
+import detectron2.data.transforms as T
 import numpy as np
 import pytest
 import torch
@@ -12,8 +13,10 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
 from resnest_d2 import model_zoo
+from resnest_d2.data.images import read_header
+from resnest_d2.data.mapper import Mapper
 from resnest_d2.inference import Predictor, predict_inputs
-from resnest_d2.inference.files import list_inputs, output_paths, read_rgb
+from resnest_d2.inference.files import list_inputs, output_paths
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -98,27 +101,26 @@ def test_wrong_arrays(make_predictor, wrong):
         make_predictor()(wrong)
 
 
-def test_images_are_read_upright_and_in_8_bits(red_left_blue_right, tmp_path):
-    expected = read_rgb(red_left_blue_right)
-    assert expected[0, 0].tolist() == list(RED)
-    image = Image.open(red_left_blue_right)
-
+def test_pictures_are_read_as_in_training(make_predictor, tmp_path, caplog):
+    """Upright, 16 bits over their whole range, transparency on the same background."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 4), np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6  # "rotate by 90 degrees to the right to see it upright"
-    image.rotate(90, expand=True).save(tmp_path / "rotated.png", exif=exif)
-    assert np.array_equal(read_rgb(tmp_path / "rotated.png"), expected)
-
-    for mode in ("RGBA", "P"):
-        image.convert(mode).save(tmp_path / f"{mode}.png")
-        assert np.array_equal(read_rgb(tmp_path / f"{mode}.png"), expected)
-
-    gray = np.array([[0, 257 * 100, 65535]], np.uint16)
-    Image.fromarray(gray).save(tmp_path / "16bit.png")
-    assert read_rgb(tmp_path / "16bit.png").tolist() == [[[0] * 3, [100] * 3, [255] * 3]]
-
-    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
-    with pytest.raises(ValueError, match="mode F have no known range"):
-        read_rgb(tmp_path / "float.tif")
+    Image.fromarray(pixels).save(tmp_path / "transparent.png", exif=exif)
+    Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "16 bits.tif")
+    pages = [Image.fromarray(p) for p in (pixels[..., :3], pixels[..., 1:])]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    predictor = make_predictor("INPUT.MIN_SIZE_TEST", 0, "INPUT.FORMAT", "RGB")
+    mapper = Mapper(is_train=False, augmentations=[T.NoOpTransform()], image_format="RGB")
+    for file in list_inputs([str(tmp_path)]):
+        assert predict_inputs(predictor, [file], tmp_path / "out") == []
+        size = dict(zip(("width", "height"), read_header(file).size, strict=True))
+        learned = mapper({"file_name": str(file), **size})["image"].numpy()
+        assert np.array_equal(predictor.model.input["image"].numpy(), learned)
+    assert (
+        caplog.messages.count(f"{tmp_path / 'pages.tif'} has 2 pages, of which the first is read")
+        == 1
+    )
 
 
 def test_a_name_that_cannot_be_written_to_becomes_png(
@@ -179,6 +181,34 @@ def test_broken_files_are_named_and_skipped(
     assert "4/4" in capfd.readouterr().err  # the progress bar
 
 
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError])
+def test_a_picture_on_which_the_model_fails_is_named_and_skipped(
+    make_predictor, red_left_blue_right, tmp_path, caplog, monkeypatch, error
+):
+    predictor, call = make_predictor(), Camera.forward
+
+    def forward(self, inputs):
+        if inputs[0]["height"] == 7:
+            raise error("you tried to allocate 99 GB")
+        return call(self, inputs)
+
+    monkeypatch.setattr(Camera, "forward", forward)
+    odd = tmp_path / "odd.png"
+    Image.fromarray(np.zeros((7, 9, 3), np.uint8)).save(odd)
+    files = [odd, red_left_blue_right]
+    assert predict_inputs(predictor, files, tmp_path / "out") == [odd]
+    message = f"Skipped {odd}: has 9 x 7 pixels, on which the model fails: you tried to allocate"
+    assert message in caplog.text
+    assert (tmp_path / "out/colours.png").is_file()
+
+
+def test_a_defect_of_the_model_is_not_skipped(make_predictor, red_left_blue_right, tmp_path):
+    predictor = make_predictor()
+    del predictor.model
+    with pytest.raises(AttributeError):
+        predict_inputs(predictor, [red_left_blue_right], tmp_path / "out")
+
+
 def test_inputs_and_outputs(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -218,10 +248,27 @@ def test_the_command(tmp_path, red_left_blue_right):
     assert (output / "colours.png").is_file()
 
     (tmp_path / "broken.png").write_text("")
-    result = predict("--input", tmp_path, "--output", output, "--allow-untrained")
+    (tmp_path / "none.mp4").write_text("<html>404</html>")
+    for name, width, height in (("wide", 3012, 1), ("high", 1, 3000), ("dot", 1, 1)):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{name}.png")
+    Image.new("L", (101, 100)).save(tmp_path / "bomb.png")
+    args = ["--input", tmp_path, "--output", output, "--allow-untrained"]
+    result = predict(*args, "--max-pixels", "10000")
     assert result.returncode == 1
-    assert f"Skipped {tmp_path / 'broken.png'}" in result.stdout + result.stderr
-    assert "1 of 2 inputs drawn" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+    assert "2 of 7 inputs drawn" in result.stdout
+    names = ("bomb.png", "broken.png", "high.png", "none.mp4", "wide.png")
+    for name in names:
+        assert f"Skipped {tmp_path / name}" in result.stdout
+    last = ", ".join(str(tmp_path / name) for name in names)
+    assert result.stdout.splitlines()[-1] == f"Not drawn, or not to their end: {last}"
+    assert "bomb.png: cannot be read as a picture: " in result.stdout
+    assert "--max-pixels allows more" in result.stdout
+    result = predict(*args, "--max-pixels", "10100")
+    assert "3 of 7 inputs drawn" in result.stdout
+    result = predict(*args, "--max-pixels", "0")
+    assert result.returncode == 2
+    assert "error: --max-pixels must be at least 1, got 0" in result.stderr
 
     result = predict(*args, "--confidence-threshold", "5")
     assert result.returncode == 2

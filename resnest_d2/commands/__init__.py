@@ -1,5 +1,6 @@
 """The command lines, one module each; ``python -m resnest_d2`` and ``tools/`` run them."""
 
+import argparse
 import json
 import math
 import os
@@ -40,6 +41,12 @@ def one_line_errors() -> Iterator[None]:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+def add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    """Add the option whose value is for :func:`resnest_d2.data.images.set_max_pixels`."""
+    text = "read pictures of up to N pixels (default: 178956970, Pillow's guard against bombs)"
+    parser.add_argument("--max-pixels", type=int, metavar="N", help=text)
 
 
 def write_metrics(file: Path, results: Mapping[str, Any]) -> dict[str, float | None]:

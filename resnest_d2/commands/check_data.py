@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from ..config import InputError
 from ..data.coco_json import CocoData, read_coco
-from ..data.images import read_image
+from ..data.images import read_image, set_max_pixels
 from ..data.repair import Options
-from . import one_line_errors
+from . import add_max_pixels, one_line_errors
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -26,6 +26,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--keypoints", action="store_true", help="check keypoints, too")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write what was read, repaired")
     Options.add_arguments(parser)
+    add_max_pixels(parser)
     return parser.parse_args(arguments)
 
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     setup_logger(name="resnest_d2")
     with one_line_errors():
+        set_max_pixels(args.max_pixels)
         if args.output is not None and args.output.suffix != ".json":
             raise InputError(f"--output: {args.output} does not end in .json")
         data = read_coco(

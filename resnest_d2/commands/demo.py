@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ..config.load import choose_device, config_dir, load_config
 from ..data import build_digits
+from ..data.images import read_image
 from ..engine import Trainer
 from ..inference import Predictor
 from ..inference.drawing import import_to_draw
@@ -163,7 +163,7 @@ def draw_grid(predictor: Predictor, dicts: Sequence[dict[str, Any]], picture: st
     for axis in axes:
         axis.axis("off")
     for left, right, entry in zip(axes[::2], axes[1::2], dicts, strict=False):
-        image = read_image(entry["file_name"], format="RGB")
+        image = read_image(entry["file_name"])
         truth = Visualizer(image, predictor.metadata, SCALE).draw_dataset_dict(entry).get_image()
         left.imshow(truth)
         left.set_title("ground truth", fontsize=9)

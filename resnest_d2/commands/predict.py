@@ -9,10 +9,11 @@ from detectron2.utils.logger import setup_logger
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config.load import choose_device, load_config
 from ..config.settings import Settings
+from ..data.images import set_max_pixels
 from ..inference import Predictor, predict_inputs, set_score_threshold
 from ..inference.drawing import import_to_draw
 from ..inference.files import list_inputs, output_paths
-from . import one_line_errors
+from . import add_max_pixels, one_line_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SCORE",
         help="least score that is drawn, 0 to 1 (default: the config's, or 0.5 if that is lower)",
     )
+    add_max_pixels(parser)
     add(
         "--allow-untrained",
         action="store_true",
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("resnest_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     with one_line_errors():
+        set_max_pixels(args.max_pixels)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
         settings = Settings.of(load_config(args.config_file, args.opts))
@@ -56,4 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_score_threshold(predictor.model, least, only_raise=threshold is None)
         skipped = predict_inputs(predictor, files, output)
     print(f"{len(files) - len(skipped)} of {len(files)} inputs drawn to {output}")
+    if skipped:
+        print(f"Not drawn, or not to their end: {', '.join(map(str, skipped))}")
     return 1 if skipped else 0

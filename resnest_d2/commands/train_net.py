@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from detectron2.engine import default_argument_parser, launch
 
 from ..config.settings import Settings
+from ..data.images import set_max_pixels
 from ..engine.finetune import add_arguments
 from ..engine.launch import prepare, set_up
 from ..evaluation import coco
-from . import one_line_errors
+from . import add_max_pixels, one_line_errors
 
 
 def main(
@@ -27,10 +28,12 @@ def main(
     parser = default_argument_parser()
     add_arguments(parser)
     coco.add_argument(parser)
+    add_max_pixels(parser)
     args = parser.parse_args(arguments)
     if not args.config_file.endswith(ending) or not args.config_file:
         parser.error(f"--config-file is required, e.g. {example}")
     with one_line_errors():
+        set_max_pixels(args.max_pixels)
         settings, num_processes = prepare(args)
     launch(
         _work,
@@ -45,5 +48,6 @@ def main(
 
 def _work(settings: Settings, args: argparse.Namespace) -> None:
     with one_line_errors():
+        set_max_pixels(args.max_pixels)  # in a process that was started for one GPU of several
         work = set_up(settings, args)
     work()

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .image_files import IMAGE_ENDINGS
+from .images import IMAGE_ENDINGS
 
 HEAD = 4096  # so many bytes of a text show its format
 COCO = "convert it to COCO's: coco convert --from {} --to coco --input {} --output train.json"

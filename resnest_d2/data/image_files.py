@@ -13,12 +13,11 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from ..config import InputError
-from .images import read_header
+from .images import IMAGE_ENDINGS, read_header
 from .notes import Notes, some
 from .values import integers, numbers
 
 SHOW_PROGRESS = 2000  # from so many images on
-IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
 
 

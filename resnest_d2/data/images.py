@@ -1,6 +1,7 @@
 """Pictures as arrays: one reader for training, evaluation and prediction."""
 
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from ..config import InputError
+from ..config import InputError, require_int
 
+IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Transparent pixels show this colour (RGB), as annotation tools and browsers show it.
 BACKGROUND = (255, 255, 255)
 # What makes pictures of EXIF's orientations upright; from 5 on width and height are exchanged.
@@ -21,7 +23,7 @@ UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.F
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
 # Pillow raises these on files that are damaged or no pictures.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,18 @@ class Header:
     """Whether EXIF exchanges the width and height that are stored."""
     pages: int
     """Pages or frames, of which the first is read."""
+
+
+def set_max_pixels(number: int | None) -> None:
+    """Read pictures of up to so many pixels; None leaves Pillow's limit of 178,956,970.
+
+    Raises:
+        InputError: the number is below 1.
+    """
+    if number is None:
+        return
+    require_int("--max-pixels", number, least=1)
+    Image.MAX_IMAGE_PIXELS = -(-number // 2)  # Pillow warns above it, and refuses above its double
 
 
 def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
@@ -50,12 +64,31 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
         shape (H, W, channels), uint8; float for YUV.
 
     Raises:
-        InputError: it is no picture, is damaged, or its pixels have no known range (integers and
-            floating-point numbers of 32 bits).
+        InputError: it is no picture, is damaged, has too many pixels (see :func:`set_max_pixels`
+            for a way out), or they have no known range (integers and floating-point numbers of 32
+            bits).
         FileNotFoundError: there is no such file.
     """
     with _open(file) as image:
         return convert_PIL_to_numpy(_to_8_bits(image), image_format)
+
+
+def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
+    """Read a map of classes; of a palette its indices count, not its colours.
+
+    Returns:
+        shape (H, W), of the data type.
+
+    Raises:
+        InputError: it is no picture, is damaged, or has labels that the data type cannot hold.
+        FileNotFoundError: there is no such file.
+    """
+    with _open(file) as image:
+        labels = np.asarray(image if len(image.getbands()) == 1 else image.convert("L"))
+        converted = labels.astype(dtype)
+        if not np.array_equal(converted, labels):
+            raise ValueError(f"its labels, up to {labels.max()}, are no {np.dtype(dtype)}")
+        return converted
 
 
 def read_header(file: str | Path) -> Header:
@@ -74,10 +107,20 @@ def read_header(file: str | Path) -> Header:
 @contextmanager
 def _open(file: str | Path) -> Iterator[Image.Image]:
     try:
-        with PathManager.open(str(file), "rb") as stream, Image.open(stream) as image:
-            yield image
+        with PathManager.open(str(file), "rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # from half the limit on
+            with Image.open(stream) as image:
+                yield image
     except FileNotFoundError:
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{file} cannot be read as a picture: {error}; --max-pixels allows more"
+        ) from error
+    except MemoryError as error:
+        raise InputError(f"{file} cannot be read as a picture: the memory is too small") from error
     except DAMAGED as error:
         unknown = "Pillow knows no such format"
         reason = unknown if isinstance(error, UnidentifiedImageError) else error

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
+from PIL import Image
 
-from .images import read_image
+from ..config import InputError
+from .images import read_image, read_labels
 
 
 class Mapper(DatasetMapper):
@@ -18,6 +20,16 @@ class Mapper(DatasetMapper):
     Same arguments and results. Besides reading more kinds of pictures it takes images without
     objects where ``INPUT.CROP`` recomputes boxes.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take Detectron2's arguments."""
+        super().__init__(*args, **kwargs)
+        self._max_pixels = Image.MAX_IMAGE_PIXELS
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # The loader's processes, where they are no forks, start with Pillow's own limit.
+        self.__dict__.update(state)
+        Image.MAX_IMAGE_PIXELS = self._max_pixels
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Read, augment and convert one image.
@@ -29,7 +41,8 @@ class Mapper(DatasetMapper):
             what Detectron2's models take.
 
         Raises:
-            InputError: the picture cannot be read; the message names its file.
+            InputError: the picture or its map of classes cannot be read, or cannot be resized or
+                cropped; the message names its file.
             detectron2.data.detection_utils.SizeMismatchError: it is of another size than the dict
                 says.
         """
@@ -37,9 +50,15 @@ class Mapper(DatasetMapper):
         image = read_image(record["file_name"], self.image_format)
         utils.check_image_size(record, image)
         labels = record.pop("sem_seg_file_name", None)
-        labels = None if labels is None else utils.read_image(labels, "L").squeeze(2)
+        labels = None if labels is None else read_labels(labels)
         augmented = T.AugInput(image, sem_seg=labels)
-        transforms = self.augmentations(augmented)
+        try:
+            transforms = self.augmentations(augmented)
+        except ValueError as error:  # such as a side of no pixel
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            raise InputError(
+                f"{record['file_name']} cannot be augmented, it has {size}: {error}"
+            ) from error
         height, width = augmented.image.shape[:2]
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         record["image"] = torch.as_tensor(pixels)

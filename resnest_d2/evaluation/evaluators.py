@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
@@ -19,11 +18,10 @@ from detectron2.evaluation import (
     PascalVOCDetectionEvaluator,
     SemSegEvaluator,
 )
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
 from ..config import ConfigError, did_you_mean
 from ..config.settings import Config, Settings
+from ..data.images import read_labels
 from .coco import FastCOCOEvaluator, choose_implementation
 
 logger = logging.getLogger(__name__)
@@ -53,14 +51,10 @@ def _coco(
     )
 
 
-def _read_map(filename: str, dtype: type = int) -> np.ndarray:
-    """Class indices of shape (H, W); Detectron2's own reader fails with NumPy 2."""
-    with PathManager.open(filename, "rb") as stream, Image.open(stream) as image:
-        return np.array(image, dtype=dtype)
-
-
 def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
-    return SemSegEvaluator(name, distributed=True, output_dir=folder, sem_seg_loading_fn=_read_map)
+    # Detectron2's own reader of maps fails with NumPy 2.
+    read = read_labels
+    return SemSegEvaluator(name, distributed=True, output_dir=folder, sem_seg_loading_fn=read)
 
 
 def _require_panopticapi() -> None:

@@ -7,18 +7,22 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..config import InputError
+from ..data.images import IMAGE_ENDINGS, read_header, read_image
 from .drawing import import_to_draw
 from .predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
-IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 DEFAULT_FPS = 25.0
+# What a file that is damaged, too large or of an odd shape causes; PyTorch says by a RuntimeError
+# that memory does not suffice.
+FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 
 
 def list_inputs(paths: Sequence[str]) -> list[Path]:
@@ -73,7 +77,8 @@ def _is_video(file: Path) -> bool:
 def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) -> list[Path]:
     """Write a picture or video with the detections for each file.
 
-    A file that cannot be read is named in the log and skipped.
+    A file that cannot be read, or on which the model fails, is named in the log and skipped. Of
+    pictures with several pages the first is read, which the log says.
 
     Args:
         predictor: the detector.
@@ -93,40 +98,29 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
     pairs = list(zip(files, targets, strict=True))
     with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
         for file, target in tqdm(pairs, unit="file", disable=len(pairs) < 2):
-            if not (_predict_video if _is_video(file) else _predict_image)(predictor, file, target):
+            try:
+                predict = _predict_video if _is_video(file) else _predict_image
+                is_whole = predict(predictor, file, target)
+            except FAILURES as error:
+                reason = str(error).removeprefix(f"{file} ") or type(error).__name__
+                logger.error("Skipped %s: %s", file, reason)
+                is_whole = False
+            if not is_whole:
                 skipped.append(file)
     return skipped
 
 
-def read_rgb(file: Path) -> np.ndarray:
-    """Read an image upright and in 8 bits, of shape (H, W, 3), RGB.
-
-    Raises:
-        OSError: the file is damaged or no image.
-        ValueError: its pixels have no known range (32 bits, floating point).
-    """
-    with Image.open(file) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I;16"):
-            gray = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)
-            return gray[..., None].repeat(3, axis=2)
-        if image.mode in ("I", "F"):
-            raise ValueError(f"pixels of mode {image.mode} have no known range; convert to 8 bits")
-        return np.asarray(image.convert("RGB"))
-
-
 def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
+    if (pages := read_header(file).pages) > 1:
+        logger.warning("%s has %d pages, of which the first is read", file, pages)
+    image = read_image(file)
     try:
-        image = read_rgb(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        logger.error("Skipped %s, which cannot be read as an image: %s", file, error)
-        return False
-    output = predictor(image)
-    try:
-        Image.fromarray(predictor.draw(image, output)).save(target)
-    except (OSError, ValueError) as error:
-        logger.error("Skipped %s, whose drawing cannot be saved as %s: %s", file, target, error)
-        return False
+        output = predictor(image)
+        drawn = predictor.draw(image, output)
+    except FAILURES as error:
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise InputError(f"{file} has {size}, on which the model fails: {error}") from error
+    Image.fromarray(drawn).save(target)
     if "instances" in output:
         logger.info("%s: %d instances", file, len(output["instances"]))
     return True
