@@ -52,24 +52,24 @@ def automatic(name, files, *opts):
 
 def test_few_small_images_of_small_objects(make):
     cfg = automatic("faster_resnest50", make(10, 256, 256, 6, 20))
-    # Objects of 6 pixels have 12 where images are twice as large; anchors begin at 16.
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (512, (416, 512))
-    assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 608
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[16], [32], [64], [128], [256]]
+    # Objects of 6 pixels have 9 where images are half as large again; anchors begin at 8.
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MIN_SIZE_TRAIN) == (384, (320, 384))
+    assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 448
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [16], [32], [64], [128]]
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
-    # 4,000 images in batches of 2, at an eighth of the rate for 16.
+    # 2,000 images in batches of 2, at an eighth of the rate for 16.
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.02 / 8)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (2000, (1333, 1777))
-    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (200, 400)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (1000, (666, 888))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (100, 200)
     assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
 
 
 def test_large_images_of_many_objects(make):
     cfg = automatic("retinanet_resnest50", make(200, 1600, 1200, 200, 300))
-    assert cfg.INPUT.MIN_SIZE_TEST == 512
-    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0][0] == 32  # 85 pixels: the config's own are right
+    assert cfg.INPUT.MIN_SIZE_TEST == 384
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0][0] == 32  # 64 pixels: the config's own are right
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 450
-    assert cfg.SOLVER.MAX_ITER == 4000  # 40 times 200
+    assert cfg.SOLVER.MAX_ITER == 2000  # batches of 2, 20 times 200
     cfg = automatic("faster_resnest50", make(2, 1600, 1200, 200, 700))
     assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 2 * cfg.TEST.DETECTIONS_PER_IMAGE == 2100
     assert cfg.MODEL.RPN.PRE_NMS_TOPK_TEST == 4200
@@ -91,7 +91,7 @@ def test_the_command_line_counts(make, caplog):
 def test_ranges_of_sizes_and_configs_that_are_code(make):
     files = make(3, 640, 480, 50, 2)
     sizes = automatic("cascade_resnest200_3x", files, "MODEL.MASK_ON", "False").INPUT
-    assert sizes.MIN_SIZE_TRAIN == (384, 480)
+    assert sizes.MIN_SIZE_TRAIN == (320, 384)
     with pytest.raises(ValueError, match="--auto is for YAML configs"):
         automatic("lazy/faster_resnest50", files)
 

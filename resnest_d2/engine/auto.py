@@ -18,10 +18,12 @@ logger = logging.getLogger(__name__)
 # The rules' numbers; docs/own_data.md has the rules in words.
 SMALL_OBJECT = 24  # pixels that the square root of a small object's area shall have
 GREATEST_ENLARGEMENT = 2
-GREATEST_SIDE = {"cpu": 512, "cuda": 800}  # of the shorter side
 GIGABYTES_PER_IMAGE = 4  # Mask R-CNN with ResNeSt-50 in training, at 800 x 1333
-TIMES_SEEN = 40  # how often a run sees each image
-LEAST_SEEN = 4000  # images that a run sees, counted as often as they are seen
+# By kind of device: the greatest shorter side, how often a run sees each image, and how many images
+# it sees at least, counted as often as they are seen.
+GREATEST_SIDE = {"cpu": 384, "cuda": 800}
+TIMES_SEEN = {"cpu": 20, "cuda": 40}
+LEAST_SEEN = {"cpu": 2000, "cuda": 4000}
 EVALUATIONS = 5
 
 
@@ -54,7 +56,7 @@ def set_automatically(
 
 def _rules(settings: Settings, data: CocoData, num_processes: int) -> list[tuple[str, Any, str]]:
     cfg = settings.cfg
-    kind = settings.device.partition(":")[0]
+    kind = "cpu" if settings.device.startswith("cpu") else "cuda"
     sizes = sorted(a["area"] ** 0.5 for a in data.annotations if not a["iscrowd"])
     images, objects = len(data.images), data.most_objects
     side = statistics.median(min(i["width"], i["height"]) for i in data.images)
@@ -62,7 +64,7 @@ def _rules(settings: Settings, data: CocoData, num_processes: int) -> list[tuple
 
     small = sizes[len(sizes) // 5]
     scale = min(max(SMALL_OBJECT / small, 1), GREATEST_ENLARGEMENT)
-    greatest = GREATEST_SIDE.get(kind, GREATEST_SIDE["cuda"])
+    greatest = GREATEST_SIDE[kind]
     test_side = min(_multiple(side * scale), greatest)
     scale = test_side / side
     train_sides = tuple(dict.fromkeys(_multiple(test_side * part) for part in (0.8, 0.9, 1)))
@@ -101,9 +103,10 @@ def _rules(settings: Settings, data: CocoData, num_processes: int) -> list[tuple
     rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH
     reason = f"the config's {cfg.SOLVER.BASE_LR:g} for {cfg.SOLVER.IMS_PER_BATCH}, in proportion"
     rules.append(("SOLVER.BASE_LR", rate, reason))
-    seen = max(TIMES_SEEN * images, LEAST_SEEN)
+    times, least = TIMES_SEEN[kind], LEAST_SEEN[kind]
+    seen = max(times * images, least)
     length = min(math.ceil(seen / batch), cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH // batch)
-    reason = f"{seen} images, {TIMES_SEEN} times the {images}, at least {LEAST_SEEN}"
+    reason = f"{seen} images: {times} times the {images}, at least {least}"
     rules.append(("SOLVER.MAX_ITER", length, reason))
     if cfg.SOLVER.STEPS:
         steps = (length * 2 // 3, length * 8 // 9)
@@ -117,7 +120,7 @@ def _rules(settings: Settings, data: CocoData, num_processes: int) -> list[tuple
 
 def _batch(kind: str, pixels: int, num_processes: int) -> tuple[int, str]:
     """Images a batch, and why."""
-    if kind != "cuda":
+    if kind == "cpu":
         small = pixels <= 400 * 400
         return (4, "a CPU and small images") if small else (2, "a CPU")
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
