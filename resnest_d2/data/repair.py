@@ -398,9 +398,13 @@ PATTERNS: dict[str, Callable[[Box], Box]] = {
 
 def overlap(one: Box, other: Box) -> float:
     """Intersection over union of two boxes (x, y, width, height)."""
-    if min(*one[2:], *other[2:]) <= 0:
+    (x, y, width, height), (left, top, across, down) = one, other
+    width_of_both = min(x + width, left + across) - max(x, left)
+    height_of_both = min(y + height, top + down) - max(y, top)
+    if width_of_both <= 0 or height_of_both <= 0:
         return float(one == other)
-    return float(mask_util.iou([one], [other], [0])[0][0])
+    both = width_of_both * height_of_both
+    return both / (width * height + across * down - both)
 
 
 def mask_box(mask: Mask) -> Box:

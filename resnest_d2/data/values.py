@@ -13,9 +13,9 @@ def number(value: Any) -> int | float | None:
     """Return a number that may be written as text; None for anything else."""
     if isinstance(value, str) and NUMBER.fullmatch(value.strip()):
         value = json.loads(value) if re.fullmatch(r"-?[1-9]\d*", value.strip()) else float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value
+    return value if abs(value) < math.inf else None
 
 
 def numbers(values: Any) -> list[int | float] | None:
@@ -24,6 +24,8 @@ def numbers(values: Any) -> list[int | float] | None:
         values = re.split(r"[\s,;]+", values.strip(" \t\n[]()"))
     if not isinstance(values, (list, tuple)):
         return None
+    if set(map(type, values)) == {float} and math.isfinite(sum(values)):
+        return values  # as they are in most files, at no cost
     found = [number(value) for value in values]
     return None if None in found else found
 
