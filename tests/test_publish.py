@@ -189,7 +189,7 @@ def test_publication(trained, tmp_path, capsys, ending):
     assert sorted(tmp_path.iterdir()) == sorted([weights, card, config])
     if ending == "pth":
         content = torch.load(weights, weights_only=True)
-        assert set(content) == {"model", "input", "classes", "__author__"}
+        assert set(content) == {"model", "input", "classes", "config", "__author__"}
     else:
         with safe_open(weights, "pt") as file:
             assert set(file.keys()) == set(model.state_dict())

@@ -7,12 +7,13 @@ from pathlib import Path
 from detectron2.utils.logger import setup_logger
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
-from ..config.load import choose_device, load_config
+from ..config.load import choose_device
 from ..config.settings import Settings
 from ..data.images import set_max_pixels
 from ..inference import Predictor, predict_inputs, set_score_threshold
 from ..inference.drawing import import_to_draw
 from ..inference.files import list_inputs, output_paths
+from ..weights.stored_config import load_config_of_weights
 from . import add_max_pixels, one_line_errors
 
 
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="path to config file")
+    add("--config-file", default="", metavar="FILE", help="(default: the one in the checkpoint)")
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     add(
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_max_pixels(args.max_pixels)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
-        settings = Settings.of(load_config(args.config_file, args.opts))
+        settings = Settings.of(load_config_of_weights(args.config_file, args.opts))
         files = list_inputs(args.input)
         output_paths(files, output)
         import_to_draw("detectron2.utils.visualizer")  # found missing before the model is loaded

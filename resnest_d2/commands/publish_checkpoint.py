@@ -3,32 +3,32 @@
 import argparse
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import InputError
-from ..config.load import load_config
+from ..config.keys import portable_config
 from ..config.settings import Settings
 from ..files import sha256, write_text
 from ..modeling.detector import build_detector
 from ..weights.files import ENDINGS, Checkpoint, write_checkpoint
 from ..weights.input_format import of_model
-from ..weights.loading import parts
+from ..weights.loading import parts, read_config
+from ..weights.stored_config import config_text, load_config_of_weights
 from . import one_line_errors
 from .convert_weights import read
 
 # Metrics of these are results; training's metrics.json has times and losses too.
 TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
-# These keys tell of the machine that a model was trained on.
-_PERSONAL = ("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE")
+# These settings tell of the machine that a model was trained on.
+_PERSONAL = ("output_dir", "weights", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--config-file",
         type=Path,
         metavar="FILE",
-        help="the model's config (default: config.yaml beside the checkpoint)",
+        help="the model's config (default: config.yaml beside the checkpoint, or the one in it)",
     )
     add(
         "--results",
@@ -77,13 +77,16 @@ def publish(args: argparse.Namespace) -> list[Path]:
     """
     folder, output, name = args.checkpoint.parent, args.output, args.name
     config_file = args.config_file or folder / "config.yaml"
+    if not args.config_file and not config_file.is_file() and read_config(str(args.checkpoint)):
+        config_file = None
     results = args.results or folder / "metrics.json"
     for file in filter(None, (args.checkpoint, args.results)):
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
     if name is not None and Path(name).name != name:
         raise InputError(f"a name is the beginning of a file's name, got {name!r}")
-    settings = Settings.of(load_config(str(config_file), args.opts))
+    cfg = load_config_of_weights(str(config_file or ""), args.opts, weights=str(args.checkpoint))
+    settings = Settings.of(cfg)
     metrics = read_results(results) if results.is_file() else {}
     conversion, published = read(str(args.checkpoint))
     on_cpu = settings.copy()
@@ -91,11 +94,12 @@ def publish(args: argparse.Namespace) -> list[Path]:
     model = build_detector(on_cpu)
     if problem := _misfit(conversion.weights, model):
         raise InputError(f"{args.checkpoint} is not of the model in {config_file}: {problem}")
-    published = replace(published, input_format=of_model(model))
-
     text = settings_text(settings)
+    published = replace(published, input_format=of_model(model), config=text)
+
     output.mkdir(parents=True, exist_ok=True)
-    name = name or (config_file.parent.name if config_file.stem == "config" else config_file.stem)
+    named = config_file or folder / "config.yaml"
+    name = name or (named.parent.name if named.stem == "config" else named.stem)
     unnamed = output / f"{name}-unnamed.{args.format}"
     write_checkpoint(published, unnamed)
     target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{args.format}")
@@ -157,16 +161,16 @@ def _misfit(weights: Mapping[str, Any], model: nn.Module) -> str:
 
 
 def settings_text(settings: Settings) -> str:
-    """Write a config as YAML; a ``CfgNode`` without what Detectron2 sets alike."""
+    """Write a config as YAML, without the folder, weights and device of its training.
+
+    A ``CfgNode`` is written without what Detectron2 and this package set alike.
+    """
+    settings, defaults = settings.copy(), Settings.of(get_cfg())
+    for name in _PERSONAL:
+        setattr(settings, name, getattr(defaults, name))
     if settings.is_lazy:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "config.yaml"
-            LazyConfig.save(settings.cfg, str(file))
-            return file.read_text()
-    cfg, defaults = settings.copy(), Settings.of(get_cfg())
-    for key in _PERSONAL:
-        cfg.set(key, defaults.get(key))
-    changed = CfgNode(_changes(cfg.cfg, defaults.cfg))
+        return config_text(settings)
+    changed = CfgNode(_changes(portable_config(settings.cfg), defaults.cfg))
     changed.VERSION = settings.cfg.VERSION  # without it Detectron2 guesses, and says so
     return changed.dump()
 

@@ -30,7 +30,8 @@ def main(
     coco.add_argument(parser)
     add_max_pixels(parser)
     args = parser.parse_args(arguments)
-    if not args.config_file.endswith(ending) or not args.config_file:
+    # A checkpoint that is evaluated may hold its config.
+    if not (args.config_file.endswith(ending) if args.config_file else args.eval_only):
         parser.error(f"--config-file is required, e.g. {example}")
     with one_line_errors():
         set_max_pixels(args.max_pixels)

@@ -4,7 +4,7 @@ import importlib
 import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 
 import yaml
 from detectron2.config import CfgNode, downgrade_config, get_cfg, upgrade_config
@@ -114,13 +114,18 @@ def errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def flat_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all values below a config node, ``"MODEL.WEIGHTS"``, ..."""
+def flat_items(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values below a config node with their dotted names, ``("MODEL.WEIGHTS", "")``, ..."""
     for key, value in node.items():
         if isinstance(value, dict):
-            yield from flat_keys(value, f"{prefix}{key}.")
+            yield from flat_items(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", value
+
+
+def flat_keys(node: dict[str, Any]) -> Iterator[str]:
+    """Dotted names of all values below a config node."""
+    return (key for key, _ in flat_items(node))
 
 
 def _add_project_config(cfg: CfgNode, keys: Collection[str]) -> None:
@@ -158,6 +163,27 @@ class _Loader(yaml.FullLoader):
     yaml_multi_constructors: ClassVar = {"tag:yaml.org,2002:python/": refuse}
 
 
+def parse_yaml(text: str | IO[str], name: str) -> dict[str, Any]:
+    """Read YAML whose ``_BASE_``, if it has one, is not followed.
+
+    Args:
+        text: it, or a file that is open.
+        name: of the file, for messages.
+
+    Raises:
+        ConfigError: it is no YAML, would run code, or holds no keys.
+    """
+    try:
+        content = yaml.load(text, _Loader) or {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{name} is no YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{name}: it is no config but holds a {type(content).__name__}")
+    return content
+
+
 def read_yaml(file: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read a YAML file over its ``_BASE_`` files (one, or a list of which later ones win).
 
@@ -172,14 +198,7 @@ def read_yaml(file: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if file in above:
         raise ConfigError(f"{file} is its own _BASE_")
     with PathManager.open(file, "r") as stream:
-        try:
-            content = yaml.load(stream, _Loader) or {}
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ConfigError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
-        except ConfigError as error:
-            raise ConfigError(f"{file}: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: it is no config but holds a {type(content).__name__}")
+        content = parse_yaml(stream, file)
     bases = content.pop("_BASE_", [])
     merged: dict[str, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:

@@ -28,18 +28,24 @@ def read_lazy_config(file: str, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         ConfigError: the file is no config, or an override names a key that does not exist.
     """
-    return _override(LazyConfig.load(file), file, overrides)
+    return override(LazyConfig.load(file), file, overrides)
 
 
 def restore_lazy_config(
-    content: dict[str, Any], file: str, overrides: Sequence[str] = ()
+    content: dict[str, Any], file: str, overrides: Sequence[str] = (), known: Any = None
 ) -> DictConfig:
     """A LazyConfig from the YAML that training saved of it.
+
+    Args:
+        content: what the YAML holds.
+        file: its path, for messages.
+        overrides: as of :func:`read_lazy_config`.
+        known: another config's content; what that one calls may be called.
 
     Raises:
         ConfigError: as :func:`read_lazy_config`, or it calls what is none of the known packages'.
     """
-    for target in _targets(content):
+    for target in set(_targets(content)).difference(_targets(known)):
         found = locate(target) if target.startswith(TRUSTED) else None
         if not f"{getattr(found, '__module__', '')}.".startswith(TRUSTED):
             raise ConfigError(
@@ -47,7 +53,7 @@ def restore_lazy_config(
                 "take the .py config that it was saved from"
             )
     cfg = OmegaConf.create(content, flags={"allow_objects": True})
-    return _override(cfg, file, overrides)
+    return override(cfg, file, overrides)
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -59,7 +65,12 @@ def _targets(node: Any) -> Iterator[str]:
         yield from _targets(value)
 
 
-def _override(cfg: DictConfig, file: str, overrides: Sequence[str]) -> DictConfig:
+def override(cfg: DictConfig, file: str, overrides: Sequence[str]) -> DictConfig:
+    """Override keys of a LazyConfig that ``file`` holds, in place, and return it.
+
+    Raises:
+        ConfigError: as :func:`read_lazy_config`.
+    """
     if "model" not in cfg:
         raise ConfigError(f"{file} defines no 'model'")
     for override in overrides:

@@ -68,19 +68,22 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictCon
                 raise ConfigError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
             else:
                 cfg = merge_config(content, config_file, opts)
-    settings = Settings.of(cfg)
-    _check(settings)
+    check(Settings.of(cfg))
+    return cfg
+
+
+def check(settings: Settings) -> None:
+    """Refuse settings that Detectron2 trips over late, or in words that do not name the key.
+
+    Raises:
+        ConfigError: the message names the key and its value.
+    """
     try:
         torch.device(settings.device)
     except (RuntimeError, TypeError):
         raise ConfigError(
             f"{settings.key('device')} {settings.device!r} is no device of PyTorch"
         ) from None
-    return cfg
-
-
-def _check(settings: Settings) -> None:
-    """Refuse settings that Detectron2 trips over late, or in words that do not name the key."""
     for key in POSITIVE_KEYS[settings.is_lazy]:
         require_int(key, settings.get(key, 1), 1)
     if settings.is_lazy:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..config import InputError
 from ..weights import RecordingCheckpointer
-from ..weights.files import CLASS_METADATA, CLASSES_KEY, INPUT_KEY
+from ..weights.files import CLASS_METADATA, CLASSES_KEY, CONFIG_KEY, INPUT_KEY
 from ..weights.input_format import of_model
 from ..weights.loading import parts, require_file
 
@@ -28,14 +28,14 @@ def class_metadata(datasets: Sequence[str]) -> dict[str, Any]:
 class _Kept:
     """A constant that checkpoints keep; loading has compared it with the model's."""
 
-    def __init__(self, state: dict[str, Any], folder: str) -> None:
+    def __init__(self, state: Any, folder: str) -> None:
         self.state = state
         self.folder = folder
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Any:
         return self.state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Leave the constant as it is."""
 
 
@@ -58,17 +58,24 @@ class TrainingCheckpointer(RecordingCheckpointer):
         model: the model.
         save_dir: where checkpoints are saved.
         classes: saved in each checkpoint; :func:`class_metadata` returns them.
+        config: saved in each checkpoint; ``config_text`` returns it.
         checkpointables: other objects that are saved and resumed.
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str, classes: dict[str, Any], **checkpointables: Any
+        self,
+        model: nn.Module,
+        save_dir: str,
+        classes: dict[str, Any],
+        config: str = "",
+        **checkpointables: Any,
     ) -> None:
         images = of_model(getattr(model, "module", model))
         # The classes come first: if they do not fit, nothing is resumed.
         kept = {
             CLASSES_KEY: _Classes(classes, save_dir),
             INPUT_KEY: _Kept({} if images is None else images.to_dict(), save_dir),
+            CONFIG_KEY: _Kept(config, save_dir),
         }
         super().__init__(model, save_dir, **kept, **checkpointables)
 

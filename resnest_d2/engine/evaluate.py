@@ -3,7 +3,6 @@
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import instantiate
 from detectron2.evaluation import inference_on_dataset, print_csv_format, verify_results
 from torch import nn
@@ -11,16 +10,8 @@ from torch import nn
 from ..config.settings import EVALUATION_KEYS, Config, Settings
 from ..modeling.detector import build_detector
 from ..weights import load_weights
+from ..weights.stored_config import weights_to_evaluate
 from .trainer import Trainer, with_augmentation
-
-
-def weights_to_evaluate(cfg: Config, resume: bool = False) -> str:
-    """The weights that a config names or, with ``resume``, the last ones in its output folder."""
-    settings = Settings.of(cfg)
-    checkpointer = DetectionCheckpointer(nn.Module(), settings.output_dir)
-    if resume and checkpointer.has_checkpoint():
-        return checkpointer.get_checkpoint_file()
-    return settings.weights
 
 
 def load_for_evaluation(cfg: Config, resume: bool = False) -> nn.Module:

@@ -15,8 +15,8 @@ from ..config.settings import Config, Settings
 from ..data.coco_json import CocoData, names_in_use, read_coco
 from ..data.repair import Options
 from ..weights import read_classes
+from ..weights.stored_config import weights_to_evaluate
 from .auto import set_automatically
-from .evaluate import weights_to_evaluate
 
 logger = logging.getLogger(__name__)
 

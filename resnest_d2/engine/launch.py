@@ -15,6 +15,7 @@ from ..config.load import choose_device, load_config
 from ..config.settings import EVALUATION_KEYS, Settings
 from ..evaluation import check_datasets
 from ..evaluation.coco import choose_implementation
+from ..weights.stored_config import load_config_of_weights
 from .evaluate import evaluate_model, load_for_evaluation
 from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
 from .lazy_trainer import LazyTrainer
@@ -34,7 +35,11 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, int]:
         InputError, OSError: an argument, a setting or a file is wrong.
     """
     choose_implementation(args.coco_eval)
-    settings = Settings.of(load_config(args.config_file, args.opts))
+    if args.eval_only:
+        cfg = load_config_of_weights(args.config_file, args.opts, args.resume)
+    else:
+        cfg = load_config(args.config_file, args.opts)
+    settings = Settings.of(cfg)
     settings.require(EVALUATION_KEYS) if args.eval_only else settings.require_for_training()
     num_processes = choose_device(settings, args.num_gpus, args.num_machines)
     if wants_own_data(args):

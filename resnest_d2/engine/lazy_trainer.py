@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from ..config.settings import Settings
 from ..modeling.detector import build_detector
+from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .evaluate import evaluate_model
 from .trainer import check_training, needs_scaling, prepare_to_train
@@ -67,6 +68,7 @@ class LazyTrainer:
     def __init__(self, cfg: DictConfig) -> None:
         settings = Settings.of(cfg)
         settings.require_for_training()
+        text = config_text(settings)
         scale_to_world_size(cfg, comm.get_world_size())
         self.cfg = cfg
         self.model = prepare_to_train(settings, build_detector(settings).train())
@@ -79,7 +81,7 @@ class LazyTrainer:
         self.loop = make(create_ddp_model(self.model, **cfg.train.ddp), loader, optimizer)
         classes = class_metadata(settings.datasets("train")[1])
         self.checkpointer = TrainingCheckpointer(
-            self.model, settings.output_dir, classes, trainer=self.loop
+            self.model, settings.output_dir, classes, text, trainer=self.loop
         )
         self.loop.register_hooks(self._build_hooks())
 

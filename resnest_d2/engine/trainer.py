@@ -28,6 +28,7 @@ from ..evaluation import build_evaluator
 from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
+from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata
 
 logger = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ class Trainer(DefaultTrainer):
         """
         # Detectron2's own check is an assertion that names half of it.
         needs_scaling(Settings.of(cfg), comm.get_world_size())
+        self._config_text = config_text(cfg)
         super().__init__(cfg)
         if self.cfg.TEST.AUG.ENABLED:
             with_augmentation(self.cfg, self.model)
@@ -232,6 +234,7 @@ class Trainer(DefaultTrainer):
             self.checkpointer.model,
             self.cfg.OUTPUT_DIR,
             class_metadata(self.cfg.DATASETS.TRAIN),
+            self._config_text,
             trainer=weakref.proxy(self),
         )
         all_hooks = super().build_hooks()

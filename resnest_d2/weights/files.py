@@ -22,8 +22,8 @@ from .convert import Conversion, UnreadableError
 from .input_format import InputFormat
 
 ENDINGS = (".pth", ".safetensors")
-# Training keeps under these keys what it knows of its classes and its images.
-CLASSES_KEY, INPUT_KEY = "classes", "input"
+# Training keeps under these keys what it knows of its classes and its images, and its config.
+CLASSES_KEY, INPUT_KEY, CONFIG_KEY = "classes", "input", "config"
 # The metadata of a data set that naming and drawing predictions takes.
 CLASS_METADATA = (
     *("thing_classes", "thing_dataset_id_to_contiguous_id"),
@@ -50,6 +50,8 @@ class Checkpoint:
     """The images that the weights are for."""
     classes: dict[str, Any]
     """Metadata of the classes, with keys of ``CLASS_METADATA``."""
+    config: str
+    """Text of the config that the weights were trained with, in YAML; "" if unknown."""
     rest: dict[str, Any]
     """Everything that training keeps beside its weights; it is never written here."""
     source: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Checkpoint:
             author="resnest_d2" if conversion.naming else "",
             input_format=input_format.from_dict(content.get(INPUT_KEY)),
             classes=classes_in(content),
+            config=config_in(content),
             rest={k: v for k, v in content.items() if is_ours and k not in _TENSORS},
         )
 
@@ -91,6 +94,7 @@ class Checkpoint:
             "__author__": self.author,
             INPUT_KEY: self.input_format and self.input_format.to_dict(),
             CLASSES_KEY: self.classes,
+            CONFIG_KEY: self.config,
             "source": self.source,
         }
         return {"model": self.weights, **{key: value for key, value in known.items() if value}}
@@ -108,6 +112,13 @@ def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             return {}
     found = {key: classes[key] for key in CLASS_METADATA if key in classes}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+
+
+def config_in(checkpoint: Mapping[str, Any]) -> str:
+    """Return the text of the config that a checkpoint holds; "" if it does not, our way."""
+    text = checkpoint.get(CONFIG_KEY)
+    is_config = isinstance(text, str) and re.search("^(MODEL|model):", text, re.MULTILINE)
+    return text if is_config else ""
 
 
 def read_checkpoint(

@@ -17,7 +17,7 @@ from ..config import InputError
 from ..modeling.resnest import ResNeSt
 from .catalog import input_format_of
 from .convert import UnreadableError, rename, unwrap
-from .files import Checkpoint, classes_in, read_checkpoint
+from .files import Checkpoint, classes_in, config_in, read_checkpoint
 from .input_format import of_model, warn_if_it_differs
 from .naming import Network, network_of
 
@@ -171,10 +171,22 @@ def read_classes(path: str) -> dict[str, Any]:
     Only local files are looked at, as this package's trainers write them; for those that are not
     there or not readable there are none.
     """
+    return classes_in(_peek(path))
+
+
+def read_config(path: str) -> str:
+    """Return the text of the config that a checkpoint holds; "" if it holds none.
+
+    Files are looked at as by :func:`read_classes`.
+    """
+    return config_in(_peek(path))
+
+
+def _peek(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
     try:
-        return classes_in(read_checkpoint(path, with_weights=False))
+        return read_checkpoint(path, with_weights=False)
     except (OSError, UnreadableError):  # loading it into the model will tell why
         return {}
 
