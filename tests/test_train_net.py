@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,11 @@ def test_trains_evaluates_and_saves(trained):
     assert result.returncode == 0, result.stderr
     log = (output / "log.txt").read_text() + result.stdout + result.stderr
     everything = result.stdout + result.stderr
-    assert everything.count("No GPU was found: running in one process on the CPU.") == 1
+    assert "Environment info:" in (output / "log.txt").read_text()
+    assert "Environment info:" not in result.stdout
+    no_gpu = "No GPU was found: running in one process on the CPU."
+    assert everything.count(no_gpu) == 2  # when it is found, and in the summary
+    assert result.stderr.endswith(f"1 warning:\n- {no_gpu}\n")
     assert (output / "model_final.pth").is_file()
     metrics = read_metrics(output / "metrics.json")
     assert {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"} <= set(metrics)
@@ -186,6 +191,22 @@ def test_wrong_settings_are_one_line(tiny_digits, tmp_path, opts, message):
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_picture_that_fails_in_training_is_one_line(tmp_path, num_workers):
+    shutil.copytree(ROOT / "examples/nuclei", tmp_path / "nuclei")
+    for file in (tmp_path / "nuclei/images").iterdir():
+        file.write_bytes(file.read_bytes()[:4000])
+    data = ("--train-json", "nuclei/train.json", "--train-images", "nuclei/images")
+    opts = ("DATALOADER.NUM_WORKERS", num_workers, "OUTPUT_DIR", "out", *TINY)
+    result = run_tool("train_net.py", "--config-file", ROOT / DIGITS, *data, *opts, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = (line for line in result.stderr.splitlines() if "error" in line)
+    assert re.match(r"error: nuclei/images/\w+.png cannot be read as a picture: .*truncated$", line)
+    assert result.stderr.endswith(f"{line}\n")
+    assert "Traceback" not in result.stdout + result.stderr
+    assert "Traceback" in (tmp_path / "out/log.txt").read_text()
 
 
 @pytest.mark.parametrize(

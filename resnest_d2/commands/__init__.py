@@ -2,33 +2,112 @@
 
 import argparse
 import json
+import logging
 import math
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.evaluation.testing import flatten_results_dict
 
+from ..config import InputError
 from ..files import write_text
+
+# Raised in Detectron2, fvcore and PyTorch on every run: category, beginning and module.
+KNOWN_WARNINGS = (
+    (FutureWarning, "`torch.jit.script` is deprecated", r"torch\.jit\."),
+    (UserWarning, "torch.meshgrid: in an upcoming release", r"torch\.functional"),
+    (UserWarning, "The given NumPy array is not writable", r"detectron2\.data\."),
+    (UserWarning, "pkg_resources is deprecated", r"detectron2\.model_zoo"),
+)
+for _category, _message, _module in KNOWN_WARNINGS:
+    warnings.filterwarnings("ignore", _message, _category, _module)
+# The same of what is logged: logger and beginning.
+_KNOWN_RECORDS = {
+    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
+for _name, _start in _KNOWN_RECORDS.items():
+    logging.getLogger(_name).addFilter(lambda r, start=_start: not str(r.msg).startswith(start))
+# Pages that Detectron2 logs before training; on the terminal they hide what was said before.
+_LONG = ("Environment info:", "Contents of args.config_file", "Running with full config:", "Model:")
+
+# What wrong input raises while a command is set up.
+INPUT_ERRORS = (ValueError, OSError, ImportError, AssertionError, KeyError)
+# What a picture or a file that turns out wrong during training or evaluation raises.
+DATA_ERRORS = (InputError, SizeMismatchError, OSError)
 
 # These report wrong input by assertions and KeyErrors; raised by anyone else, they are defects.
 _ASSERTING = ("detectron2", "fvcore", "omegaconf", "pycocotools", "yacs")
 
 
+def _is_for_terminal(record: logging.LogRecord) -> bool:
+    """Give a record of Detectron2 that is not to the log file alone.
+
+    These are long pages, and the traceback of an error that ends in one line.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if not str(record.msg).startswith(_LONG) and not isinstance(error, DATA_ERRORS):
+        return True
+    handlers = logging.getLogger("detectron2").handlers
+    files = [h for h in handlers if getattr(h, "stream", None) not in (sys.stdout, sys.stderr)]
+    for handler in files:
+        handler.handle(record)
+    return not files
+
+
+for _name in ("detectron2", "detectron2.engine.train_loop", "detectron2.engine.defaults"):
+    logging.getLogger(_name).addFilter(_is_for_terminal)
+
+
+class _Warnings(logging.Handler):
+    """Keeps each warning once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.WARNING:
+            self.messages[record.getMessage()] = None
+        if logging.getLogger("resnest_d2").handlers == [self]:  # nobody else shows it yet
+            logging.lastResort.handle(record)
+
+
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def warnings_again() -> Iterator[None]:
+    """Repeat this package's warnings, each once, when a command has come to its end."""
+    handler, logger = _Warnings(), logging.getLogger("resnest_d2")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+    if handler.messages:
+        number = len(handler.messages)
+        lines = [f"{number} warning{'s' * (number > 1)}:", *handler.messages]
+        print("\n- ".join(lines), file=sys.stderr)
+
+
+@contextmanager
+def one_line_errors(kinds: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterator[None]:
     """End a command on wrong input with one line and exit code 2, not with a traceback.
 
     A defect keeps its traceback: an error of another type, one without a message, an assertion or a
     ``KeyError`` of our own code. RESNEST_D2_TRACEBACK=1 keeps all of them.
+
+    Args:
+        kinds: types of errors that wrong input causes; :data:`DATA_ERRORS` during training.
     """
     try:
         yield
-    except (ValueError, OSError, ImportError, AssertionError, KeyError) as error:
+    except kinds as error:
         message = str(error)
         if isinstance(error, AssertionError | KeyError):
             *_, (frame, _) = traceback.walk_tb(error.__traceback__)
@@ -39,6 +118,8 @@ def one_line_errors() -> Iterator[None]:
                 message = f"there is nothing named {error.args[0]!r}"
         if not message or os.getenv("RESNEST_D2_TRACEBACK"):
             raise
+        if "Original Traceback" in message:  # of a loader's process; its last line is the message
+            message = message.rstrip().splitlines()[-1].partition(f"{type(error).__name__}: ")[2]
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 

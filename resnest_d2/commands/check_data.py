@@ -14,7 +14,7 @@ from ..config import InputError
 from ..data.coco_json import CocoData, read_coco
 from ..data.images import read_image, set_max_pixels
 from ..data.repair import Options
-from . import add_max_pixels, one_line_errors
+from . import add_max_pixels, one_line_errors, warnings_again
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -30,6 +30,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@warnings_again()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if a picture cannot be read, 2 if the annotations are wrong."""
     args = parse_args(arguments)

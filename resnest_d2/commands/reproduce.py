@@ -23,7 +23,7 @@ from ..evaluation import check_datasets, coco
 from ..files import sha256, write_text
 from ..model_zoo.published import PUBLICATIONS
 from ..weights import hash_problem, promised_hash, read_note
-from . import one_line_errors, write_metrics
+from . import one_line_errors, warnings_again, write_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +260,7 @@ def format_table(measurements: Sequence[Measurement], tolerance: float) -> str:
     return "\n".join(lines)
 
 
+@warnings_again()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if a figure is missing or outside, 2 if the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)

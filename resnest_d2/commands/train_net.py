@@ -10,9 +10,10 @@ from ..data.images import set_max_pixels
 from ..engine.finetune import add_arguments
 from ..engine.launch import prepare, set_up
 from ..evaluation import coco
-from . import add_max_pixels, one_line_errors
+from . import DATA_ERRORS, add_max_pixels, one_line_errors, warnings_again
 
 
+@warnings_again()
 def main(
     arguments: Sequence[str] | None = None,
     example: str = "configs/cascade_resnest101.yaml",
@@ -51,4 +52,5 @@ def _work(settings: Settings, args: argparse.Namespace) -> None:
     with one_line_errors():
         set_max_pixels(args.max_pixels)  # in a process that was started for one GPU of several
         work = set_up(settings, args)
-    work()
+    with one_line_errors(DATA_ERRORS):
+        work()
