@@ -14,9 +14,10 @@ from ..inference import Predictor, predict_inputs, set_score_threshold
 from ..inference.drawing import import_to_draw
 from ..inference.files import list_inputs, output_paths
 from ..weights.stored_config import load_config_of_weights
-from . import add_max_pixels, one_line_errors
+from . import add_max_pixels, one_line_errors, warnings_again
 
 
+@warnings_again()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
