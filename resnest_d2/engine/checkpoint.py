@@ -12,8 +12,12 @@ from ..weights import RecordingCheckpointer
 from ..weights.files import CLASS_METADATA, CLASSES_KEY, CONFIG_KEY, INPUT_KEY
 from ..weights.input_format import of_model
 from ..weights.loading import parts, require_file
+from ..weights.stored_config import describe_changes
 
 logger = logging.getLogger(__name__)
+
+# What a scheduler counts, beside its settings.
+_PROGRESS = ("last_epoch", "_step_count", "_last_lr")
 
 
 def class_metadata(datasets: Sequence[str]) -> dict[str, Any]:
@@ -51,6 +55,54 @@ class _Classes(_Kept):
             )
 
 
+class _ConfigText(_Kept):
+    """The text of the config that a model is trained with."""
+
+    def load_state_dict(self, state: str) -> None:
+        """Log what the config says now and did not say in the run that is resumed."""
+        if changes := describe_changes(state, self.state):
+            message = "Resuming %s with other settings, which hold from now on: %s"
+            logger.info(message, self.folder, "; ".join(changes))
+
+
+class _Resumable:
+    """A trainer, of whose optimizer and schedule the progress is resumed, not the settings."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load momentum and iteration; rates, decays and schedule stay as they were built.
+
+        Raises:
+            InputError: the optimizer's parameters are grouped in another way.
+        """
+        groups = self.trainer.optimizer.param_groups
+        saved = state.get("_trainer", state)["optimizer"]["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(g["params"]) for g in saved]:
+            raise InputError(
+                "--resume: the optimizer groups its parameters as it did not in the checkpoint. "
+                "What is frozen and which parameters have a rate or a decay of their own "
+                "(SOLVER.BIAS_LR_FACTOR, SOLVER.WEIGHT_DECAY_BIAS) cannot change; start anew from "
+                "its weights in another output folder"
+            )
+        ours = [{key: group[key] for key in group.keys() - {"params"}} for group in groups]
+        # A LazyConfig's schedule is built when training starts, from initial_lr.
+        scheduler = getattr(self.trainer, "scheduler", None)
+        schedule = {k: v for k, v in vars(scheduler or self).items() if k not in _PROGRESS}
+        self.trainer.load_state_dict(state)
+        groups = self.trainer.optimizer.param_groups  # PyTorch has made them anew
+        for group, settings in zip(groups, ours, strict=True):
+            group.update({"initial_lr": settings["lr"], **settings})
+        if scheduler is not None:
+            vars(scheduler).update(schedule)
+            for group, rate in zip(groups, scheduler.get_lr(), strict=True):
+                group["lr"] = rate
+
+
 class TrainingCheckpointer(RecordingCheckpointer):
     """Detectron2's checkpointer for training.
 
@@ -75,8 +127,10 @@ class TrainingCheckpointer(RecordingCheckpointer):
         kept = {
             CLASSES_KEY: _Classes(classes, save_dir),
             INPUT_KEY: _Kept({} if images is None else images.to_dict(), save_dir),
-            CONFIG_KEY: _Kept(config, save_dir),
+            CONFIG_KEY: _ConfigText(config, save_dir),
         }
+        if "trainer" in checkpointables:
+            checkpointables["trainer"] = _Resumable(checkpointables["trainer"])
         super().__init__(model, save_dir, **kept, **checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

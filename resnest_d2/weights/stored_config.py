@@ -39,6 +39,11 @@ RESULT_KEYS = (
 )
 # Keys below these that do not.
 RUN_KEYS = ("MODEL.WEIGHTS", "MODEL.DEVICE", "MODEL.COMPILE")
+# The ends of keys that tell of a machine and its folders.
+MACHINE_KEYS = (
+    *("OUTPUT_DIR", "MODEL.WEIGHTS", "MODEL.DEVICE", "NUM_WORKERS", "CUDNN_BENCHMARK"),
+    *("output_dir", "init_checkpoint", "train.device", "num_workers", "cudnn_benchmark"),
+)
 
 
 def config_text(cfg: Config) -> str:
@@ -182,6 +187,23 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def describe_changes(before: str, after: str) -> list[str]:
+    """What differs between two texts of configs, ``["SOLVER.BASE_LR 0.02 -> 0.01", ...]``.
+
+    Keys of the machine (``MACHINE_KEYS``) are left out. Nothing is told of a text that is "" or of
+    another kind of config.
+    """
+    sides = [parse_yaml(text, "the config") for text in (before, after)]
+    if not all(sides) or ("model" in sides[0]) != ("model" in sides[1]):
+        return []
+    changes = differences(*sides)
+    return _listing({k: v for k, v in changes.items() if not k.endswith(MACHINE_KEYS)})
+
+
+def _listing(changes: dict[str, tuple[Any, Any]]) -> list[str]:
+    return [f"{key} {before!r} -> {after!r}" for key, (before, after) in changes.items()]
+
+
 def _listed(value: Any) -> Any:
     """The value with lists for tuples, which a saved YAML keeps apart by chance."""
     return [_listed(one) for one in value] if isinstance(value, list | tuple) else value
@@ -192,12 +214,7 @@ def _warn(
 ) -> None:
     """Say where a file and the weights' config differ, but for what the options set."""
     named = tuple(f"{option.partition('=')[0]}." for option in opts)
-    listed = [
-        f"{key} {ours!r} -> {theirs!r}"
-        for key, (ours, theirs) in changes.items()
-        if not f"{key}.".startswith(named)
-    ]
-    if listed:
+    if listed := _listing({k: v for k, v in changes.items() if not f"{k}.".startswith(named)}):
         logger.warning(
             "%s and %s differ, and the latter counts (an option on the command line would count "
             "over it): %s",
