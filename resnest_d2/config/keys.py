@@ -33,6 +33,13 @@ RESNEST_DEFAULTS: dict[str, Any] = {
 # Compile the backbone for training with torch.compile.
 COMPILE_DEFAULT = False
 
+# Detectron2's builders of plain ResNets, and the depths that these have.
+PLAIN_BUILDERS = (
+    *("build_resnet_backbone", "build_resnet_fpn_backbone"),
+    "build_retinanet_resnet_fpn_backbone",
+)
+PLAIN_DEPTHS = (18, 34, 50, 101, 152)
+
 # Modules with the function that adds their keys. Importing them also registers their heads, so they
 # are imported only for configs that need them.
 PROJECTS: dict[str, str] = {
@@ -77,7 +84,29 @@ def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) ->
         cfg = upgrade_config(cfg)
     with errors_of("the command line", cfg):
         cfg.merge_from_list(list(opts))
+    _check_builder(cfg, {*flat_keys(loaded), *opts[::2]})
     return cfg
+
+
+def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
+    """Refuse a plain ResNet's builder with settings of a ResNeSt, as ResNeSt's fork spells it.
+
+    Args:
+        cfg: the config.
+        named: the keys that a user has set; a default of this package asks for nothing.
+    """
+    builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
+    if builder not in PLAIN_BUILDERS:
+        return
+    asks = {"RADIX": resnets.RADIX >= 2, "DEPTH": resnets.DEPTH not in PLAIN_DEPTHS}
+    asks |= {key: resnets[key] for key in ("AVD", "DEEP_STEM", "AVG_DOWN")}
+    for key, asked in asks.items():
+        if asked and f"MODEL.RESNETS.{key}" in named:
+            raise ConfigError(
+                f"MODEL.RESNETS.{key} {resnets[key]} is a ResNeSt's, but MODEL.BACKBONE.NAME "
+                f"{builder!r} builds a plain ResNet without it: write "
+                f"{builder.replace('resnet_', 'resnest_')!r}, or take the key out"
+            )
 
 
 def portable_config(cfg: CfgNode) -> CfgNode:

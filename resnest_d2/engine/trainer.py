@@ -25,6 +25,7 @@ from ..config import ConfigError
 from ..config.settings import Settings
 from ..data.mapper import Mapper
 from ..evaluation import build_evaluator
+from ..modeling.detector import check_builder
 from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
@@ -164,6 +165,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build ``cfg.MODEL``, ready for the processes that train it."""
+        check_builder(Settings.of(cfg))
         return prepare_to_train(Settings.of(cfg), super().build_model(cfg))
 
     @classmethod
