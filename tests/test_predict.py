@@ -1,5 +1,6 @@
 """tools/predict.py: colours, drawings, broken files, untrained weights."""
 
+import json
 import re
 
 import cv2
@@ -11,12 +12,14 @@ from commands import run_tool
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
+from safetensors.torch import save_file
 
 from resnest_d2 import model_zoo
 from resnest_d2.data.images import read_header
 from resnest_d2.data.mapper import Mapper
 from resnest_d2.inference import Predictor, predict_inputs
 from resnest_d2.inference.files import list_inputs, output_paths
+from resnest_d2.modeling.detector import build_detector
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -277,3 +280,31 @@ def test_the_command(tmp_path, red_left_blue_right):
     result = predict("--input", tmp_path / "absent.png", "--output", output)
     assert result.returncode == 2
     assert "error: --input: there is no file or folder" in result.stderr
+
+
+@pytest.mark.parametrize("classes", [2, 10, 12])
+@pytest.mark.parametrize("ending", ["pth", "safetensors", None])
+def test_as_many_names_as_classes_or_numbers(tmp_path, caplog, classes, ending):
+    """Names of a checkpoint and, without any (None), of the config's data set."""
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    file = tmp_path / f"weights.{ending or 'pth'}"
+    weights = build_detector(cfg).state_dict()
+    names = {"thing_classes": [f"name {number}" for number in range(10)]}
+    if ending == "safetensors":
+        save_file(weights, file, {"classes": json.dumps(names)})
+    else:
+        torch.save({"model": weights, **({"classes": names} if ending else {})}, file)
+    cfg.MODEL.WEIGHTS = str(file)
+    predictor = Predictor(cfg)
+    expected = names["thing_classes"] if ending else [str(digit) for digit in range(10)]
+    if classes != 10:
+        expected = [str(number) for number in range(classes)]
+    assert predictor.metadata.thing_classes == expected
+    warnings = [message for message in caplog.messages if "numbers are drawn" in message]
+    source = "'classes of the checkpoint'" if ending else "'digits_val'"
+    start = f"The model tells {classes} classes apart, but {source} has 10 names"
+    assert [message.startswith(start) for message in warnings] == [True] * (classes != 10)
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert predictor.draw(image, predictor(image)).shape == image.shape

@@ -165,14 +165,15 @@ class Settings:
         for key in keys:
             self.set(key, number)
 
-    def fit_to_classes(self, classes: Mapping[str, Any]) -> None:
+    def fit_to_classes(self, classes: Mapping[str, Any], number: int | None = None) -> None:
         """Set the numbers of classes and keypoints that a checkpoint was trained on, in place.
 
         Args:
             classes: what the checkpoint tells, under the names of Detectron2's metadata.
+            number: of classes that its weights tell apart, by default as many as have names.
         """
-        if classes.get("thing_classes"):
-            self.set_num_classes(len(classes["thing_classes"]))
+        if names := classes.get("thing_classes"):
+            self.set_num_classes(number or len(names))
         if classes.get("keypoint_names") and self.num_keypoints is not None:
             self.num_keypoints = len(classes["keypoint_names"])
 

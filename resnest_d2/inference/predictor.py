@@ -1,5 +1,6 @@
 """A detector for single images that feeds the colours its config asks for."""
 
+import logging
 from typing import Any
 
 import detectron2.data.transforms as T
@@ -13,7 +14,10 @@ from torch import nn
 from ..config.settings import Config, Settings
 from ..modeling.detector import build_detector
 from ..weights import load_detector, read_classes
+from ..weights.loading import number_of_classes
 from .drawing import import_to_draw
+
+logger = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -23,7 +27,8 @@ class Predictor:
     wrong; this one takes RGB and converts it to what the config names.
 
     Number and names of classes are those that the checkpoint was trained on, if it tells; else
-    those of the config and its data set.
+    those of the config and its data set. Classes are named by their numbers, and a warning says so,
+    if there are not as many names.
 
     Args:
         cfg: a config, from YAML or a LazyConfig; its weights must be a trained detector's.
@@ -38,13 +43,36 @@ class Predictor:
         settings = Settings.of(cfg).copy()
         self.augmentation = settings.test_augmentation()
         self.input_format = settings.input_format
-        settings.fit_to_classes(read_classes(settings.weights))
+        settings.fit_to_classes(read_classes(settings.weights), number_of_classes(settings.weights))
         self.model = build_detector(settings).eval()
         classes = load_detector(self.model, settings.weights, allow_untrained)
         names = settings.datasets("test")[1] or settings.datasets("train")[1]
         self.metadata = MetadataCatalog.get(next(iter(names), "__unused"))
         if any(self.metadata.get(key, None) != value for key, value in classes.items()):
             self.metadata = Metadata(name="classes of the checkpoint", **classes)
+        self._check_names(settings)
+
+    def _check_names(self, settings: Settings) -> None:
+        """Name classes by their numbers, with a warning, if there are not as many names."""
+        has = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
+        names = self.metadata.get("thing_classes", None) or []
+        if has is None or len(names) == has:
+            return
+        logger.warning(
+            "The model tells %d classes apart, but '%s' has %d names: numbers are drawn. Name a "
+            "registered data set of the model's classes in %s",
+            has,
+            self.metadata.name,
+            len(names),
+            settings.datasets("test")[0],
+        )
+        numbers = [str(number) for number in range(has)]
+        others = {
+            key: value
+            for key, value in self.metadata.as_dict().items()
+            if key.startswith(("stuff_", "keypoint_"))
+        }
+        self.metadata = Metadata(name="numbers", thing_classes=numbers, **others)
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray) -> dict[str, Any]:

@@ -222,7 +222,8 @@ def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, An
     except ImportError:
         raise UnreadableError(f"{name} is read by {_NO_SAFETENSORS}") from None
     with _reader_errors(name), safe_open(path, framework="pt") as file:
-        names = list(file.keys()) if with_weights else []
+        # The layer that tells the number of classes is small.
+        names = [k for k in file.keys() if with_weights or k.endswith("cls_score.weight")]  # noqa: SIM118
         content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in names}}
         metadata = file.metadata() or {}
     for key, value in metadata.items():

@@ -182,6 +182,19 @@ def read_config(path: str) -> str:
     return config_in(_peek(path))
 
 
+def number_of_classes(path: str) -> int | None:
+    """Return how many classes a checkpoint's ROI heads tell apart; None if that does not show.
+
+    Files are looked at as by :func:`read_classes`.
+    """
+    weights = _peek(path).get("model")
+    for name, weight in weights.items() if isinstance(weights, dict) else ():
+        # One row a class and one for the background; a dense head has convolutions.
+        if name.endswith("cls_score.weight") and getattr(weight, "ndim", 0) == 2:
+            return len(weight) - 1
+    return None
+
+
 def _peek(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         return {}
