@@ -45,8 +45,9 @@ AUGMENTED = {"faster", "mask", "cascade", "averaging cascade", "panoptic", "poin
 
 
 def small_config(kind, *opts):
-    """The zoo's config, at a size that a test can run: nothing of the head's kind is changed."""
-    cfg = model_zoo.get_config(MODELS[kind])
+    """The config of a kind or name, small enough for a test: the head's kind does not change."""
+    name = MODELS.get(kind, kind)
+    cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.WIDTH_PER_GROUP, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = 32, 128
     cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 64
@@ -54,7 +55,7 @@ def small_config(kind, *opts):
     cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 128
     if "POINT_HEAD" in cfg.MODEL:
         cfg.MODEL.ROI_MASK_HEAD.FC_DIM, cfg.MODEL.POINT_HEAD.FC_DIM = 128, 64
-    if "resnest" in MODELS[kind]:
+    if "resnest" in name:
         cfg.MODEL.RESNETS.DEPTH = 14
         if cfg.MODEL.RESNETS.get("RES5_MULTI_GRID", None):
             cfg.MODEL.RESNETS.RES5_MULTI_GRID = [2]

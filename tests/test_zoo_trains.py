@@ -1,0 +1,158 @@
+"""Every config of the zoo trains a step with its own INPUT, on real pictures made small.
+
+Configs that differ by no more than their depth, schedule and weights are one case.
+"""
+
+import json
+import math
+
+import pytest
+from commands import ROOT
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.events import EventStorage
+from omegaconf import OmegaConf
+from PIL import Image
+from test_heads import small_config
+
+from resnest_d2 import model_zoo
+from resnest_d2.config.settings import Settings
+from resnest_d2.engine.lazy_trainer import LazyTrainer
+from resnest_d2.engine.trainer import Trainer
+
+NUCLEI = ROOT / "examples/nuclei"
+NAME = "real_pictures"
+SHRINK = 8
+
+
+def smaller(size):
+    """A side, a range of sides or a crop in pixels; shares of a picture stay."""
+    if isinstance(size, (tuple, list)) or OmegaConf.is_list(size):
+        return tuple(map(smaller, size))
+    return max(64, size // SHRINK) if size > 1 else size
+
+
+def small_zoo_config(name):
+    cfg = small_config(name)
+    cfg.MODEL.RESNETS.DEPTH = min(50, cfg.MODEL.RESNETS.DEPTH)
+    cfg.INPUT.MIN_SIZE_TRAIN = smaller(cfg.INPUT.MIN_SIZE_TRAIN)
+    cfg.INPUT.MAX_SIZE_TRAIN = smaller(cfg.INPUT.MAX_SIZE_TRAIN)
+    cfg.INPUT.CROP.SIZE = list(smaller(cfg.INPUT.CROP.SIZE))
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (NAME,), ()
+    cfg.DATALOADER.NUM_WORKERS, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = 0, False
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE = 2, 0
+    return cfg
+
+
+def small_lazy_config(name):
+    cfg = model_zoo.get_config(name)
+    cfg.model.backbone.bottom_up.depth = 14
+    cfg.model.proposal_generator.update(pre_nms_topk=(100, 100), post_nms_topk=(20, 20))
+    cfg.model.roi_heads.batch_size_per_image = 16
+    loader = cfg.dataloader.train
+    loader.dataset.update(names=NAME, filter_empty=False)
+    loader.update(total_batch_size=2, num_workers=0)
+    resize = loader.mapper.augmentations[0]
+    resize.short_edge_length = smaller(resize.short_edge_length)
+    Settings.of(cfg).set_datasets("test", [])
+    cfg.train.update(device="cpu", reference_world_size=0)
+    return cfg
+
+
+def cases(names, parts):
+    """A name for each different config; those with a backbone alone that is new are slow."""
+    seen, found = set(), []
+    for name in names:
+        whole, backbone = parts(name)
+        rest = whole.replace(backbone, "")
+        if whole not in seen:
+            found.append(pytest.param(name, marks=[pytest.mark.slow] * (rest in seen)))
+        seen |= {whole, rest}
+    return found
+
+
+def yaml_parts(name):
+    cfg = small_zoo_config(name)
+    cfg.MODEL.WEIGHTS = ""
+    resnets = cfg.MODEL.pop("RESNETS").dump()
+    return cfg.INPUT.dump() + cfg.MODEL.dump() + resnets, resnets
+
+
+def lazy_parts(name):
+    cfg = small_lazy_config(name)
+    backbone = OmegaConf.to_yaml(cfg.model.backbone)
+    del cfg.model.backbone
+    return f"{cfg.model}{cfg.dataloader.train}{backbone}", backbone
+
+
+@pytest.fixture(autouse=True)
+def _real_pictures(tmp_path):
+    """Two real pictures, one of them without objects, with labels of every kind."""
+    content = json.loads((NUCLEI / "val.json").read_text())
+    entries = []
+    for number, image in enumerate(content["images"][:2]):
+        width, height = image["width"], image["height"]
+        labels = Image.new("L", (width, height))
+        annotations = []
+        for source in content["annotations"]:
+            x, y, w, h = box = source["bbox"]
+            if source["image_id"] != image["id"] or number == 1:
+                continue
+            labels.paste(1, tuple(map(int, (x, y, x + w, y + h))))
+            points = [(x + w * k / 17, y + h * k / 17, 2) for k in range(17)]
+            annotations.append(
+                {
+                    "bbox": box,
+                    "bbox_mode": BoxMode.XYWH_ABS,
+                    "category_id": 0,
+                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+                    "keypoints": [value for point in points for value in point],
+                }
+            )
+        labels.save(tmp_path / f"{number}.png")
+        entries.append(
+            {
+                "file_name": str(NUCLEI / "images" / image["file_name"]),
+                **{"height": height, "width": width, "image_id": image["id"]},
+                **{
+                    "annotations": annotations,
+                    "sem_seg_file_name": str(tmp_path / f"{number}.png"),
+                },
+            }
+        )
+    assert [bool(entry["annotations"]) for entry in entries] == [True, False]
+    DatasetCatalog.register(NAME, lambda: entries)
+    keypoints = [f"point {k}" for k in range(17)]
+    MetadataCatalog.get(NAME).set(
+        **{"thing_classes": ["nucleus"], "stuff_classes": ["nothing", "nucleus"]},
+        **{"ignore_label": 255, "keypoint_names": keypoints, "keypoint_flip_map": []},
+    )
+    yield
+    DatasetCatalog.remove(NAME)
+    MetadataCatalog.remove(NAME)
+
+
+def learns_a_step(trainer, run_step):
+    trainer.iter = 0
+    with EventStorage() as storage:
+        trainer.storage = storage
+        run_step()
+    losses = {name: value for name, (value, _) in storage.latest().items() if "loss" in name}
+    assert losses["total_loss"] > 0
+    assert all(map(math.isfinite, losses.values())), losses
+
+
+@pytest.mark.parametrize("name", cases(model_zoo.names(), yaml_parts))
+def test_yaml_configs(name, tmp_path):
+    cfg = small_zoo_config(name)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    trainer = Trainer(cfg)
+    learns_a_step(trainer, trainer.run_step)
+
+
+@pytest.mark.parametrize("name", cases(model_zoo.names(lazy=True), lazy_parts))
+def test_lazy_configs(name, tmp_path):
+    cfg = small_lazy_config(name)
+    cfg.train.output_dir = str(tmp_path)
+    loop = LazyTrainer(cfg).loop
+    learns_a_step(loop, loop.run_step)
