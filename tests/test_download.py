@@ -589,3 +589,21 @@ def test_reading_a_hub_file_gives_the_weights(imagenet, tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()}))
     assert read_checkpoint(file)["model"].keys() == imagenet.keys()
+
+
+def test_addresses_with_a_query_are_fetched_as_they_stand(server, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    signed = "w.pth?Expires=1700000000&Signature=a%2Fb%3D&Key-Pair-Id=K2"
+    server.answers = {"w.pth?dl=1": content(data), signed: content(data)}
+    for query in ("w.pth?dl=1", signed):
+        assert load_weights(backbone(), server.url + query) == []
+        assert f"/{query}" in server.requests
+    # Cached; and Detectron2's own parameter is not the server's.
+    count = len(server.requests)
+    assert load_weights(backbone(), f"{server.url}w.pth?dl=1&matching_heuristics=True") == []
+    assert len(server.requests) == count
+    # Another query is another file.
+    with pytest.raises(OSError, match=r"cannot get .*w.pth\?dl=2: HTTP 404"):
+        load_weights(backbone(), f"{server.url}w.pth?dl=2")
+    assert [file for file in cached(tmp_path) if "dl=2" in file] == []
+    assert len(cached(tmp_path)) == 2

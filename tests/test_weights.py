@@ -26,6 +26,7 @@ from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import (
     RecordingCheckpointer,
+    UnreadableError,
     UntrainedParametersError,
     convert,
     load_detector,
@@ -557,3 +558,40 @@ def test_old_detectron2_checkpoints(imagenet, tmp_path):
     content = RecordingCheckpointer(other).load(str(file))
     assert content["iteration"] == 90000
     assert convert(old).keys() == model.state_dict().keys()
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """Files of models that were compiled or exported, by the words that name them."""
+    folder = tmp_path_factory.mktemp("programs")
+    network, image = torch.nn.Conv2d(3, 4, 3), (torch.rand(1, 3, 8, 8),)
+    torch.jit.save(torch.jit.trace(network, image), folder / "script.pth")
+    torch.export.save(torch.export.export(network, image), folder / "exported.pt2")
+    # ir_version 8, producer_name "pytorch", as ONNX begins.
+    (folder / "model.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x10" + bytes(99))
+    return {
+        "a TorchScript program": folder / "script.pth",
+        "a program of torch.export": folder / "exported.pt2",
+        "an ONNX model": folder / "model.onnx",
+    }
+
+
+@pytest.mark.parametrize(
+    "words", ["a TorchScript program", "a program of torch.export", "an ONNX model"]
+)
+def test_programs_are_named(programs, words):
+    file = programs[words]
+    with pytest.raises(UnreadableError, match=f"^MODEL.WEIGHTS: {file} is {words}, not a file of"):
+        load_weights(small_backbone(), str(file))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite(imagenet, tmp_path, value):
+    weights = {key: tensor.clone() for key, tensor in imagenet.items()}
+    weights["layer2.0.conv1.weight"].view(-1)[3] = value
+    torch.save(weights, tmp_path / "diverged.pth")
+    with pytest.raises(
+        UnreadableError,
+        match=r"^MODEL.WEIGHTS .*diverged.pth: layer2.0.conv1.weight has values that are NaN",
+    ):
+        load_weights(small_backbone(), str(tmp_path / "diverged.pth"))

@@ -1,5 +1,6 @@
 """Weights by name: fetched, checked, converted and cached for Detectron2's PathManager."""
 
+import hashlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
+from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from detectron2.utils.file_io import PathManager
@@ -20,7 +22,7 @@ from iopath.common.file_io import HTTPURLHandler, PathHandler, file_lock, get_ca
 from tqdm import tqdm
 
 from ..config import InputError
-from ..files import sha256, write_text
+from ..files import replacing, sha256, write_text
 from . import catalog
 from .catalog import HubFile, WebFile
 from .convert import UnreadableError, describe_conversion
@@ -110,6 +112,30 @@ def local_path(entry: catalog.Entry, force: bool = False) -> Path:
         message = "%s came from %s without a hash to check it against; it was read as tensors only"
         logger.warning(message, entry.name, note["source"])
     return target
+
+
+def fetch_address(address: str) -> str:
+    """Return a local copy of the file at an address with a query, which is fetched as it stands.
+
+    It is cached by the whole address, for with other parameters it may be another file.
+
+    Raises:
+        FetchError: the file cannot be fetched, or the cache cannot be written.
+    """
+    name = Path(urlparse(address).path).name or "weights"
+    key = hashlib.sha256(address.encode()).hexdigest()[:16]
+    target = Path(get_cache_dir()) / "resnest_d2" / "addresses" / key / name
+    if not target.is_file():
+        with _writing_to(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as temporary, temporary.open("wb", buffering=0) as file:
+            try:
+                _download(address, file)
+            except CacheError:
+                raise
+            except (OSError, HTTPException) as error:
+                raise FetchError(f"cannot get {address}: {_reason(error)}") from error
+    return str(target)
 
 
 def read_note(path: str | Path) -> dict[str, Any]:
@@ -219,7 +245,7 @@ def _download(url: str, file: IO[bytes]) -> None:
                 f"it takes {length} bytes, and {free} are free in {folder}; $FVCORE_CACHE names "
                 "another folder"
             )
-        name = url.rpartition("/")[2]
+        name = urlparse(url).path.rpartition("/")[2]
         with tqdm.wrapattr(response, "read", length or None, desc=name) as body:
             while chunk := body.read(CHUNK):
                 with _writing_to(folder):

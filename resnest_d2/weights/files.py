@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import shutil
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,12 @@ class Checkpoint:
                 kind = f"{value.device.type}, {value.layout}, {value.dtype}"
                 name = conversion.origins.get(key, key)
                 raise UnreadableError(f"{name} is a tensor of an unsupported kind ({kind})")
+            if not value.isfinite().all():
+                name = conversion.origins.get(key, key)
+                raise UnreadableError(
+                    f"{name} has values that are NaN or infinite, as after a training that "
+                    "diverged; take an earlier checkpoint"
+                )
         backbone, classifier = conversion.backbone, content.get("classifier")
         classifier = dict(classifier) if isinstance(classifier, Mapping) else {}
         classifier |= {k: v for k, v in (backbone or {}).items() if k.startswith("linear.")}
@@ -144,6 +151,10 @@ def read_checkpoint(
     if text := describe_text(head):
         raise UnreadableError(f"{name} is {text}")
     is_zip = head.startswith(b"PK")
+    if program := _describe_program(path, head):
+        raise UnreadableError(
+            f"{name} is {program}, not a file of weights; give the checkpoint that it was made from"
+        )
     # Formats show in the content, for files are renamed; but a pickle's ending is not overruled.
     if head[8:9] == b"{" and path.suffix not in (".pkl", ".pyth"):
         content = _read_safetensors(path, name, with_weights)
@@ -171,6 +182,21 @@ def describe_text(head: bytes) -> str | None:
     # torch and pickle write control characters early on; texts have none.
     if re.fullmatch(rb"[\t\r\n\x20-\xff]*", head):
         return "a text, not weights" if head else "empty"
+    return None
+
+
+def _describe_program(path: Path, head: bytes) -> str | None:
+    """Say which kind of compiled or exported model a file is; None if it is none."""
+    # ONNX begins with the version of its format, and then the name of its producer or the like.
+    if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", head):
+        return "an ONNX model"
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2]: name for name in archive.namelist()}
+        if "archive_format" in names or "serialized_exported_program.json" in names:
+            return "a program of torch.export"
+        if any("/code/" in name for name in names.values()):
+            return "a TorchScript program"
     return None
 
 

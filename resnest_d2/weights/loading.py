@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qs, urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.backbone import ResNet
@@ -15,13 +14,17 @@ from torch import nn
 
 from ..config import InputError
 from ..modeling.resnest import ResNeSt
-from .catalog import input_format_of
+from .catalog import find, input_format_of
 from .convert import UnreadableError, rename, unwrap
+from .fetch import fetch_address
 from .files import Checkpoint, classes_in, config_in, read_checkpoint
 from .input_format import of_model, warn_if_it_differs
 from .naming import Network, network_of
 
 logger = logging.getLogger(__name__)
+
+# What Detectron2 allows behind a path: names match a model's by their ends.
+HEURISTICS = "matching_heuristics=True"
 
 
 class UntrainedParametersError(InputError):
@@ -47,7 +50,7 @@ class RecordingCheckpointer(DetectionCheckpointer):
         """
         self._path = path
         try:
-            return super().load(path, *args, **kwargs)
+            return super().load(local_file(path) if path else path, *args, **kwargs)
         except UnreadableError as error:
             name = "" if path in str(error) else f" {path}"
             raise UnreadableError(f"MODEL.WEIGHTS{name}: {error}") from error
@@ -61,10 +64,7 @@ class RecordingCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read any known file; the base class would execute what is in a pickle."""
         name = f"MODEL.WEIGHTS {self._path}"
-        query = parse_qs(self._parsed_url_during_load.query)
-        by_suffix = query.pop("matching_heuristics", None) == ["True"]
-        if query:
-            raise InputError(f"{name}: after '?' only matching_heuristics=True is known")
+        by_suffix = HEURISTICS in self._path.partition("?")[2].split("&")
         states = self.model.state_dict()
         checkpoint = self._read(filename, network_of(states))
         theirs = checkpoint.input_format or input_format_of(self._path)
@@ -168,8 +168,8 @@ def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str]
 def read_classes(path: str) -> dict[str, Any]:
     """Return the classes of :func:`load_detector` without loading weights.
 
-    Only local files are looked at, as this package's trainers write them; for those that are not
-    there or not readable there are none.
+    Local files and those at addresses are looked at, as this package's trainers write them; for
+    those that are not there or not readable there are none.
     """
     return classes_in(_peek(path))
 
@@ -196,12 +196,30 @@ def number_of_classes(path: str) -> int | None:
 
 
 def _peek(path: str) -> dict[str, Any]:
-    if not os.path.isfile(path):
-        return {}
     try:
-        return read_checkpoint(path, with_weights=False)
-    except (OSError, UnreadableError):  # loading it into the model will tell why
+        if path.startswith(("http://", "https://")) and not find(path):
+            path = PathManager.get_local_path(local_file(path))
+        return read_checkpoint(path, with_weights=False) if os.path.isfile(path) else {}
+    except (OSError, InputError):  # loading it into the model will tell why
         return {}
+
+
+def local_file(path: str) -> str:
+    """Return ``MODEL.WEIGHTS`` without a query, which is Detectron2's own or an address's.
+
+    A file at an address with a query of its own is fetched, and its local path returned.
+
+    Raises:
+        FetchError: it cannot be fetched.
+        InputError: the path of a file has a query that is not Detectron2's.
+    """
+    bare, _, query = path.partition("?")
+    others = [part for part in query.split("&") if part not in (HEURISTICS, "")]
+    if not others:
+        return bare
+    if not path.startswith(("http://", "https://")):
+        raise InputError(f"MODEL.WEIGHTS {path}: after '?' only {HEURISTICS} is known")
+    return fetch_address(f"{bare}?{'&'.join(others)}")
 
 
 def require_file(path: str) -> None:
@@ -210,8 +228,7 @@ def require_file(path: str) -> None:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    local = urlparse(path)._replace(query="").geturl() if "?" in path else path
-    if path and "://" not in path and not PathManager.isfile(local):
+    if path and "://" not in path and not PathManager.isfile(path.partition("?")[0]):
         raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
 
 
