@@ -81,6 +81,8 @@ def test_the_command_line_counts(make, caplog):
     opts = ["SOLVER.MAX_ITER", "7", "INPUT.MIN_SIZE_TEST", "99"]
     cfg = automatic("faster_resnest50", make(10, 256, 256, 12, 20), *opts)
     assert (cfg.SOLVER.MAX_ITER, cfg.INPUT.MIN_SIZE_TEST) == (7, 99)
+    assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (4, 6))  # what follows from it follows
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96)
     (table,) = (r.getMessage() for r in caplog.records if "--auto sets" in r.getMessage())
     for line in ("SOLVER.MAX_ITER", "INPUT.MIN_SIZE_TEST"):
         (row,) = (row for row in table.splitlines() if row.startswith(f"{line} "))

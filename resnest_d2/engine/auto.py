@@ -3,7 +3,7 @@
 import logging
 import math
 import statistics
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -44,78 +44,98 @@ def set_automatically(
     if settings.is_lazy:
         raise ConfigError("--auto is for YAML configs; a .py config says what it wants by itself")
     rows = []
-    for key, value, reason in _rules(settings, data, num_processes):
+
+    def choose(key: str, value: Any, reason: str) -> Any:
+        """Set a value, or take the one on the command line, which others follow from."""
         if key in given:
-            rows.append((key, settings.get(key), "given on the command line"))
+            reason = "given on the command line"
         else:
             settings.set(key, value)
-            rows.append((key, value, reason))
+        rows.append((key, settings.get(key), reason))
+        return settings.get(key)
+
+    scale = _choose_sizes(settings, data, choose)
+    _choose_limits(settings, data, choose)
+    _choose_anchors(settings, data, choose, scale)
+    _choose_schedule(settings, data, choose, num_processes)
     table = tabulate(rows, ("key", "value", "why"), disable_numparse=True)
     logger.info("--auto sets, where the command line does not:\n%s", table)
 
 
-def _rules(settings: Settings, data: CocoData, num_processes: int) -> list[tuple[str, Any, str]]:
-    cfg = settings.cfg
-    kind = "cpu" if settings.device.startswith("cpu") else "cuda"
-    sizes = sorted(a["area"] ** 0.5 for a in data.annotations if not a["iscrowd"])
-    images, objects = len(data.images), data.most_objects
+Choose = Callable[[str, Any, str], Any]
+
+
+def _kind(settings: Settings) -> str:
+    return "cpu" if settings.device.startswith("cpu") else "cuda"
+
+
+def _object_sizes(data: CocoData) -> list[float]:
+    return sorted(a["area"] ** 0.5 for a in data.annotations if not a["iscrowd"])
+
+
+def _choose_sizes(settings: Settings, data: CocoData, choose: Choose) -> float:
+    """Choose the sizes of images, and return by how much they are enlarged at inference."""
+    sizes = _object_sizes(data)
+    small = sizes[len(sizes) // 5]
     side = statistics.median(min(i["width"], i["height"]) for i in data.images)
     longer = statistics.median(max(i["width"], i["height"]) for i in data.images)
-
-    small = sizes[len(sizes) // 5]
-    scale = min(max(SMALL_OBJECT / small, 1), GREATEST_ENLARGEMENT)
-    greatest = GREATEST_SIDE[kind]
-    test_side = min(_multiple(side * scale), greatest)
-    scale = test_side / side
-    train_sides = tuple(dict.fromkeys(_multiple(test_side * part) for part in (0.8, 0.9, 1)))
+    wanted = _multiple(side * min(max(SMALL_OBJECT / small, 1), GREATEST_ENLARGEMENT))
     reason = f"images of {side:g}, a fifth of the objects below {small:.0f} pixels"
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
+    wanted = min(wanted, GREATEST_SIDE[_kind(settings)])
+    test_side = choose("INPUT.MIN_SIZE_TEST", wanted, reason)
+    train_sides = tuple(dict.fromkeys(_multiple(test_side * part) for part in (0.8, 0.9, 1)))
+    if settings.get("INPUT.MIN_SIZE_TRAIN_SAMPLING") == "range":
         train_sides = (train_sides[0], train_sides[-1])
-    rules: list[tuple[str, Any, str]] = [
-        ("INPUT.MIN_SIZE_TEST", test_side, reason),
-        ("INPUT.MIN_SIZE_TRAIN", train_sides, "0.8 to 1 times that"),
-    ]
-    greatest = _multiple(1.2 * longer * scale)
+    choose("INPUT.MIN_SIZE_TRAIN", train_sides, "0.8 to 1 times that")
+    greatest = _multiple(1.2 * longer * test_side / side)
     for key in ("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"):
-        rules.append((key, greatest, f"images of {longer:g} on their longer side"))
+        choose(key, greatest, f"images of {longer:g} on their longer side")
+    return test_side / side
 
-    anchors = cfg.MODEL.ANCHOR_GENERATOR.SIZES
-    first = min(anchors[0])
+
+def _choose_anchors(settings: Settings, data: CocoData, choose: Choose, scale: float) -> None:
+    sizes = _object_sizes(data)
     smallest = sizes[len(sizes) // 10] * scale
-    wanted = 2 ** min(max(round(math.log2(smallest)), 3), 5)
-    scaled = [[size * wanted / first for size in level] for level in anchors]
+    anchors = settings.get("MODEL.ANCHOR_GENERATOR.SIZES")
+    factor = 2 ** min(max(round(math.log2(smallest)), 3), 5) / min(anchors[0])
     reason = f"a tenth of the objects is below {smallest:.0f} pixels of resized images"
-    rules.append(("MODEL.ANCHOR_GENERATOR.SIZES", scaled, reason))
+    scaled = [[size * factor for size in level] for level in anchors]
+    choose("MODEL.ANCHOR_GENERATOR.SIZES", scaled, reason)
 
-    detections = max(100, 50 * math.ceil(1.5 * objects / 50))
+
+def _choose_limits(settings: Settings, data: CocoData, choose: Choose) -> None:
+    objects = data.most_objects
+    wanted = max(100, 50 * math.ceil(1.5 * objects / 50))
     reason = f"an image has up to {objects} objects"
-    rules.append(("TEST.DETECTIONS_PER_IMAGE", detections, reason))
+    detections = choose("TEST.DETECTIONS_PER_IMAGE", wanted, reason)
     for split, factor in (("TEST", 2), ("TRAIN", 3)):
         key = f"MODEL.RPN.POST_NMS_TOPK_{split}"
         if settings.get(key) < factor * detections:
-            rules.append((key, factor * detections, f"{factor} times the detections"))
-            rules.append((f"MODEL.RPN.PRE_NMS_TOPK_{split}", 2 * factor * detections, "twice that"))
+            number = choose(key, factor * detections, f"{factor} times the detections")
+            choose(f"MODEL.RPN.PRE_NMS_TOPK_{split}", 2 * number, "twice that")
 
-    batch, reason = _batch(kind, test_side * greatest, num_processes)
-    batch = min(batch, max(images, 2))
-    rules.append(("SOLVER.IMS_PER_BATCH", batch, reason))
-    rules.append(("SOLVER.REFERENCE_WORLD_SIZE", 0, "nothing is scaled to the processes"))
-    rate = cfg.SOLVER.BASE_LR * batch / cfg.SOLVER.IMS_PER_BATCH
-    reason = f"the config's {cfg.SOLVER.BASE_LR:g} for {cfg.SOLVER.IMS_PER_BATCH}, in proportion"
-    rules.append(("SOLVER.BASE_LR", rate, reason))
+
+def _choose_schedule(
+    settings: Settings, data: CocoData, choose: Choose, num_processes: int
+) -> None:
+    kind, solver, images = _kind(settings), settings.cfg.SOLVER.clone(), len(data.images)
+    pixels = settings.get("INPUT.MIN_SIZE_TEST") * settings.get("INPUT.MAX_SIZE_TEST")
+    wanted, reason = _batch(kind, pixels, num_processes)
+    batch = choose("SOLVER.IMS_PER_BATCH", min(wanted, max(images, 2)), reason)
+    choose("SOLVER.REFERENCE_WORLD_SIZE", 0, "nothing is scaled to the processes")
+    reason = f"the config's {solver.BASE_LR:g} for {solver.IMS_PER_BATCH}, in proportion"
+    choose("SOLVER.BASE_LR", solver.BASE_LR * batch / solver.IMS_PER_BATCH, reason)
     times, least = TIMES_SEEN[kind], LEAST_SEEN[kind]
-    seen = max(times * images, least)
-    length = min(math.ceil(seen / batch), cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH // batch)
+    seen = min(max(times * images, least), solver.MAX_ITER * solver.IMS_PER_BATCH)
     reason = f"{seen} images: {times} times the {images}, at least {least}"
-    rules.append(("SOLVER.MAX_ITER", length, reason))
-    if cfg.SOLVER.STEPS:
+    length = choose("SOLVER.MAX_ITER", math.ceil(seen / batch), reason)
+    if solver.STEPS:
         steps = (length * 2 // 3, length * 8 // 9)
-        rules.append(("SOLVER.STEPS", steps, "after 2/3 and 8/9 of the run"))
-    rules.append(("SOLVER.WARMUP_ITERS", min(length // 10, 1000), "a tenth of the run"))
+        choose("SOLVER.STEPS", steps, "after 2/3 and 8/9 of the run")
+    choose("SOLVER.WARMUP_ITERS", min(length // 10, 1000), "a tenth of the run")
     period = math.ceil(length / EVALUATIONS)
-    rules.append(("TEST.EVAL_PERIOD", period, f"{EVALUATIONS} evaluations"))
-    rules.append(("SOLVER.CHECKPOINT_PERIOD", period, "with them"))
-    return rules
+    choose("TEST.EVAL_PERIOD", period, f"{EVALUATIONS} evaluations")
+    choose("SOLVER.CHECKPOINT_PERIOD", period, "with them")
 
 
 def _batch(kind: str, pixels: int, num_processes: int) -> tuple[int, str]:
