@@ -47,7 +47,9 @@ def make(tmp_path):
 def automatic(name, files, *opts):
     cfg = load_config(model_zoo.get_config_file(name), opts)
     Settings.of(cfg).device = "cpu"
-    use_own_data(cfg, arguments(auto=True, opts=opts, **files))
+    args = arguments(auto=True, opts=opts, **files)
+    args.config_file = model_zoo.get_config_file(name)
+    use_own_data(cfg, args)
     return cfg
 
 
@@ -83,12 +85,14 @@ def test_the_command_line_counts(make, caplog):
     assert (cfg.SOLVER.MAX_ITER, cfg.INPUT.MIN_SIZE_TEST) == (7, 99)
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (4, 6))  # what follows from it follows
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96)
+    opts = ["SOLVER.IMS_PER_BATCH", "4"]
+    assert automatic("faster_resnest50", make(10, 256, 256, 12, 20), *opts).SOLVER.BASE_LR == 0.005
     (table,) = (r.getMessage() for r in caplog.records if "--auto sets" in r.getMessage())
     for line in ("SOLVER.MAX_ITER", "INPUT.MIN_SIZE_TEST"):
         (row,) = (row for row in table.splitlines() if row.startswith(f"{line} "))
         assert row.endswith("given on the command line")
     assert "SOLVER.BASE_LR" in table
-    assert "the config's 0.02 for 16, in proportion" in table
+    assert "the config's 0.00125 for each image of a batch" in table
 
 
 def test_ranges_of_sizes_and_configs_that_are_code(make):

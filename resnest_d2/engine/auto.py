@@ -28,7 +28,7 @@ EVALUATIONS = 5
 
 
 def set_automatically(
-    settings: Settings, data: CocoData, given: Collection[str], num_processes: int = 1
+    settings: Settings, data: CocoData, given: Collection[str], num_processes: int, rate: float
 ) -> None:
     """Set batch, rate, length, sizes, anchors, detections and evaluation, and say why.
 
@@ -37,6 +37,7 @@ def set_automatically(
         data: what is trained on.
         given: keys on the command line, which stay as they are.
         num_processes: that train, one a GPU.
+        rate: the config file's, for each image of a batch.
 
     Raises:
         ConfigError: it is a .py config, or nothing can be learned from the data.
@@ -57,7 +58,7 @@ def set_automatically(
     scale = _choose_sizes(settings, data, choose)
     _choose_limits(settings, data, choose)
     _choose_anchors(settings, data, choose, scale)
-    _choose_schedule(settings, data, choose, num_processes)
+    _choose_schedule(settings, data, choose, num_processes, rate)
     table = tabulate(rows, ("key", "value", "why"), disable_numparse=True)
     logger.info("--auto sets, where the command line does not:\n%s", table)
 
@@ -116,15 +117,14 @@ def _choose_limits(settings: Settings, data: CocoData, choose: Choose) -> None:
 
 
 def _choose_schedule(
-    settings: Settings, data: CocoData, choose: Choose, num_processes: int
+    settings: Settings, data: CocoData, choose: Choose, num_processes: int, rate: float
 ) -> None:
     kind, solver, images = _kind(settings), settings.cfg.SOLVER.clone(), len(data.images)
     pixels = settings.get("INPUT.MIN_SIZE_TEST") * settings.get("INPUT.MAX_SIZE_TEST")
     wanted, reason = _batch(kind, pixels, num_processes)
     batch = choose("SOLVER.IMS_PER_BATCH", min(wanted, max(images, 2)), reason)
     choose("SOLVER.REFERENCE_WORLD_SIZE", 0, "nothing is scaled to the processes")
-    reason = f"the config's {solver.BASE_LR:g} for {solver.IMS_PER_BATCH}, in proportion"
-    choose("SOLVER.BASE_LR", solver.BASE_LR * batch / solver.IMS_PER_BATCH, reason)
+    choose("SOLVER.BASE_LR", rate * batch, f"the config's {rate:g} for each image of a batch")
     times, least = TIMES_SEEN[kind], LEAST_SEEN[kind]
     seen = min(max(times * images, least), solver.MAX_ITER * solver.IMS_PER_BATCH)
     reason = f"{seen} images: {times} times the {images}, at least {least}"

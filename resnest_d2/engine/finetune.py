@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from ..config import ConfigError, InputError
+from ..config.load import load_config
 from ..config.settings import Config, Settings
 from ..data.coco_json import CocoData, names_in_use, read_coco
 from ..data.repair import Options
@@ -112,7 +113,10 @@ def use_own_data(settings: Config, args: argparse.Namespace, num_processes: int 
     names = list((train or val).categories.values())
     given = {option.partition("=")[0] for option in args.opts}
     if args.auto:
-        set_automatically(settings, train, given, num_processes)
+        # Without the command line: its batch is not the one that the config's rate is for.
+        plain = Settings.of(load_config(args.config_file)) if args.opts else settings
+        rate = plain.get("SOLVER.BASE_LR", 0) / plain.images_per_batch
+        set_automatically(settings, train, given, num_processes, rate)
     for data in filter(None, (train, val)):
         _check_capacity(settings, data)
     key = settings.num_classes_key
