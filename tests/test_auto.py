@@ -85,14 +85,17 @@ def test_the_command_line_counts(make, caplog):
     assert (cfg.SOLVER.MAX_ITER, cfg.INPUT.MIN_SIZE_TEST) == (7, 99)
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (4, 6))  # what follows from it follows
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96)
-    opts = ["SOLVER.IMS_PER_BATCH", "4"]
-    assert automatic("faster_resnest50", make(10, 256, 256, 12, 20), *opts).SOLVER.BASE_LR == 0.005
     (table,) = (r.getMessage() for r in caplog.records if "--auto sets" in r.getMessage())
     for line in ("SOLVER.MAX_ITER", "INPUT.MIN_SIZE_TEST"):
         (row,) = (row for row in table.splitlines() if row.startswith(f"{line} "))
         assert row.endswith("given on the command line")
     assert "SOLVER.BASE_LR" in table
     assert "the config's 0.00125 for each image of a batch" in table
+
+
+def test_the_rate_follows_from_a_batch_on_the_command_line(make):
+    cfg = automatic("faster_resnest50", make(3, 64, 64, 12, 2), "SOLVER.IMS_PER_BATCH", "4")
+    assert cfg.SOLVER.BASE_LR == 4 * 0.02 / 16
 
 
 def test_ranges_of_sizes_and_configs_that_are_code(make):
