@@ -51,7 +51,7 @@ def trained(tiny_digits, tmp_path_factory):
     output = tmp_path_factory.mktemp("out put")
     result = train_net(
         *("--config-file", DIGITS, "OUTPUT_DIR", output, *TINY, "TEST.PRECISE_BN.ENABLED", "True"),
-        *("TEST.PRECISE_BN.NUM_ITER", "2", "TEST.AUG.ENABLED", "True"),
+        *("TEST.PRECISE_BN.NUM_ITER", "200", "TEST.AUG.ENABLED", "True"),
         *("TEST.AUG.MIN_SIZES", "(128,)"),
         datasets=tiny_digits,
     )

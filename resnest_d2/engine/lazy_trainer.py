@@ -22,6 +22,7 @@ from ..modeling.detector import build_detector
 from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .evaluate import evaluate_model
+from .precise_bn import PreciseBN
 from .trainer import check_training, needs_scaling, prepare_to_train
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,8 @@ class LazyTrainer:
         if settings.get("train.precise_bn.enabled", False) and get_bn_modules(self.model):
             loader = instantiate(OmegaConf.merge(cfg.dataloader.train, {"num_workers": 0}))
             number = options.precise_bn.num_iter
-            made.append(hooks.PreciseBN(options.eval_period, self.model, loader, number))
+            size = {"batch": settings.images_per_batch, "max_iter": options.max_iter}
+            made.append(PreciseBN(options.eval_period, self.model, loader, number, **size))
         if comm.is_main_process():
             made.append(hooks.PeriodicCheckpointer(self.checkpointer, **options.checkpointer))
         if settings.datasets("test")[1]:

@@ -31,6 +31,7 @@ from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
 from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata
+from .precise_bn import PreciseBN
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,16 @@ class Trainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         all_hooks = super().build_hooks()
+        for index, hook in enumerate(all_hooks):
+            if isinstance(hook, hooks.PreciseBN):
+                all_hooks[index] = PreciseBN(
+                    self.cfg.TEST.EVAL_PERIOD,
+                    self.model,
+                    hook._data_loader,  # building another would read the data set again
+                    self.cfg.TEST.PRECISE_BN.NUM_ITER,
+                    batch=self.cfg.SOLVER.IMS_PER_BATCH,
+                    max_iter=self.cfg.SOLVER.MAX_ITER,
+                )
         if self.cfg.TEST.AUG.ENABLED:
             evaluate = hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
             # Before the writers, so that they record its results.
