@@ -95,6 +95,12 @@ def check(settings: Settings) -> None:
             f"MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD} "
             "must have a value for each channel"
         )
+    if cfg.INPUT.FORMAT == "L" and len(cfg.MODEL.PIXEL_MEAN) == 3:
+        for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+            values = settings.get(key)
+            settings.set(key, [sum(values) / 3])
+            message = "INPUT.FORMAT 'L' has one channel: %s %s is now its mean, %s"
+            logger.warning(message, key, values, settings.get(key))
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         raise ConfigError(

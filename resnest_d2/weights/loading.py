@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # What Detectron2 allows behind a path: names match a model's by their ends.
 HEURISTICS = "matching_heuristics=True"
+# The convolution that sees the image, of deep stems and others.
+STEM = re.compile(r"stem\.conv1(_1)?\.weight$")
 
 
 class UntrainedParametersError(InputError):
@@ -68,7 +70,8 @@ class RecordingCheckpointer(DetectionCheckpointer):
         states = self.model.state_dict()
         checkpoint = self._read(filename, network_of(states))
         theirs = checkpoint.input_format or input_format_of(self._path)
-        warn_if_it_differs(name, theirs, of_model(self.model))
+        if not _fit_channels(name, checkpoint.weights, states):
+            warn_if_it_differs(name, theirs, of_model(self.model))
         classifier = {k: v for k, v in checkpoint.classifier.items() if k in states}
         content = {**checkpoint.rest, **checkpoint.to_dict()}
         content["model"] = {**checkpoint.weights, **classifier}
@@ -116,6 +119,25 @@ class RecordingCheckpointer(DetectionCheckpointer):
                 names = (name for name in self.untouched() if name.startswith(start))
                 found += [name for name in names if not re.search("conv2_offset" + folded, name)]
         return found
+
+
+def _fit_channels(source: str, weights: dict[str, Any], states: dict[str, Any]) -> bool:
+    """Fit a stem for three channels, in place, to a model of another number of them.
+
+    Every channel gets the sum of the three filters over the number of channels, so that the
+    response to equal channels stays as it is. Return whether that was needed.
+    """
+    for name in (name for name in states if STEM.search(name)):
+        for key in (key for key in weights if f".{name}".endswith(f".{key}")):
+            (out, has, *size), (_, needs, *_) = weights[key].shape, states[name].shape
+            if has != 3 or needs == 3:
+                continue
+            summed = weights[key].sum(1, keepdim=True) / needs
+            weights[key] = summed.expand(out, needs, *size).clone()
+            message = "%s has filters for three channels: summed and divided among %d, in %s"
+            logger.warning(message, source, needs, name)
+            return True
+    return False
 
 
 def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> list[str]:
