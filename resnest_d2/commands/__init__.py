@@ -28,7 +28,7 @@ KNOWN_WARNINGS = (
 )
 for _category, _message, _module in KNOWN_WARNINGS:
     warnings.filterwarnings("ignore", _message, _category, _module)
-# The same of what is logged: logger and beginning.
+# Log records to hide, by logger and beginning.
 _KNOWN_RECORDS = {
     "torch.fx._symbolic_trace": "is_fx_tracing will return true",
     "torch.utils.cpp_extension": "No CUDA runtime is found",
@@ -38,9 +38,9 @@ for _name, _start in _KNOWN_RECORDS.items():
 # Pages that Detectron2 logs before training; on the terminal they hide what was said before.
 _LONG = ("Environment info:", "Contents of args.config_file", "Running with full config:", "Model:")
 
-# What wrong input raises while a command is set up.
+# Wrong input raises these while a command is set up.
 INPUT_ERRORS = (ValueError, OSError, ImportError, AssertionError, KeyError)
-# What a picture or a file that turns out wrong during training or evaluation raises.
+# A picture or a file that turns out wrong during training or evaluation raises these.
 DATA_ERRORS = (InputError, SizeMismatchError, OSError)
 
 # These report wrong input by assertions and KeyErrors; raised by anyone else, they are defects.

@@ -16,10 +16,11 @@ from detectron2.structures import BoxMode
 
 from ..config import InputError
 from ..files import write_text
+from .annotations import AnnotationReader
 from .formats import describe_file, describe_json
 from .image_files import find_images
 from .notes import Notes
-from .repair import AnnotationReader, Options, match_categories, read_categories, read_images
+from .repair import Options, match_categories, read_categories, read_images
 from .values import identity, numbers
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ class ImageFile:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """What brings the annotations to the picture's size; 1 where they are clipped."""
+        """Factors from the annotations' size to the picture's; 1 where they are clipped."""
         if all(abs(a - b) <= CLIPPED for a, b in zip(self.size, self.declared, strict=True)):
             return 1, 1
         return self.size[0] / self.declared[0], self.size[1] / self.declared[1]

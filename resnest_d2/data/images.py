@@ -18,7 +18,7 @@ from ..config import InputError, require_int
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Transparent pixels show this colour (RGB), as annotation tools and browsers show it.
 BACKGROUND = (255, 255, 255)
-# What makes pictures of EXIF's orientations upright; from 5 on width and height are exchanged.
+# These make pictures of EXIF's orientations upright; from 5 on width and height are exchanged.
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
@@ -28,7 +28,7 @@ DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 @dataclass(frozen=True)
 class Header:
-    """What the beginning of a picture's file tells."""
+    """Facts that the beginning of a picture's file tells."""
 
     size: tuple[int, int]
     """Width and height of the upright picture."""

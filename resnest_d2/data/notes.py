@@ -1,4 +1,4 @@
-"""What a reader repaired or left out, told in one warning a kind."""
+"""A reader tells here what it repaired or left out, in one warning a kind."""
 
 import logging
 from collections import defaultdict

@@ -16,7 +16,7 @@ from ..weights.stored_config import describe_changes
 
 logger = logging.getLogger(__name__)
 
-# What a scheduler counts, beside its settings.
+# A scheduler counts these, beside its settings.
 _PROGRESS = ("last_epoch", "_step_count", "_last_lr")
 
 

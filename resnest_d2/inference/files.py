@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 DEFAULT_FPS = 25.0
-# What a file that is damaged, too large or of an odd shape causes; PyTorch says by a RuntimeError
+# A file that is damaged, too large or of an odd shape raises these; PyTorch says by a RuntimeError
 # that memory does not suffice.
 FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 

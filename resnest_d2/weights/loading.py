@@ -23,7 +23,7 @@ from .naming import Network, network_of
 
 logger = logging.getLogger(__name__)
 
-# What Detectron2 allows behind a path: names match a model's by their ends.
+# Detectron2 allows this behind a path: names match a model's by their ends.
 HEURISTICS = "matching_heuristics=True"
 # The convolution that sees the image, of deep stems and others.
 STEM = re.compile(r"stem\.conv1(_1)?\.weight$")

@@ -29,7 +29,7 @@ from .loading import read_config, require_file
 
 logger = logging.getLogger(__name__)
 
-# What changes the results of a trained model, in YAML configs and in LazyConfigs.
+# These keys change the results of a trained model, in YAML configs and in LazyConfigs.
 RESULT_KEYS = (
     (
         *("MODEL", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
@@ -188,7 +188,7 @@ def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple
 
 
 def describe_changes(before: str, after: str) -> list[str]:
-    """What differs between two texts of configs, ``["SOLVER.BASE_LR 0.02 -> 0.01", ...]``.
+    """List what differs between two texts of configs, ``["SOLVER.BASE_LR 0.02 -> 0.01", ...]``.
 
     Keys of the machine (``MACHINE_KEYS``) are left out. Nothing is told of a text that is "" or of
     another kind of config.

@@ -1,0 +1,303 @@
+"""Boxes and masks of annotations, repaired where that has one sensible meaning, else refused."""
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from ..config import InputError
+from .image_files import CLIPPED, ImageFile
+from .notes import Notes, some
+from .repair import Options
+from .rle import decode_counts
+from .values import box as read_box
+from .values import number, numbers, polygons
+
+Box = list[int | float]
+Mask = list[list[float]] | dict[str, Any]
+
+
+class AnnotationReader:
+    """Reads the annotations of a file, one after the other.
+
+    Args:
+        notes: of the file.
+        images: its pictures by id.
+        masks: whether masks are needed; without one an annotation is left out.
+        options: the user's decisions.
+    """
+
+    def __init__(
+        self, notes: Notes, images: Mapping[Any, ImageFile], masks: bool, options: Options
+    ) -> None:
+        self.notes, self.images, self.masks, self.options = notes, images, masks, options
+        # Boxes that are not their masks': what to call the annotation, box, and the mask's box.
+        self.strange: list[tuple[Any, Box, Box]] = []
+        self.compared = 0
+        # Boxes that reach beyond their images, with these.
+        self.beyond: list[tuple[Any, Box, ImageFile]] = []
+        self.read_boxes = 0
+
+    def read(self, name: Any, entry: dict[str, Any], image: ImageFile) -> dict[str, Any] | None:
+        """Return box, mask, area and crowd flag of an annotation; None if it is left out.
+
+        Args:
+            name: what messages call it, its id or its place.
+            entry: the annotation.
+            image: its picture.
+
+        Raises:
+            InputError: it contradicts itself.
+        """
+        mask, problem = self._mask(name, entry, image)
+        box = self._box(name, entry, image, mask)
+        if box is None:
+            return None
+        iscrowd = number(int(c) if isinstance(c := entry.get("iscrowd", 0), bool) else c or 0)
+        if iscrowd not in (0, 1):
+            raise InputError(f"{self._of(name)}: 'iscrowd' must be 0 or 1, got {c!r}")
+        if iscrowd and self.options.crowd_as_instances:
+            self.notes.add("{n} crowds were taken as objects", name)
+            iscrowd = 0
+        if self.masks and mask is None:
+            self.notes.add(
+                f"left out {{n}} annotations that {problem}, so that these objects count as "
+                "background; a faster_ or cascade_box_ config takes their boxes",
+                name,
+            )
+            return None
+        across, down = image.scale
+        area = number(entry.get("area"))
+        if entry.get("area") not in (None, "") and area is None:
+            raise InputError(f"{self._of(name)}: 'area' must be a number, got {entry['area']!r}")
+        area = area * across * down if area and area > 0 else _area(box, mask, image.size)
+        found = {"bbox": box, "area": area, "iscrowd": int(iscrowd)}
+        return found | ({} if mask is None else {"segmentation": mask})
+
+    def _of(self, name: Any) -> str:
+        return f"{self.notes.file}: annotation {name}"
+
+    def _box(
+        self, name: Any, entry: dict[str, Any], image: ImageFile, mask: Mask | None
+    ) -> Box | None:
+        given, of_mask = entry.get("bbox"), None if mask is None else mask_box(mask)
+        if given in (None, [], "") or (self.options.boxes_from_masks and of_mask):
+            if of_mask is None:
+                self.notes.add("left out {n} annotations that have neither box nor mask", name)
+                return None
+            reason = "as asked for" if given else "for they have none"
+            self.notes.add(f"{{n}} boxes were computed from their masks, {reason}", name)
+            return of_mask
+        box = read_box(given)
+        if box is None:
+            raise InputError(
+                f"{self._of(name)}: 'bbox' must be four numbers (x, y, width, height), got {given}"
+            )
+        self.read_boxes += 1
+        across, down = image.scale
+        if (across, down) != (1, 1):
+            box = [box[0] * across, box[1] * down, box[2] * across, box[3] * down]
+        if box[2] <= 0 or box[3] <= 0:
+            if of_mask is None or min(of_mask[2:]) <= 0:
+                self.notes.add("left out {n} annotations that have a box without area", name)
+                return None
+            self.notes.add("{n} boxes without area were computed from their masks", name)
+            return of_mask
+        if of_mask:
+            self.compared += 1
+            if overlap(box, of_mask) < 0.5:
+                self.strange.append((name, box, of_mask))
+        return self._inside(name, box, image)
+
+    def _inside(self, name: Any, box: Box, image: ImageFile) -> Box | None:
+        x, y, width, height = box
+        right, bottom = image.size[0], image.size[1]
+        excess = max(-x, -y, x + width - right, y + height - bottom)
+        if x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
+            self.notes.add("left out {n} annotations that lie outside of their image", name)
+            return None
+        if excess > CLIPPED:
+            self.beyond.append((name, box, image))
+        if excess > CLIPPED or (excess > 0 and image.declared != image.size):
+            left, top = max(x, 0), max(y, 0)
+            return [left, top, min(x + width, right) - left, min(y + height, bottom) - top]
+        return box
+
+    def _mask(self, name: Any, entry: dict[str, Any], image: ImageFile) -> tuple[Mask | None, str]:
+        """The mask in the picture's pixels, or what is wrong with it."""
+        value = entry.get("segmentation")
+        listed = value if isinstance(value, list) else ()
+        is_rle = [isinstance(v, dict) and "counts" in v for v in listed]
+        if not value:
+            return None, "have no 'segmentation'"
+        try:
+            if isinstance(value, dict):
+                mask = _read_rle(self._of(name), value, image)
+                return (mask, "") if mask_util.area(mask) else (None, "have an empty RLE")
+            if is_rle and all(is_rle):  # parts of one object
+                parts = [_read_rle(self._of(name), part, image) for part in value]
+                return mask_util.merge(parts), ""
+            outlines = polygons(value)
+            if outlines is None:
+                raise InputError(
+                    f"{self._of(name)}: 'segmentation' must be RLE or a list of polygons, "
+                    "[[x1, y1, x2, ...], ...]"
+                )
+        except InputError:
+            if self.masks:
+                raise
+            self.notes.add("{n} masks cannot be read, and are not needed", name)
+            return None, ""
+        # Detectron2's readers, and pycocotools, refuse the others.
+        kept = [p for p in outlines if len(p) >= 6 and len(p) % 2 == 0]
+        if len(kept) < len(outlines) and kept:
+            self.notes.add("left out polygons of fewer than three points, of {n} annotations", name)
+        return (
+            (_fit(kept, image), "") if kept else (None, "have no polygon of three points or more")
+        )
+
+    def check_boxes(self) -> None:
+        """See that the boxes of the file mean what COCO's mean.
+
+        Raises:
+            InputError: many boxes are not those of their masks, reach beyond their images where
+                corners would not, or lie in pictures that were turned after they were annotated.
+        """
+        turned = [name for name, box, image in self.beyond if image.is_exchanged]
+        if turned:
+            raise InputError(
+                f"{self.notes.file}: boxes, of annotations {some(turned)}, are {BEFORE_EXIF}"
+            )
+        if len(self.strange) > 0.2 * self.compared:
+            likely = [
+                pattern
+                for pattern, meant in PATTERNS.items()
+                if median(overlap(meant(box), of_mask) for _, box, of_mask in self.strange) > 0.8
+            ]
+            looks = f" and look like ({likely[0]})" if likely else ""
+            raise InputError(
+                f"{self.notes.file}: {len(self.strange)} of {self.compared} boxes are not those of "
+                f"their masks{looks}, where COCO's are (x, y, width, height), of annotations "
+                f"{some([name for name, *_ in self.strange])}; --boxes-from-masks makes new ones"
+            )
+        for name, *_ in self.strange:
+            self.notes.add("{n} boxes are not those of their masks and stay as they are", name)
+        corners = PATTERNS["x1, y1, x2, y2"]
+        if (
+            self.beyond
+            and len(self.beyond) > 0.2 * self.read_boxes
+            and all(
+                corners(box)[2] > 0
+                and corners(box)[3] > 0
+                and box[2] <= image.size[0] + CLIPPED
+                and box[3] <= image.size[1] + CLIPPED
+                for _, box, image in self.beyond
+            )
+        ):
+            raise InputError(
+                f"{self.notes.file}: {len(self.beyond)} of {self.read_boxes} boxes reach beyond "
+                "their images as (x, y, width, height) and do not as (x1, y1, x2, y2), of "
+                f"annotations {some([name for name, *_ in self.beyond])}; write them as COCO does"
+            )
+        for name, *_ in self.beyond:
+            self.notes.add("{n} boxes reach beyond their images and were clipped", name)
+
+
+BEFORE_EXIF = (
+    "of a picture as it is stored, before EXIF turns it; remove the tag from the files: "
+    "exiftool -Orientation= FOLDER"
+)
+# How boxes are written that are not (x, y, width, height), and what these mean.
+PATTERNS: dict[str, Callable[[Box], Box]] = {
+    "centre x, centre y, width, height": lambda b: [b[0] - b[2] / 2, b[1] - b[3] / 2, b[2], b[3]],
+    "x1, y1, x2, y2": lambda b: [b[0], b[1], b[2] - b[0], b[3] - b[1]],
+    "y, x, height, width": lambda b: [b[1], b[0], b[3], b[2]],
+    "y1, x1, y2, x2": lambda b: [b[1], b[0], b[3] - b[1], b[2] - b[0]],
+}
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes (x, y, width, height)."""
+    (x, y, width, height), (left, top, across, down) = one, other
+    width_of_both = min(x + width, left + across) - max(x, left)
+    height_of_both = min(y + height, top + down) - max(y, top)
+    if width_of_both <= 0 or height_of_both <= 0:
+        return float(one == other)
+    both = width_of_both * height_of_both
+    return both / (width * height + across * down - both)
+
+
+def mask_box(mask: Mask) -> Box:
+    """Return the box (x, y, width, height) of polygons or a compressed RLE."""
+    if isinstance(mask, dict):
+        return mask_util.toBbox(mask).tolist()
+    xs = [x for polygon in mask for x in polygon[::2]]
+    ys = [y for polygon in mask for y in polygon[1::2]]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _area(box: Box, mask: Mask | None, size: tuple[int, int]) -> float:
+    if mask is None:
+        return box[2] * box[3]
+    if isinstance(mask, list):
+        mask = mask_util.merge(mask_util.frPyObjects(mask, size[1], size[0]))
+    return float(mask_util.area(mask))
+
+
+def _fit(outlines: list[list[float]], image: ImageFile) -> list[list[float]]:
+    """Scale polygons to the picture's size, or clip them where it is a pixel or two off."""
+    if image.declared == image.size:
+        return outlines
+    return [
+        [min(max(v * image.scale[i % 2], 0), image.size[i % 2]) for i, v in enumerate(polygon)]
+        for polygon in outlines
+    ]
+
+
+def _read_rle(name: str, value: dict[str, Any], image: ImageFile) -> dict[str, Any]:
+    """Return a compressed RLE of the picture's size.
+
+    Raises:
+        InputError: it is of another size than the picture, or its counts are none.
+    """
+    size, counts = numbers(value.get("size")), value.get("counts")
+    height, width = image.declared[::-1]
+    if size == [width, height] and image.is_exchanged:
+        raise InputError(f"{name}: its RLE is {BEFORE_EXIF}")
+    if size != [height, width]:
+        raise InputError(
+            f"{name}: its RLE has size {value.get('size')} (height, width), its image "
+            f"[{height}, {width}]"
+        )
+    if isinstance(counts, str):
+        try:
+            runs = decode_counts(counts)
+        except ValueError as error:
+            raise InputError(f"{name}: its RLE cannot be decoded: {error}") from error
+    else:
+        runs = numbers(counts)
+        if runs is None:
+            raise InputError(f"{name}: 'counts' of its RLE must be a list of numbers or a string")
+    if any(run < 0 or int(run) != run for run in runs) or sum(runs) != height * width:
+        raise InputError(f"{name}: the counts of its RLE do not add up to {height} x {width}")
+    mask = {"size": [height, width], "counts": counts}
+    if not isinstance(counts, str):
+        mask["counts"] = [int(run) for run in runs]
+        mask = mask_util.frPyObjects(mask, height, width)
+    return mask if image.declared == image.size else _resize(mask, image)
+
+
+def _resize(mask: dict[str, Any], image: ImageFile) -> dict[str, Any]:
+    """Scale a mask to the picture's size by its nearest pixels, or cut and fill it up."""
+    pixels = mask_util.decode(mask)
+    across, down = image.scale
+    rows = (np.arange(image.size[1]) / down).astype(int)
+    columns = (np.arange(image.size[0]) / across).astype(int)
+    inside = np.ix_(rows < pixels.shape[0], columns < pixels.shape[1])
+    result = np.zeros(image.size[::-1], np.uint8, order="F")
+    result[inside] = pixels[
+        np.ix_(rows[rows < pixels.shape[0]], columns[columns < pixels.shape[1]])
+    ]
+    return mask_util.encode(result)
