@@ -4,6 +4,7 @@
 #   make setup                      only install; `make dev` also what tests and lint need
 #   make lint, format, clean
 # Variables: PYTHON=python3.11, VENV=.venv, PIP_ARGS="..." (passed to every pip install),
+#   JOBS=2                          processes that run the tests, of 3 GB of memory each
 #   DETECTRON2=<checkout or URL>    the Python part of another Detectron2, until `make clean`
 #   DETECTRON2='git+https://...'    the whole of it, built by pip with your compiler
 
@@ -11,10 +12,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DETECTRON2 ?=
 PIP_ARGS ?=
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
+PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
 PINNED = $(PIP_INSTALL) --constraint requirements/constraints.txt
 PINS := requirements/constraints.txt requirements/detectron2-needs.txt
 ifeq ($(DETECTRON2),)
@@ -28,10 +31,10 @@ demo: $(VENV)/.demo
 	@$(BIN)/python tools/demo.py --output output/demo
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 setup: $(VENV)/.package
 

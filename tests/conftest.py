@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the suite means the same on every machine
+if workers := os.getenv("PYTEST_XDIST_WORKER_COUNT"):  # which share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))
 
 import numpy as np
 import pytest
