@@ -108,14 +108,14 @@ def test_safetensors_name_the_extra(tmp_path, monkeypatch):
         read_checkpoint(file)
     expected = "is read by safetensors, which is not installed: pip install 'resnest_d2[hub]'"
     assert str(error.value) == f"{file} {expected}"
-    nothing = Checkpoint({}, {}, by_suffix=False, author="", input_format=None, classes={}, rest={})
+    nothing = Checkpoint({}, {}, False, "", input_format=None, classes={}, config="", rest={})
     with pytest.raises(ImportError) as error:
         write_checkpoint(nothing, tmp_path / "y.safetensors")
     assert str(error.value).endswith(expected.replace("read", "written"))
     assert not (tmp_path / "y.safetensors").exists()
 
 
-def test_without_hotcoco_pycocotools_computes_and_says_nothing(
+def test_pycocotools_alone_computes_and_says_nothing(
     registered_digits, tmp_path, monkeypatch, caplog, capfd
 ):
     """The annotations themselves as detections: every class that is there has an AP of 100."""

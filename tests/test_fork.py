@@ -94,7 +94,9 @@ def test_the_right_name_trains(tmp_path):
     with pytest.raises(ConfigError, match=r"RADIX 2 is .* write 'build_resnest_fpn_backbone'"):
         load_config(str(file))
     file.write_text(CELLS.format("build_resnest_fpn_backbone"))
-    model = Trainer.build_model(load_config(str(file), ["MODEL.DEVICE", "cpu"])).train()
+    narrow = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.WIDTH_PER_GROUP", "8"]
+    narrow += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8"]
+    model = Trainer.build_model(load_config(str(file), narrow)).train()
     boxes, classes = Boxes(torch.tensor([[10.0, 12, 40, 50]])), torch.zeros(1, dtype=torch.int64)
     instances = Instances((64, 64), gt_boxes=boxes, gt_classes=classes)
     images = [{"image": 255 * torch.rand(3, 64, 64), "instances": instances} for _ in range(2)]

@@ -270,7 +270,7 @@ def test_semantic_segmentation_is_trained_and_evaluated(tiny_semantic, tmp_path)
         "deeplab",
         *("DATASETS.TRAIN", (tiny_semantic,), "DATASETS.TEST", (tiny_semantic,)),
         *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)),
-        *("DATALOADER.NUM_WORKERS", 0, "SOLVER.REFERENCE_WORLD_SIZE", 0, "SOLVER.MAX_ITER", 30),
+        *("DATALOADER.NUM_WORKERS", 0, "SOLVER.REFERENCE_WORLD_SIZE", 0, "SOLVER.MAX_ITER", 50),
         *("SOLVER.IMS_PER_BATCH", 4, "SOLVER.WARMUP_ITERS", 0, "INPUT.CROP.SIZE", (64, 64)),
         *("INPUT.MIN_SIZE_TRAIN", (64, 96), "INPUT.MIN_SIZE_TEST", 80),
         *("TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3),

@@ -10,9 +10,11 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+LEAST_PASSES = 10  # over few images, whose crops and flips differ each time
+
 
 class PreciseBN(hooks.PreciseBN):
-    """Detectron2's hook with a progress bar, and with passes only over images that there are.
+    """Detectron2's hook with a progress bar, which goes over few images a few times only.
 
     Args:
         period: as Detectron2's.
@@ -37,7 +39,7 @@ class PreciseBN(hooks.PreciseBN):
         while hasattr(data, "dataset"):  # Detectron2's loaders wrap what has a length
             data = data.dataset
         images = len(data) if hasattr(data, "__len__") else num_iter * batch
-        self.passes = max(1, min(num_iter, max_iter, images // batch))
+        self.passes = min(num_iter, max_iter, max(LEAST_PASSES, images // batch))
         self._model, self._batches = model, iter(loader)
         super().__init__(period, model, loader, self.passes)
 
