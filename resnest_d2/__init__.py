@@ -12,10 +12,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 try:
-    import detectron2
-
     with warnings.catch_warnings():  # of fvcore, whenever it is imported; no filter stays
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+        import detectron2
         import detectron2.modeling  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "detectron2":  # it is there, and something that it needs is not
