@@ -413,3 +413,19 @@ def test_a_name_that_can_be_two_files(folder):
     odd["images"][0]["file_name"] = "b.jpg"
     with pytest.raises(FileNotFoundError, match="1 of the 2 images .*: b.jpg"):
         read(folder, odd)
+
+
+@pytest.mark.parametrize("names", [("a.png", "./a.png"), ("x/a.png", "y/a.png")])
+def test_two_images_that_can_only_be_one_file(folder, names):
+    odd = copy.deepcopy(PLAIN)
+    for image, name in zip(odd["images"], names, strict=True):
+        image.update(file_name=name, width=40, height=30)
+    with pytest.raises(ValueError, match=r"images .*a.png' and .*a.png' can only be the same file"):
+        read(folder, odd)
+
+
+def test_an_only_class_is_no_phantom(folder):
+    odd = copy.deepcopy(PLAIN)
+    odd["categories"] = [{"id": 1, "name": "cat", "supercategory": "cat"}]
+    odd["annotations"] = []
+    assert read(folder, odd).categories == {1: "cat"}

@@ -33,7 +33,7 @@ class ImageFile:
     is_exchanged: bool = False
     """Whether the file has the stored width and height of a picture that EXIF turns."""
 
-    @property
+    @cached_property
     def scale(self) -> tuple[float, float]:
         """Factors from the annotations' size to the picture's; 1 where they are clipped."""
         if all(abs(a - b) <= CLIPPED for a, b in zip(self.size, self.declared, strict=True)):
@@ -52,11 +52,10 @@ class ImageFolder:
     """
 
     def __init__(self, root: Path) -> None:
+        if root.is_file():
+            raise FileNotFoundError(f"{root} is a file, not a folder of images")
         if not root.is_dir():
-            what = f"{root} is a file" if root.exists() else f"there is no folder of images {root}"
-            raise FileNotFoundError(
-                what if not root.exists() else f"{what}, not a folder of images"
-            )
+            raise FileNotFoundError(f"there is no folder of images {root}")
         self.root = root
 
     @cached_property
@@ -134,8 +133,8 @@ def find_images(
 
     Raises:
         FileNotFoundError: the folder or a picture is not there.
-        InputError: a name can mean several files, a file is no picture, or a picture is of
-            another shape than the annotations say.
+        InputError: a name can mean several files, several names mean one file, a file is no
+            picture, or a picture is of another shape than the annotations say.
     """
     folder = ImageFolder(root)
     paths = {number: folder.exactly(entry["file_name"]) for number, entry in entries.items()}
@@ -156,6 +155,11 @@ def find_images(
         for name in absent:
             notes.add(f"{{n}} of {len(entries)} images are not in {root} and are left out", name)
     present = {number: path for number, path in paths.items() if path is not None}
+    owners: dict[Path, Any] = {}
+    for number, path in present.items():
+        if (owner := owners.setdefault(path.resolve(), number)) != number:
+            names = " and ".join(repr(entries[n]["file_name"]) for n in (owner, number))
+            raise InputError(f"{notes.file}: images {names} can only be the same file, {path}")
     shown = tqdm(
         present.items(), f"images of {notes.file.name}", disable=len(present) < SHOW_PROGRESS
     )
