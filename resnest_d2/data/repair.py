@@ -104,9 +104,12 @@ def _phantom(
     entries: Sequence[dict[str, Any]], names: Mapping[Any, str], used: Collection[Any]
 ) -> Any:
     """The id of Roboflow's category 0: without annotations, the supercategory of all others."""
+    above = [entry.get("supercategory") for entry in entries]
     for key, name in names.items():
+        if key in used or name not in above:
+            continue
         others = [e.get("supercategory") for e in entries if identity(e.get("id")) != key]
-        if key not in used and others and all(above == name for above in others):
+        if others and all(other == name for other in others):
             return key
     return None
 
@@ -130,11 +133,12 @@ def match_categories(
     """
     matched = {}
     for key, name in own.items():
-        same = [other for other, theirs_name in theirs.items() if theirs_name == name]
-        alike = [o for o, n in theirs.items() if n.strip().casefold() == name.strip().casefold()]
         if theirs.get(key) == name:
             matched[key] = key
-        elif same or len(alike) == 1:
+            continue
+        same = [other for other, theirs_name in theirs.items() if theirs_name == name]
+        alike = [o for o, n in theirs.items() if n.strip().casefold() == name.strip().casefold()]
+        if same or len(alike) == 1:
             matched[key] = (same or alike)[0]
             kind = "{n} categories were matched to the training set's by their names"
             notes.add(kind, f"{key} {name!r} to {matched[key]} {theirs[matched[key]]!r}")
