@@ -1,6 +1,7 @@
 """Pictures of every kind are one array in training, evaluation and prediction, or one sentence."""
 
 import pickle
+import warnings
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -300,3 +301,15 @@ def test_a_picture_that_no_resizing_takes_names_the_file(tmp_path):
     resize = T.ResizeShortestEdge(800, 1333)
     with pytest.raises(ValueError, match="wide.png cannot be augmented, it has 3012 x 1 pixels: "):
         mapper(Mapper, True, augmentations=[resize])(given)
+
+
+def test_reading_shows_no_other_warning_again(tmp_path):
+    """A warning that is shown once a place stays so while pictures are read."""
+    file = save(tmp_path, "a.png", COLOURS)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("default")
+        read_image(file)
+        for _ in range(3):
+            warnings.warn("each epoch", stacklevel=1)
+            read_image(file)
+    assert [str(warning.message) for warning in shown] == ["each epoch"]

@@ -22,6 +22,7 @@ BACKGROUND = (255, 255, 255)
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+_BOMB = Image.DecompressionBombWarning
 # Pillow raises these on files that are damaged or no pictures.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
@@ -106,13 +107,13 @@ def read_header(file: str | Path) -> Header:
 
 @contextmanager
 def _open(file: str | Path) -> Iterator[Image.Image]:
+    # Pillow warns from half the limit on. The filter is set once and stays: each change of filters,
+    # and so catch_warnings for each picture, would show all warnings of the process again.
+    if not any(f[0] == "ignore" and f[2] is _BOMB and not f[1] for f in warnings.filters):
+        warnings.simplefilter("ignore", _BOMB)
     try:
-        with PathManager.open(str(file), "rb") as stream, warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # from half the limit on
-            with Image.open(stream) as image:
-                yield image
+        with PathManager.open(str(file), "rb") as stream, Image.open(stream) as image:
+            yield image
     except FileNotFoundError:
         raise
     except Image.DecompressionBombError as error:
