@@ -98,6 +98,17 @@ def test_the_rate_follows_from_a_batch_on_the_command_line(make):
     assert cfg.SOLVER.BASE_LR == 4 * 0.02 / 16
 
 
+def test_objects_without_an_area(make):
+    files = make(3, 64, 64, 12, 2)
+    data = json.loads(files["train_json"].read_text())
+    thin = [[10, 10, 30, 10, 30, 10.01, 10, 10.01]]  # covers no pixel
+    for annotation in data["annotations"]:
+        annotation.update(bbox=[10, 10, 20, 0.01], segmentation=thin)
+    files["train_json"].write_text(json.dumps(data))
+    cfg = automatic("mask_resnest50", files)
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0] == [8]
+
+
 def test_ranges_of_sizes_and_configs_that_are_code(make):
     files = make(3, 640, 480, 50, 2)
     sizes = automatic("cascade_resnest200_3x", files, "MODEL.MASK_ON", "False").INPUT

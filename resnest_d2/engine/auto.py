@@ -71,7 +71,8 @@ def _kind(settings: Settings) -> str:
 
 
 def _object_sizes(data: CocoData) -> list[float]:
-    return sorted(a["area"] ** 0.5 for a in data.annotations if not a["iscrowd"])
+    """Square roots of the objects' areas, in pixels; thin ones, whose area rounds to 0, count 1."""
+    return sorted(max(a["area"], 1) ** 0.5 for a in data.annotations if not a["iscrowd"])
 
 
 def _choose_sizes(settings: Settings, data: CocoData, choose: Choose) -> float:
