@@ -303,10 +303,11 @@ def _is_as_written(data: CocoData, content: Mapping[str, Any]) -> bool:
         and written == data.categories
         and all(sizes.get(i["id"]) == (i["width"], i["height"]) for i in data.images)
         and all(
-            (a[key] == entry.get(key) or (key == "segmentation" and isinstance(a[key], dict)))
-            and bool(entry.get("segmentation")) == ("segmentation" in a)
+            bool(entry.get("segmentation")) == ("segmentation" in a)
+            and all(
+                a[k] == entry.get(k) for k in a if k != "segmentation" or isinstance(a[k], list)
+            )
             for a, entry in zip(data.annotations, content["annotations"], strict=True)
-            for key in a
         )
     )
 

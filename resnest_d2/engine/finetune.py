@@ -150,7 +150,7 @@ def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
             f"{data.file} has no masks, which this config learns: take a faster_ or cascade_box_ "
             "config, or MODEL.MASK_ON False"
         )
-    if all(a["iscrowd"] for record in data.dicts for a in record["annotations"]):
+    if data.num_crowds == len(data.annotations):
         raise InputError(f"{data.file} has no annotation that can be learned, crowds set aside")
     if keypoints and not data.num_keypoints:
         raise InputError(f"{data.file} has no keypoints, which this config learns")
