@@ -495,6 +495,16 @@ def test_defects_surface(kind, imagenet_file, monkeypatch):
         assert type(error.value) is kind
 
 
+@pytest.mark.parametrize("length", [1, 4, 60, 300, 1000, 10000, 40000, -2000, -20, -1])
+def test_checkpoints_cut_off_anywhere(imagenet_file, tmp_path, length):
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(Path(imagenet_file).read_bytes()[:length])
+    with pytest.raises(
+        UnreadableError, match="cut.pth is (damaged or cut off|a text, not weights)"
+    ):
+        load_weights(small_backbone(), str(cut))
+
+
 def test_classes_of_unreadable_files(imagenet_file, tmp_path, monkeypatch):
     """Loading them will tell why they are unreadable."""
     assert read_classes(str(tmp_path / "absent.pth")) == {}

@@ -296,9 +296,13 @@ def _reader_errors(name: str) -> Iterator[None]:
     """Turn what a reader raises into an UnreadableError; put nothing but its call inside."""
     try:
         yield
-    except (OSError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # torch.load, pickle and safetensors meet damage with any type
+        # An archive's end, where its table should be, can lie before the beginning of a short file.
+        is_short = isinstance(error, OSError) and error.errno == errno.EINVAL
+        if isinstance(error, OSError) and not is_short:
+            raise
         unsafe = _UNSAFE.search(str(error))
         if unsafe:
             found = unsafe[unsafe.lastindex].strip("`'\".,")
@@ -309,7 +313,7 @@ def _reader_errors(name: str) -> Iterator[None]:
             )
         elif isinstance(error, pickle.UnpicklingError):  # PyTorch advises to unpickle it all
             reason = "is no checkpoint, or a damaged one"
-        elif type(error).__name__ in ("EOFError", "RuntimeError", "SafetensorError"):
+        elif is_short or type(error).__name__ in ("EOFError", "RuntimeError", "SafetensorError"):
             reason = "is damaged or cut off; fetch it again"
         else:
             first = str(error).strip().partition("\n")[0]

@@ -1,6 +1,7 @@
 """The config that a checkpoint holds, and what counts where another one is given."""
 
 import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from functools import reduce
@@ -25,6 +26,7 @@ from ..config.keys import (
 from ..config.lazy import override, restore_lazy_config
 from ..config.load import check, load_config
 from ..config.settings import MAPPER, Config, Settings
+from .files import read_checkpoint
 from .loading import read_config, require_file
 
 logger = logging.getLogger(__name__)
@@ -95,7 +97,8 @@ def load_config_of_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: no file is given and the weights hold no config; or the config is wrong.
+        InputError: no file is given and the weights hold no config or are damaged; or the config
+            is wrong.
     """
     given = load_config(config_file, opts) if config_file else None
     path = weights or (_named(opts) if given is None else weights_to_evaluate(given, resume))
@@ -104,6 +107,8 @@ def load_config_of_weights(
         if given is not None:
             return given
         require_file(path)
+        if os.path.isfile(path):
+            read_checkpoint(path, with_weights=False)  # tells of a file that is damaged
         reason = f"MODEL.WEIGHTS {path} holds no config" if path else "no MODEL.WEIGHTS are given"
         raise InputError(f"--config-file is needed, because {reason}")
     source = f"the config in {path}"
