@@ -195,6 +195,7 @@ def entry(key, **values):
         (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
         (lambda d: d.update(images=["a.png"]), "'images' holds more than objects"),
         (lambda d: d.update(categories=[]), "data.json: 'categories' is empty"),
+        (lambda d: d.update(images=[], annotations=[]), "data.json: 'images' is empty"),
         (entry("categories", id=None), "a category needs an 'id' and a 'name', got"),
         (entry("categories", name=" "), "a category needs an 'id' and a 'name', got"),
         (entry("categories", id=4), "category 4 is 'dog' and 'cat'"),

@@ -163,8 +163,10 @@ def read_images(
         entries by id, each file once, and the id that stands for each id of the list.
 
     Raises:
-        InputError: an entry lacks an id or a name, or one id has two names.
+        InputError: the list is empty, an entry lacks an id or a name, or one id has two names.
     """
+    if not entries:
+        raise InputError(f"{notes.file}: 'images' is empty")
     images: dict[Any, dict[str, Any]] = {}
     ids: dict[Any, Any] = {}
     by_name: dict[str, Any] = {}
