@@ -443,3 +443,13 @@ def test_checkpoints_that_nobody_makes():
     with pytest.raises(ValueError, match="GRAD_CHECKPOINT saves nothing with .*'build_resnet_fpn"):
         Trainer.build_model(load_config(str(ROOT / "configs/baselines/mask_resnet50.yaml"), keys))
     Trainer.build_model(load_config(str(ROOT / "configs/mask_resnest50.yaml"), keys))
+
+
+def test_processes_of_torchrun_are_not_trained_alone(tmp_path):
+    """They would all be the first one, and write over each other."""
+    environment = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2", "RANK": "1"}
+    options = ("--config-file", DIGITS, "OUTPUT_DIR", tmp_path / "out", *TINY)
+    result = train_net(*options, datasets=tmp_path, **environment)
+    assert result.returncode == 2
+    assert "error: torchrun started 2 processes" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -124,8 +124,16 @@ def choose_device(cfg: Config, num_gpus: int = 1, num_machines: int = 1) -> int:
         number of processes to start.
 
     Raises:
-        ConfigError: more GPUs are asked for than there are, or several machines without GPUs.
+        ConfigError: more GPUs are asked for than there are, or several machines without GPUs; or
+            torchrun has started several processes, each of which would work alone.
     """
+    together = int(os.getenv("WORLD_SIZE", "1"))
+    if torch.distributed.is_torchelastic_launched() and together > 1:
+        raise ConfigError(
+            f"torchrun started {together} processes, which would each do all of the work and write "
+            "over each other: start the command without torchrun, with --num-gpus and, on several "
+            "machines, --num-machines, --machine-rank and --dist-url"
+        )
     settings = Settings.of(cfg)
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wants_gpu = settings.device.startswith("cuda")
