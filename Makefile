@@ -1,10 +1,10 @@
 # Sets up all that is needed in $(VENV), then trains the demo or runs the tests.
 #   make demo                       train a small Mask R-CNN and look at what it learned
 #   make test                       run the test suite; `make test-all` also what guards developers' tools
-#   make setup                      only install; `make dev` also what tests and lint need
-#   make lint, format, clean
+#   make setup                      only install
+#   make lint, format, lock, clean
 # Variables: PYTHON=python3.11, VENV=.venv, PIP_ARGS="..." (passed to every pip install),
-#   JOBS=2                          processes that run the tests, of 3 GB of memory each
+#   JOBS=3                          processes that run the tests, of 3 GB of memory each
 #   DETECTRON2=<checkout or URL>    the Python part of another Detectron2, until `make clean`
 #   DETECTRON2='git+https://...'    the whole of it, built by pip with your compiler
 
@@ -12,39 +12,45 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DETECTRON2 ?=
 PIP_ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 
 BIN := $(VENV)/bin
 SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS)
 PYTEST = $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile
-PINNED = $(PIP_INSTALL) --constraint requirements/constraints.txt
-PINS := requirements/constraints.txt requirements/detectron2-needs.txt
+UV = uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --custom-compile-command "make lock" --constraint requirements/constraints.txt
+LOCKED = $(PIP_INSTALL) --no-deps --no-build-isolation --require-hashes
 ifeq ($(DETECTRON2),)
 DETECTRON2 := $(shell cat $(VENV)/.detectron2-* 2>/dev/null)
 endif
 DETECTRON2_STAMP := $(VENV)/.detectron2-$(firstword $(shell printf '%s' '$(DETECTRON2)' | cksum))
 
-.PHONY: demo test test-all setup dev lint format clean
+.PHONY: demo test test-all setup lock lint format clean
 
-demo: $(VENV)/.demo
+demo: $(VENV)/.package
 	@$(BIN)/python tools/demo.py --output output/demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.package
 	@$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.package
 	@$(PYTEST)
 
 setup: $(VENV)/.package
 
-dev: $(VENV)/.dev
+# The versions of constraints.txt and, of what these need, the newest, with their hashes on PyPI. Needs
+# uv. Some of it asks for numpy<2 without need.
+lock:
+	@echo setuptools | $(UV) --output-file requirements/build.txt -
+	@echo numpy | $(UV) --output-file requirements/lock.txt --overrides /dev/stdin \
+	  --extra dev pyproject.toml requirements/detectron2-needs.txt
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.package
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 
-format: $(VENV)/.dev
+format: $(VENV)/.package
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
@@ -59,17 +65,17 @@ $(VENV)/.created:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.torch: $(VENV)/.created requirements/constraints.txt
-	@echo "Installing PyTorch, which takes a minute or more"
-	@$(PINNED) torch torchvision setuptools
+$(VENV)/.locked: $(VENV)/.created requirements/build.txt requirements/lock.txt
+	@echo "Installing PyTorch and the rest, checked by their hashes, which takes a minute or more"
+	@$(LOCKED) --requirement requirements/build.txt
+	@$(LOCKED) --requirement requirements/lock.txt
 	@touch $@
 
 # Without a choice it is a third party's upload to PyPI, sal-detectron2. That wheel is tagged for its
 # compiled extension; the Python in it runs everywhere. pip takes it for another Python only with
 # --target. The extension, which is built for another torch, goes.
-$(DETECTRON2_STAMP): $(VENV)/.torch $(PINS) $(wildcard requirements/detectron2*)
+$(DETECTRON2_STAMP): $(VENV)/.locked $(wildcard requirements/detectron2*)
 	@echo "Installing Detectron2 $(DETECTRON2)"
-	@$(PINNED) --requirement requirements/detectron2-needs.txt
 	@$(BIN)/python -m pip uninstall --quiet --yes detectron2 sal-detectron2 2>/dev/null || true
 	@rm -rf $(VENV)/.detectron2-* $(VENV)/detectron2
 ifeq ($(DETECTRON2),)
@@ -89,17 +95,5 @@ endif
 
 $(VENV)/.package: $(DETECTRON2_STAMP) setup.py pyproject.toml
 	@echo "Installing resnest_d2"
-	@$(PINNED) --no-build-isolation --editable '.[draw,fast-eval,hub]'
-	@touch $@
-
-$(VENV)/.demo: $(VENV)/.package
-	@echo "Installing what the demo needs"
-	@$(PINNED) --no-build-isolation --editable '.[demo]'
-	@touch $@
-
-# panopticapi-lite asks for numpy<2 without need.
-$(VENV)/.dev: $(VENV)/.demo
-	@echo "Installing what the tests need"
-	@$(PINNED) --no-build-isolation --editable '.[dev]'
-	@$(PINNED) --no-deps panopticapi-lite
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
