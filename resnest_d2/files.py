@@ -3,10 +3,13 @@
 import errno
 import hashlib
 import os
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def sha256(path: str | Path) -> str:
@@ -22,8 +25,8 @@ def sha256(path: str | Path) -> str:
 def replacing(target: Path) -> Iterator[Path]:
     """A temporary file that takes the place of ``target`` when the block ends without an error.
 
-    Whatever happens, ``target`` is the old file or the new one, never half of it. The temporary
-    file is there, empty and with the permissions of any new file.
+    Whatever happens, to the machine too, ``target`` is the old file or the new one, never half of
+    it. The temporary file is there, empty and with the permissions of any new file.
 
     Raises:
         OSError: the file cannot be written; the message names it.
@@ -34,9 +37,56 @@ def replacing(target: Path) -> Iterator[Path]:
     try:
         yield temporary
         with _naming(target):
+            _to_disk(temporary)
             os.replace(temporary, target)
+            _to_disk(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
+    """Hold a folder for this process, so that no other one writes to it.
+
+    Args:
+        folder: made if it is not there.
+        wait: seconds for a process that holds it to end.
+
+    The hold ends with the process, however that ends, or when the file that is returned is closed.
+    Processes that are forked do not prolong it.
+
+    Raises:
+        BlockingIOError: another process holds the folder; the message names both.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stream = (folder / ".lock").open("a+")
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except (BlockingIOError, PermissionError):
+            if time.monotonic() < until:
+                time.sleep(0.2)
+                continue
+            stream.seek(0)
+            holder = stream.read() or "another process"
+            stream.close()
+            raise BlockingIOError(errno.EAGAIN, f"{holder} is working in it", str(folder)) from None
+    stream.truncate(0)
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+    stream.flush()
+    return stream
 
 
 def check_writable(target: Path) -> None:
@@ -69,5 +119,5 @@ def _naming(target: Path) -> Iterator[None]:
 
 def write_text(target: Path, text: str) -> None:
     """Write a text file, whole or not at all."""
-    with replacing(target) as temporary:
+    with replacing(target) as temporary, _naming(target):
         temporary.write_text(text)
