@@ -2,35 +2,35 @@
 
 import torch
 import torch.distributed as dist
-from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
+from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
 
 
-class CpuSyncBatchNorm(NaiveSyncBatchNorm):
+class CpuSyncBatchNorm(nn.BatchNorm2d):
     """Differentiable synchronised batch norm in a process group on CPUs; alone, plain batch norm.
 
     ``torch.nn.SyncBatchNorm`` refuses CPU tensors, ``DistributedDataParallel`` refuses models on
     CPUs that hold one, and Detectron2's convolutions refuse empty inputs before one. Processes
-    weigh by their numbers of values, so batches may be unequal.
+    weigh by their numbers of values, so batches may be unequal. The variance is that of centred
+    values; Detectron2's ``NaiveSyncBatchNorm`` takes it from squares, at a loss of digits.
     """
-
-    def __init__(self, num_features: int, **kwargs) -> None:
-        super().__init__(num_features, stats_mode="N", **kwargs)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or comm.get_world_size() == 1:
             return super().forward(input)
-        old = self.running_var.clone()
-        output = super().forward(input)
-        # Detectron2 averages the biased variance, PyTorch's norms the unbiased one.
         count = input.new_tensor(input.numel() // input.shape[1])
         dist.all_reduce(count)
-        factor = count.clamp(min=1) / (count - 1).clamp(min=1)
-        kept = (1 - self.momentum) * old
-        self.running_var.copy_(kept + (self.running_var - kept) * factor)
+        mean = differentiable_all_reduce(input.sum(dim=(0, 2, 3))) / count.clamp(min=1)
+        centred = input - mean[:, None, None]
+        squares = differentiable_all_reduce(centred.square().sum(dim=(0, 2, 3)))
+        scale = self.weight * torch.rsqrt(squares / count.clamp(min=1) + self.eps)
+        if count:
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            unbiased = squares.detach() / (count - 1).clamp(min=1)
+            self.running_var.lerp_(unbiased, self.momentum)
         self.num_batches_tracked.add_(1)
-        return output
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 def replace_sync_batchnorm(model: nn.Module) -> nn.Module:
