@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 # Keys whose values are at least 1, of YAML configs and of LazyConfigs.
 POSITIVE_KEYS = (
-    ("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH"),
+    (
+        *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"),
+        *("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
+    ),
     (
         *("train.max_iter", "train.log_period", "train.checkpointer.period"),
         "dataloader.train.total_batch_size",
@@ -102,6 +105,12 @@ def check(settings: Settings) -> None:
             message = "INPUT.FORMAT 'L' has one channel: %s %s is now its mean, %s"
             logger.warning(message, key, values, settings.get(key))
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    for key, values in (("TRAIN", sizes), ("TEST", [cfg.INPUT.MIN_SIZE_TEST])):
+        if not values or any(not isinstance(v, int | float) or v < 0 for v in values):
+            raise ConfigError(
+                f"INPUT.MIN_SIZE_{key} {settings.get(f'INPUT.MIN_SIZE_{key}')} must be numbers of "
+                "pixels, of which 0 leaves images as they are"
+            )
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
         raise ConfigError(
             f"INPUT.MIN_SIZE_TRAIN {sizes} must be the least and the greatest size with "
@@ -109,40 +118,38 @@ def check(settings: Settings) -> None:
         )
 
 
-def choose_device(cfg: Config, num_gpus: int = 1, num_machines: int = 1) -> int:
-    """Fit a config and ``--num-gpus`` to the machine.
+def choose_device(cfg: Config, num_gpus: int = 1, num_processes: int | None = None) -> int:
+    """Fit a config, ``--num-gpus`` and ``--num-processes`` to the machine.
 
-    Without a GPU a config made for one runs on the CPU, in one process and without AMP, which
-    Detectron2 has for GPUs only; one warning says so.
+    Without a GPU a config made for one runs on the CPU, without AMP, which Detectron2 has for GPUs
+    only; one warning says so.
 
     Args:
         cfg: a config, whose device and use of AMP may be changed.
         num_gpus: GPUs of this machine that the user asked for.
-        num_machines: machines that the user asked for.
+        num_processes: processes on CPUs that the user asked for.
 
     Returns:
-        number of processes to start.
+        number of processes to start on this machine.
 
     Raises:
-        ConfigError: more GPUs are asked for than there are, or several machines without GPUs; or
-            torchrun has started several processes, each of which would work alone.
+        ConfigError: more GPUs are asked for than there are, or processes on CPUs where a GPU is
+            used.
     """
-    together = int(os.getenv("WORLD_SIZE", "1"))
-    if torch.distributed.is_torchelastic_launched() and together > 1:
-        raise ConfigError(
-            f"torchrun started {together} processes, which would each do all of the work and write "
-            "over each other: start the command without torchrun, with --num-gpus and, on several "
-            "machines, --num-machines, --machine-rank and --dist-url"
-        )
     settings = Settings.of(cfg)
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wants_gpu = settings.device.startswith("cuda")
+    if num_processes is not None:
+        require_int("--num-processes", num_processes, 1)
     if wants_gpu and num_gpus > available > 0:
         raise ConfigError(f"--num-gpus is {num_gpus}, but this machine has {available} GPUs")
     if wants_gpu and available:
+        if num_processes:
+            raise ConfigError(
+                "--num-processes is for CPUs, and this machine has GPUs: take --num-gpus, or set "
+                f"{settings.key('device')} cpu"
+            )
         return max(num_gpus, 1)
-    if wants_gpu and num_machines > 1:
-        raise ConfigError(f"--num-machines is {num_machines}, but no GPU was found on this one")
     amp = ""
     if settings.amp:
         settings.amp = False
@@ -150,7 +157,7 @@ def choose_device(cfg: Config, num_gpus: int = 1, num_machines: int = 1) -> int:
     if wants_gpu:
         settings.device = "cpu"
         without = f" and without {amp}" if amp else ""
-        logger.warning("No GPU was found: running in one process on the CPU%s.", without)
+        logger.warning("No GPU was found: running on the CPU%s.", without)
     elif amp:
         logger.warning("%s needs a GPU: running on %s without it.", amp, settings.device)
-    return 1
+    return num_processes or 1
