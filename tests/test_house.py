@@ -15,7 +15,7 @@ PACKAGE = Path(resnest_d2.__file__).parent
 FLOORS = [
     {"commands"},
     {"engine", "inference"},
-    {"evaluation", "optimize", "weights", "data"},
+    {"evaluation", "optimize", "weights", "data", "processes"},
     {"model_zoo"},
     {"modeling"},
     {"config"},

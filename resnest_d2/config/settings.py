@@ -68,6 +68,11 @@ class Settings:
     )
     reference_world_size = _Setting("SOLVER.REFERENCE_WORLD_SIZE", "train.reference_world_size", 0)
 
+    seed = _Setting("SEED", "train.seed", -1)
+    num_workers = _Setting("DATALOADER.NUM_WORKERS", "dataloader.train.num_workers", 0)
+    evaluation_period = _Setting("TEST.EVAL_PERIOD", "train.eval_period", 0)
+    checkpoint_period = _Setting("SOLVER.CHECKPOINT_PERIOD", "train.checkpointer.period")
+
     SCHEDULE_KEYS = (
         ("SOLVER.BASE_LR", "SOLVER.STEPS", "SOLVER.MAX_ITER"),
         ("optimizer.lr", "train.max_iter"),

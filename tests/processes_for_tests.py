@@ -1,0 +1,199 @@
+"""What processes that are started by tests do; they import this module."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import detectron2.utils.comm as comm
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.modeling.proposal_generator import proposal_utils
+from detectron2.modeling.roi_heads import mask_head
+from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
+from helpers import image_shape, make_cfg, randomize
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnest_d2 import build_resnest_fpn_backbone, model_zoo
+from resnest_d2.config.settings import Settings
+from resnest_d2.engine import build_evaluator
+from resnest_d2.engine.loop import NonFiniteError
+from resnest_d2.engine.trainer import prepare_to_train
+
+
+def write_rank(folder: str) -> None:
+    """Write what this process knows of the group."""
+    total = torch.tensor([comm.get_rank() + 1.0])
+    torch.distributed.all_reduce(total)
+    text = f"{comm.get_rank()} {comm.get_world_size()} {comm.get_local_rank()} {total.item():g}"
+    Path(folder, str(comm.get_rank())).write_text(text)
+
+
+def fail(rank: int, code: int) -> None:
+    """End one of the processes; the others wait for it."""
+    if comm.get_rank() == rank:
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        sys.exit(code)
+    comm.synchronize()
+
+
+def step(model: nn.Module, inputs, losses) -> dict[str, torch.Tensor]:
+    """Sum losses over processes, go backward, and return all that a step leaves behind."""
+    world = comm.get_world_size()
+    call = model
+    if world > 1:
+        call = DistributedDataParallel(model, broadcast_buffers=False, device_ids=None)
+    outputs, loss = losses(call, inputs)
+    (loss * world).backward()  # which averages the gradients
+    found = {f"output {k}": v.detach() for k, v in outputs.items()}
+    found |= {f"grad {k}": p.grad for k, p in model.named_parameters() if p.requires_grad}
+    return found | {k: v for k, v in model.named_buffers() if "running" in k}
+
+
+def take_steps(folder: str, shares: dict[str, list[list[int]]]) -> None:
+    """Save what each kind of step leaves behind on this process's share of the images."""
+    rank, world = comm.get_rank(), comm.get_world_size()
+    for kind, numbers in shares.items():
+        work = detector_step if kind == "detector" else backbone_step
+        torch.save(work(numbers), Path(folder, f"{kind}-{world}-{rank}.pth"))
+
+
+def backbone_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
+    """A step of ResNeSt-FPN with SyncBN."""
+    cfg = make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "SyncBN")
+    cfg.merge_from_list(["MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.FPN.NORM", "SyncBN"])
+    cfg.merge_from_list(["MODEL.RESNETS.RES2_OUT_CHANNELS", 64])
+    model = build_resnest_fpn_backbone(cfg, image_shape())
+    randomize(model)
+    model = prepare_to_train(Settings.of(cfg), model).train().double()
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
+
+    def losses(call, inputs):
+        outputs = call(inputs)
+        return outputs, sum(
+            (v * v.detach().cos()).mean(dim=(1, 2, 3)).sum() for v in outputs.values()
+        )
+
+    return step(model, images[shares[comm.get_rank()]], losses)
+
+
+def detector_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
+    """As :func:`backbone_step`, of a Mask R-CNN whose heads have SyncBN too."""
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    randomize(model)
+    model = prepare_to_train(Settings.of(cfg), model).train().double()  # no kink of a ReLU turns
+    inputs = [_scene(number) for number in shares[comm.get_rank()]]
+    number_of_masks = []
+
+    def summed(logits, instances, *args):
+        number_of_masks.append(len(logits))
+        return mask_rcnn_loss(logits, instances, *args) * len(logits)
+
+    def losses(call, inputs):
+        found = call(inputs)
+        share = len(inputs) / sum(map(len, shares))  # these are means over images
+        means = {k: v * share for k, v in found.items() if k != "loss_mask"}
+        return {**means, "loss_mask": found["loss_mask"]}, sum(means.values()) + found["loss_mask"]
+
+    mask_rcnn_loss = mask_head.mask_rcnn_loss
+    in_order = patch("torch.randperm", lambda n, **kwargs: torch.arange(n))
+    nms = proposal_utils.batched_nms
+    in_float = patch.object(
+        proposal_utils,
+        "batched_nms",
+        lambda boxes, scores, *args: nms(boxes, scores.float(), *args),
+    )
+    with patch.object(mask_head, "mask_rcnn_loss", summed), in_order, in_float, EventStorage():
+        return step(model, inputs, losses)
+
+
+def _scene(number: int) -> dict:
+    generator = torch.Generator().manual_seed(number)
+    masks = torch.zeros(2, 96, 96, dtype=torch.bool)
+    masks[0, 10:40, 20 + 5 * number : 60] = True
+    masks[1, 50:90, 30:80] = True
+    instances = Instances((96, 96), gt_masks=BitMasks(masks), gt_classes=torch.tensor([1, number]))
+    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+    image = torch.randint(0, 255, (3, 96, 96), generator=generator).double()
+    return {"image": image, "height": 96, "width": 96, "instances": instances}
+
+
+class Replay(nn.Module):
+    """A model that returns the objects of an annotation file, moved a little, by image."""
+
+    def __init__(self, content: dict) -> None:
+        super().__init__()
+        self.content = content
+
+    def forward(self, inputs):
+        (image,) = inputs
+        generator = torch.Generator().manual_seed(image["image_id"])
+        objects = [a for a in self.content["annotations"] if a["image_id"] == image["image_id"]]
+        boxes = torch.tensor([a["bbox"] for a in objects], dtype=torch.float)
+        boxes = boxes + torch.randn(boxes.shape, generator=generator) * 2
+        instances = Instances((image["height"], image["width"]))
+        instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        instances.scores = torch.rand(len(boxes), generator=generator).round(decimals=1)  # ties
+        instances.pred_classes = torch.tensor([a["category_id"] for a in objects])
+        return [{"instances": instances}]
+
+
+def evaluate(folder: str) -> None:
+    """Evaluate those, and write the metrics."""
+    DatasetCatalog.get("digits_val")  # which completes the metadata
+    metadata = MetadataCatalog.get("digits_val")
+    content = json.loads(Path(metadata.json_file).read_text())
+    mapping = metadata.thing_dataset_id_to_contiguous_id
+    for annotation in content["annotations"]:
+        annotation["category_id"] = mapping[annotation["category_id"]]
+    loader = build_detection_test_loader(
+        content["images"], mapper=lambda image: {**image, "image_id": image["id"]}
+    )
+    evaluator = build_evaluator("digits_val", folder)
+    results = inference_on_dataset(Replay(content), loader, evaluator)
+    if comm.is_main_process():
+        Path(folder, "metrics.json").write_text(json.dumps(results["bbox"]))
+
+
+def train(folder: str, stop: int, bad: list[int], resume: bool) -> None:
+    """Train over an epoch and a half of the digits, and note what this process saw.
+
+    Args:
+        folder: the output folder, and where the notes are written.
+        stop: the iteration before which it is killed.
+        bad: iterations in which the second process has no finite loss.
+        resume: whether it goes on.
+    """
+    from short_training import make
+
+    rank = comm.get_rank()
+    keys = {"SOLVER.MAX_ITER": "9", "SEED": "1"}
+    trainer = make(folder, resume=resume, keys=keys, skip_bad_batches=1)
+    note = {"files": {}, "error": ""}
+
+    def look(model, inputs, losses):
+        iteration = trainer._trainer.iter
+        if iteration == stop:
+            raise KeyboardInterrupt
+        note["files"][iteration] = [image["file_name"] for image in inputs[0]]
+        if rank == 1 and iteration in bad:
+            losses["loss_cls"] = losses["loss_cls"] * torch.nan
+        return losses
+
+    getattr(trainer.model, "module", trainer.model).register_forward_hook(look)
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        pass
+    except NonFiniteError as error:
+        note["error"] = str(error)
+    note["weights"] = sum(p.double().sum().item() for p in trainer.model.parameters())
+    Path(folder, f"note-{rank}-{stop}.json").write_text(json.dumps(note))
