@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from detectron2.config import LazyCall
 from detectron2.engine import HookBase
 
 from resnest_d2 import model_zoo
@@ -178,3 +179,14 @@ def test_parameters_that_are_grouped_otherwise(save, tmp_path):
     trainer = make(tmp_path, ["SOLVER.WEIGHT_DECAY_BIAS", "0.1"])
     with pytest.raises(InputError, match=r"--resume: .*SOLVER.WEIGHT_DECAY_BIAS\) cannot change"):
         trainer.resume_or_load(resume=True)
+
+
+def test_another_optimizer_is_refused(save, tmp_path):
+    """Adam's state is nothing that SGD could go on with."""
+    save(lazy=True)
+    options = [*LAZY_TINY, f"train.output_dir='{tmp_path}'"]
+    cfg = load_config(model_zoo.get_config_file("lazy/mask_resnest14_digits"), options)
+    cfg.optimizer = LazyCall(torch.optim.AdamW)(params=cfg.optimizer.params, lr=0.001)
+    message = "checkpoint's optimizer has momentum, that of the config has betas"
+    with pytest.raises(InputError, match=message):
+        LazyTrainer(cfg).resume_or_load(resume=True)

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import detectron2.utils.comm as comm
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.evaluation.testing import flatten_results_dict
 
@@ -21,6 +23,7 @@ from ..files import write_text
 
 # Raised in Detectron2, fvcore and PyTorch on every run: category, beginning and module.
 KNOWN_WARNINGS = (
+    (FutureWarning, "`broadcast_buffers` is deprecated", r"detectron2\.engine"),
     (FutureWarning, "`torch.jit.script` is deprecated", r"torch\.jit\."),
     (UserWarning, "torch.meshgrid: in an upcoming release", r"torch\.functional"),
     (UserWarning, "The given NumPy array is not writable", r"detectron2\.data\."),
@@ -43,6 +46,7 @@ INPUT_ERRORS = (ValueError, OSError, ImportError, AssertionError, KeyError)
 # A picture or a file that turns out wrong during training or evaluation raises these.
 DATA_ERRORS = (InputError, SizeMismatchError, OSError)
 
+AFTER_FIRST = 3  # seconds
 # These report wrong input by assertions and KeyErrors; raised by anyone else, they are defects.
 _ASSERTING = ("detectron2", "fvcore", "omegaconf", "pycocotools", "yacs")
 
@@ -120,6 +124,8 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
             raise
         if "Original Traceback" in message:  # of a loader's process; its last line is the message
             message = message.rstrip().splitlines()[-1].partition(f"{type(error).__name__}: ")[2]
+        if comm.get_rank():
+            time.sleep(AFTER_FIRST)  # if the first process says the same, it ends this one
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
 

@@ -14,6 +14,7 @@ from ..config import InputError
 from ..data.coco_json import CocoData, read_coco
 from ..data.images import read_image, set_max_pixels
 from ..data.repair import Options
+from ..processes import require_alone
 from . import add_max_pixels, one_line_errors, warnings_again
 
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     setup_logger(name="resnest_d2")
     with one_line_errors():
+        require_alone()
         set_max_pixels(args.max_pixels)
         if args.output is not None and args.output.suffix != ".json":
             raise InputError(f"--output: {args.output} does not end in .json")

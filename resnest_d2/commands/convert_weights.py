@@ -12,6 +12,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import InputError
 from ..files import sha256
+from ..processes import require_alone
 from ..weights import FetchError, UnreadableError, read_checkpoint
 from ..weights.catalog import input_format_of
 from ..weights.convert import Conversion, describe_conversion
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     setup_logger(name="resnest_d2")
     with one_line_errors():
+        require_alone()
         check_target(args.target, args.overwrite)
         conversion, checkpoint = read(args.source, args.drop_unknown)
         write_checkpoint(checkpoint, args.target)

@@ -22,6 +22,7 @@ from ..data.images import read_image
 from ..engine import Trainer
 from ..inference import Predictor
 from ..inference.drawing import import_to_draw
+from ..processes import require_alone
 from . import one_line_errors, write_metrics
 
 NUM_PICTURES = 12
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     output = args.output
     with one_line_errors():
+        require_alone()
         cfg = load_config(args.config_file, args.opts)
         cfg.OUTPUT_DIR = str(output)
         import_to_draw("detectron2.utils.visualizer")  # found missing before anything is trained

@@ -13,6 +13,7 @@ from ..data.images import set_max_pixels
 from ..inference import Predictor, predict_inputs, set_score_threshold
 from ..inference.drawing import import_to_draw
 from ..inference.files import list_inputs, output_paths
+from ..processes import require_alone
 from ..weights.stored_config import load_config_of_weights
 from . import add_max_pixels, one_line_errors, warnings_again
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("resnest_d2", "fvcore", "detectron2"):
         setup_logger(name=name)
     with one_line_errors():
+        require_alone()
         set_max_pixels(args.max_pixels)
         if threshold is not None and not 0 <= threshold <= 1:
             raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")

@@ -18,6 +18,7 @@ from ..config.keys import portable_config
 from ..config.settings import Settings
 from ..files import sha256, write_text
 from ..modeling.detector import build_detector
+from ..processes import require_alone
 from ..weights.files import ENDINGS, Checkpoint, write_checkpoint
 from ..weights.input_format import of_model
 from ..weights.loading import parts, read_config
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     setup_logger(name="resnest_d2")
     with one_line_errors():
+        require_alone()
         written = publish(args)
     print("\n".join(map(str, written)))
     return 0

@@ -10,7 +10,6 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.data import MetadataCatalog
-from detectron2.engine import launch
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
@@ -19,9 +18,11 @@ from ..config import InputError
 from ..config.load import choose_device, load_config
 from ..config.settings import Settings
 from ..engine.evaluate import evaluate_model, load_for_evaluation
+from ..engine.launch import add_process_arguments
 from ..evaluation import check_datasets, coco
 from ..files import sha256, write_text
 from ..model_zoo.published import PUBLICATIONS
+from ..processes import join_processes, start_processes
 from ..weights import hash_problem, promised_hash, read_note
 from . import one_line_errors, warnings_again, write_metrics
 
@@ -198,11 +199,13 @@ def _prepare(measurement: Measurement, args: argparse.Namespace) -> Settings:
 
 
 def _measure(settings: Settings, args: argparse.Namespace) -> dict[str, float | None]:
-    num_processes = choose_device(settings, args.num_gpus)
+    num_processes = choose_device(settings, args.num_gpus, args.num_processes)
+    join_processes(settings.device)
     result = Path(settings.output_dir) / "metrics.json"
     result.parent.mkdir(parents=True, exist_ok=True)
-    result.unlink(missing_ok=True)
-    launch(_evaluate, num_processes, dist_url="auto", args=(settings, result, args.coco_eval))
+    if comm.is_main_process():
+        result.unlink(missing_ok=True)
+    start_processes(_evaluate, (settings, result, args.coco_eval), settings.device, num_processes)
     return json.loads(result.read_text())
 
 
@@ -214,6 +217,7 @@ def _evaluate(settings: Settings, result: Path, coco_eval: str | None) -> None:
     metrics = evaluate_model(settings, load_for_evaluation(settings))
     if comm.is_main_process():
         write_metrics(result, metrics)
+    comm.synchronize()
 
 
 def _read(file: Path) -> dict[str, Measurement]:
@@ -231,6 +235,8 @@ def _read(file: Path) -> dict[str, Measurement]:
 
 
 def _write(measurements: Sequence[Measurement], args: argparse.Namespace) -> None:
+    if not comm.is_main_process():
+        return
     models = [{**vars(m), "rows": m.rows(args.tolerance)} for m in measurements]
     report = {"tolerance": args.tolerance, "models": models}
     write_text(args.output / "results.json", json.dumps(report, indent=1) + "\n")
@@ -282,6 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--tolerance", type=float, default=TOLERANCE, metavar="POINTS", help="default: %(default)s")
     add("--any-dataset", action="store_true", help="measure on data that are not val2017, too")
     add("--num-gpus", type=int, default=1, metavar="N")
+    add_process_arguments(parser)
     coco.add_argument(parser)
     add("--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs for every config")
     args = parser.parse_args(arguments)

@@ -3,13 +3,15 @@
 import argparse
 from collections.abc import Sequence
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 from ..config.settings import Settings
 from ..data.images import set_max_pixels
 from ..engine.finetune import add_arguments
-from ..engine.launch import prepare, set_up
+from ..engine.launch import add_process_arguments, prepare, set_up
+from ..engine.options import TrainingOptions
 from ..evaluation import coco
+from ..processes import ProcessError, start_processes
 from . import DATA_ERRORS, add_max_pixels, one_line_errors, warnings_again
 
 
@@ -28,6 +30,8 @@ def main(
     """
     parser = default_argument_parser()
     add_arguments(parser)
+    add_process_arguments(parser)
+    TrainingOptions.add_arguments(parser)
     coco.add_argument(parser)
     add_max_pixels(parser)
     args = parser.parse_args(arguments)
@@ -37,14 +41,18 @@ def main(
     with one_line_errors():
         set_max_pixels(args.max_pixels)
         settings, num_processes = prepare(args)
-    launch(
-        _work,
-        num_processes,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(settings, args),
-    )
+        try:
+            start_processes(
+                _work,
+                (settings, args),
+                settings.device,
+                num_processes,
+                args.num_machines,
+                args.machine_rank,
+                args.dist_url,
+            )
+        except ProcessError as error:
+            return error.exit_code
     return 0
 
 

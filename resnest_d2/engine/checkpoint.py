@@ -1,21 +1,29 @@
 """Checkpoints of training, which keep the classes and images that a model was trained on."""
 
 import logging
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..config import InputError
+from ..files import replacing, write_text
 from ..weights import RecordingCheckpointer
 from ..weights.files import CLASS_METADATA, CLASSES_KEY, CONFIG_KEY, INPUT_KEY
 from ..weights.input_format import of_model
 from ..weights.loading import parts, require_file
 from ..weights.stored_config import describe_changes
+from .loop import NonFiniteError
 
 logger = logging.getLogger(__name__)
 
+BEST = "model_best"
+# Settings by which PyTorch's optimizers differ in kind.
+OF_A_KIND = {"momentum", "betas", "alpha", "rho", "lr_decay", "lambd", "etas"}
 # A scheduler counts these, beside its settings.
 _PROGRESS = ("last_epoch", "_step_count", "_last_lr")
 
@@ -78,10 +86,17 @@ class _Resumable:
         """Load momentum and iteration; rates, decays and schedule stay as they were built.
 
         Raises:
-            InputError: the optimizer's parameters are grouped in another way.
+            InputError: the optimizer is another one, or groups its parameters in another way.
         """
         groups = self.trainer.optimizer.param_groups
         saved = state.get("_trainer", state)["optimizer"]["param_groups"]
+        theirs, has = (OF_A_KIND & group.keys() for group in (saved[0], groups[0]))
+        if theirs != has:
+            raise InputError(
+                f"--resume: the checkpoint's optimizer has {' and '.join(sorted(theirs))}, that of "
+                f"the config has {' and '.join(sorted(has))}: take the optimizer of the run that "
+                "is resumed, or start anew from its weights in another output folder"
+            )
         if [len(group["params"]) for group in groups] != [len(g["params"]) for g in saved]:
             raise InputError(
                 "--resume: the optimizer groups its parameters as it did not in the checkpoint. "
@@ -164,3 +179,52 @@ class TrainingCheckpointer(RecordingCheckpointer):
         names = {name for name, *_ in resized}
         if absent := [name for name in self.untouched() if name not in names]:
             logger.info("%s does not hold %s, which start anew", path, parts(absent))
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Save ``name.pth`` whole or not at all, and tag it as the last one unless it is the best.
+
+        Raises:
+            OSError: it cannot be written; the message names it, and the last one stays.
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        weights = self.model.state_dict()
+        if wrong := next((k for k, v in weights.items() if not v.isfinite().all()), None):
+            raise NonFiniteError(f"{name}.pth is not saved: {wrong} has NaN or infinite values")
+        states = {key: part.state_dict() for key, part in self.checkpointables.items()}
+        file = Path(self.save_dir) / f"{name}.pth"
+        logger.info("Saving checkpoint to %s", file)
+        with replacing(file) as temporary:
+            try:
+                torch.save({"model": weights, **states, **kwargs}, temporary)
+            except (OSError, RuntimeError) as error:  # PyTorch's own, if the disk is full
+                raise OSError(f"cannot write {file}: {error}") from error
+        if name != BEST:
+            self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Write ``last_checkpoint`` whole or not at all."""
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+
+    def get_checkpoint_file(self) -> str:
+        """Return the file that is tagged as the last or, if that is damaged, the last whole one."""
+        tagged = Path(super().get_checkpoint_file())
+        others = sorted(
+            (file for file in tagged.parent.glob("model_*.pth") if file.stem != BEST),
+            key=lambda file: file.stat().st_mtime,
+            reverse=True,
+        )
+        whole = next((file for file in (tagged, *others) if _is_whole(file)), tagged)
+        if whole != tagged:
+            logger.warning("%s is damaged or not there: taking %s", tagged, whole)
+        return str(whole)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether an archive of PyTorch has all of its content; its end lists it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -203,9 +203,9 @@ def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
         image_root=str(data.image_root),
         evaluator_type="coco",
     )
-    if data.evaluable:
+    if data.evaluable or completed is None:
         metadata.json_file = str(data.file)
-    elif completed is not None:
+    else:
         if comm.is_main_process():
             data.write(completed)
         metadata.json_file = str(completed)

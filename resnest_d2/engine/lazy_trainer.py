@@ -5,13 +5,7 @@ from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.config import get_cfg, instantiate
-from detectron2.engine import (
-    AMPTrainer,
-    SimpleTrainer,
-    create_ddp_model,
-    default_writers,
-    hooks,
-)
+from detectron2.engine import hooks
 from detectron2.solver.build import maybe_add_gradient_clipping
 from fvcore.nn.precise_bn import get_bn_modules
 from omegaconf import DictConfig, OmegaConf
@@ -19,10 +13,14 @@ from torch.optim import Optimizer
 
 from ..config.settings import Settings
 from ..modeling.detector import build_detector
+from ..processes import require_alone
 from ..weights.stored_config import config_text
-from .checkpoint import TrainingCheckpointer, class_metadata
 from .evaluate import evaluate_model
+from .hooks import build_hooks, build_saver, build_writers
+from .loop import build_loop
+from .options import TrainingOptions
 from .precise_bn import PreciseBN
+from .stopping import early_end
 from .trainer import check_training, needs_scaling, prepare_to_train
 
 logger = logging.getLogger(__name__)
@@ -61,16 +59,20 @@ class LazyTrainer:
 
     Args:
         cfg: the config; batch, rate and length are fitted to the number of processes.
+        options: how training saves, stops and goes on.
 
     Raises:
         ConfigError: the config lacks a key, or cannot be trained.
+        InputError: torchrun started several processes that have not joined each other.
     """
 
-    def __init__(self, cfg: DictConfig) -> None:
+    def __init__(self, cfg: DictConfig, options: TrainingOptions | None = None) -> None:
+        self.options = options or TrainingOptions()
+        require_alone()
         settings = Settings.of(cfg)
         settings.require_for_training()
         text = config_text(settings)
-        scale_to_world_size(cfg, comm.get_world_size())
+        scale_to_world_size(cfg, self.options.scaled_to or comm.get_world_size())
         self.cfg = cfg
         self.model = prepare_to_train(settings, build_detector(settings).train())
         self.results: dict[str, Any] = {}
@@ -78,11 +80,9 @@ class LazyTrainer:
         optimizer = self._build_optimizer()
         loader = instantiate(cfg.dataloader.train)
         check_training(settings, self.model)
-        make = AMPTrainer if settings.amp else SimpleTrainer
-        self.loop = make(create_ddp_model(self.model, **cfg.train.ddp), loader, optimizer)
-        classes = class_metadata(settings.datasets("train")[1])
-        self.checkpointer = TrainingCheckpointer(
-            self.model, settings.output_dir, classes, text, trainer=self.loop
+        self.loop = build_loop(settings, self.options, self.model, loader, optimizer)
+        self.checkpointer, self.saver = build_saver(
+            settings, self.options, self.model, loader, self.loop, text
         )
         self.loop.register_hooks(self._build_hooks())
 
@@ -94,23 +94,27 @@ class LazyTrainer:
         return maybe_add_gradient_clipping(clip_cfg, instantiate(self.cfg.optimizer))
 
     def _build_hooks(self) -> list[hooks.HookBase]:
-        """The hooks of ``DefaultTrainer``, in its order."""
         cfg, settings = self.cfg, Settings.of(self.cfg)
         options = cfg.train
-        made = [hooks.IterationTimer(), hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier))]
+        precise_bn = None
         if settings.get("train.precise_bn.enabled", False) and get_bn_modules(self.model):
             loader = instantiate(OmegaConf.merge(cfg.dataloader.train, {"num_workers": 0}))
             number = options.precise_bn.num_iter
             size = {"batch": settings.images_per_batch, "max_iter": options.max_iter}
-            made.append(PreciseBN(options.eval_period, self.model, loader, number, **size))
-        if comm.is_main_process():
-            made.append(hooks.PeriodicCheckpointer(self.checkpointer, **options.checkpointer))
+            precise_bn = PreciseBN(options.eval_period, self.model, loader, number, **size)
+        evaluations = []
         if settings.datasets("test")[1]:
-            made.append(hooks.EvalHook(options.eval_period, self._evaluate))
-        if comm.is_main_process():
-            writers = default_writers(options.output_dir, options.max_iter)
-            made.append(hooks.PeriodicWriter(writers, period=options.log_period))
-        return made
+            evaluations.append(hooks.EvalHook(options.eval_period, self._evaluate))
+        return build_hooks(
+            settings,
+            self.options,
+            self.saver,
+            schedule=hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
+            precise_bn=precise_bn,
+            evaluations=evaluations,
+            writers=lambda: build_writers(options.output_dir, self.start_iter, options.max_iter),
+            log_period=options.log_period,
+        )
 
     def _evaluate(self) -> dict[str, Any]:
         self.results.update(evaluate_model(self.cfg, self.model))
@@ -127,10 +131,14 @@ class LazyTrainer:
             self.start_iter = self.loop.iter + 1
 
     def train(self) -> dict[str, Any]:
-        """Train to ``train.max_iter``.
+        """Train to ``train.max_iter``, or to where ``--patience`` or a signal stops it.
 
         Returns:
             metrics of the last evaluation, by task.
+
+        Raises:
+            SystemExit: as :meth:`Trainer.train`.
         """
-        self.loop.train(self.start_iter, self.cfg.train.max_iter)
+        with early_end():
+            self.loop.train(self.start_iter, self.cfg.train.max_iter)
         return self.results

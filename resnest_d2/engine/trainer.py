@@ -4,6 +4,7 @@ import logging
 import os
 import weakref
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -16,6 +17,8 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.utils.events import EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -25,13 +28,17 @@ from ..config import ConfigError
 from ..config.settings import Settings
 from ..data.mapper import Mapper
 from ..evaluation import build_evaluator
-from ..modeling.detector import check_builder
+from ..modeling.detector import checked
 from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
+from ..processes import require_alone
 from ..weights.stored_config import config_text
-from .checkpoint import TrainingCheckpointer, class_metadata
+from .hooks import build_hooks, build_saver, build_writers
+from .loop import build_loop
+from .options import TrainingOptions
 from .precise_bn import PreciseBN
+from .stopping import early_end
 
 logger = logging.getLogger(__name__)
 
@@ -148,26 +155,48 @@ class Trainer(DefaultTrainer):
     crops and polynomial schedule.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, options: TrainingOptions | None = None) -> None:
         """Build model, optimizer and loader.
+
+        Args:
+            cfg: the config; batch, rate and length are fitted to the number of processes.
+            options: how training saves, stops and goes on.
 
         Raises:
             ConfigError: as :func:`check_training`, :func:`needs_scaling` and, if ``TEST.AUG`` is
                 enabled, :func:`with_augmentation`.
+            InputError: torchrun started several processes that have not joined each other.
         """
+        # Detectron2's own __init__ makes a DistributedDataParallel that is for GPUs alone.
+        super(DefaultTrainer, self).__init__()
+        self.options = options or TrainingOptions()
+        require_alone()
+        text = config_text(cfg)
         # Detectron2's own check is an assertion that names half of it.
-        needs_scaling(Settings.of(cfg), comm.get_world_size())
-        self._config_text = config_text(cfg)
-        super().__init__(cfg)
-        if self.cfg.TEST.AUG.ENABLED:
-            with_augmentation(self.cfg, self.model)
-        check_training(Settings.of(self.cfg), self.model)
+        world = self.options.scaled_to or comm.get_world_size()
+        if needs_scaling(Settings.of(cfg), world):
+            cfg = self.auto_scale_workers(cfg, world)
+        settings = Settings.of(cfg)
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        self._trainer = build_loop(settings, self.options, model, loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer, self.saver = build_saver(
+            settings, self.options, self.model, loader, weakref.proxy(self), text
+        )
+        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.register_hooks(self.build_hooks())
+        if cfg.TEST.AUG.ENABLED:
+            with_augmentation(cfg, self.model)
+        check_training(settings, self.model)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build ``cfg.MODEL``, ready for the processes that train it."""
-        check_builder(Settings.of(cfg))
-        return prepare_to_train(Settings.of(cfg), super().build_model(cfg))
+        with checked(Settings.of(cfg)):
+            model = super().build_model(cfg)
+        return prepare_to_train(Settings.of(cfg), model)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
@@ -231,29 +260,52 @@ class Trainer(DefaultTrainer):
         return {f"{name}_TTA": value for name, value in results.items()}
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Detectron2's hooks and, if asked for, the evaluation with augmentation at the end."""
-        # Detectron2's is made in the base's __init__, which calls this.
-        self.checkpointer = TrainingCheckpointer(
-            self.checkpointer.model,
-            self.cfg.OUTPUT_DIR,
-            class_metadata(self.cfg.DATASETS.TRAIN),
-            self._config_text,
-            trainer=weakref.proxy(self),
+        """Detectron2's hooks, those that save and stop, and the evaluation with augmentation."""
+        cfg = self.cfg
+        precise_bn = None
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            alone = cfg.clone()
+            alone.defrost()
+            alone.DATALOADER.NUM_WORKERS = 0
+            precise_bn = PreciseBN(
+                cfg.TEST.EVAL_PERIOD,
+                self.model,
+                self.build_train_loader(alone),
+                cfg.TEST.PRECISE_BN.NUM_ITER,
+                batch=cfg.SOLVER.IMS_PER_BATCH,
+                max_iter=cfg.SOLVER.MAX_ITER,
+            )
+        evaluations = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)]
+        if cfg.TEST.AUG.ENABLED:
+            augmented = partial(self.test_with_TTA, cfg, self.model)
+            evaluations.append(hooks.EvalHook(0, augmented))
+        return build_hooks(
+            Settings.of(cfg),
+            self.options,
+            self.saver,
+            schedule=hooks.LRScheduler(),
+            precise_bn=precise_bn,
+            evaluations=evaluations,
+            writers=self.build_writers,
+            log_period=20,
         )
-        all_hooks = super().build_hooks()
-        for index, hook in enumerate(all_hooks):
-            if isinstance(hook, hooks.PreciseBN):
-                all_hooks[index] = PreciseBN(
-                    self.cfg.TEST.EVAL_PERIOD,
-                    self.model,
-                    hook._data_loader,  # building another would read the data set again
-                    self.cfg.TEST.PRECISE_BN.NUM_ITER,
-                    batch=self.cfg.SOLVER.IMS_PER_BATCH,
-                    max_iter=self.cfg.SOLVER.MAX_ITER,
-                )
-        if self.cfg.TEST.AUG.ENABLED:
-            evaluate = hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))
-            # Before the writers, so that they record its results.
-            writers = sum(isinstance(hook, hooks.PeriodicWriter) for hook in all_hooks)
-            all_hooks.insert(len(all_hooks) - writers, evaluate)
-        return all_hooks
+
+    def build_writers(self) -> list[EventWriter]:
+        """Detectron2's writers, without what a resumed run writes again."""
+        return build_writers(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
+
+    def _evaluate(self) -> dict[str, Any]:
+        self._last_eval_results = self.test(self.cfg, self.model)
+        return self._last_eval_results
+
+    def train(self) -> dict[str, Any] | None:
+        """Train to the end, or to where ``--patience`` or a signal stops it.
+
+        Returns:
+            metrics of the last evaluation by task, if the config expects some.
+
+        Raises:
+            SystemExit: a signal stopped it; the exit code is 128 and the signal's number.
+        """
+        with early_end():
+            return super().train()

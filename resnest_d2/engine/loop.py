@@ -1,0 +1,125 @@
+"""Detectron2's training loops, which stop before a loss that is not finite spoils the weights."""
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import detectron2.utils.comm as comm
+import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model
+from torch import nn
+from torch.optim import Optimizer
+
+from ..config import ConfigError
+from ..config.settings import Settings
+from .options import TrainingOptions
+
+logger = logging.getLogger(__name__)
+
+REPORT = "non_finite_losses.jsonl"
+
+
+class NonFiniteError(ConfigError, FloatingPointError):
+    """A loss, or a weight, has become infinite or NaN."""
+
+
+class _FiniteLosses:
+    """Part of a loop that looks at the losses of all processes before they go backward.
+
+    Args:
+        folder: where a report of each batch without a finite loss is added to a file.
+        skip: how many of them are left out before training stops.
+        args: of the loop.
+    """
+
+    def __init__(self, folder: str, skip: int, *args: Any) -> None:
+        super().__init__(*args)
+        self._report = Path(folder) / REPORT
+        self._skip = skip
+        self._skipped = 0
+        self._files: list[str] = []
+        self.model.register_forward_pre_hook(self._note)
+        self.model.register_forward_hook(self._check)
+
+    def run_step(self) -> None:
+        """Do an iteration, or leave its batch out if its loss is not finite.
+
+        Raises:
+            NonFiniteError: more batches than may be left out were without a finite loss.
+        """
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            if not isinstance(error, NonFiniteError):  # Detectron2's, of proposals
+                error = self._report_all({"proposals": torch.tensor(math.nan)})
+            self._skipped += 1
+            if self._skipped > self._skip:
+                raise error from None
+            self.optimizer.zero_grad()
+            logger.warning("%s; batch %d of %d left out", error, self._skipped, self._skip)
+
+    def _note(self, model: nn.Module, inputs: tuple) -> None:
+        self._files = [image.get("file_name", "?") for image in inputs[0]]
+
+    def _check(self, model: nn.Module, inputs: tuple, output: Any) -> None:
+        """Raise in all processes if the losses of one are not finite."""
+        if not model.training:
+            return
+        losses = output if isinstance(output, dict) else {"total_loss": output}
+        if error := self._report_all(losses):
+            raise error
+
+    def _report_all(self, losses: dict[str, torch.Tensor]) -> NonFiniteError | None:
+        """Note the batch if the losses of a process are not finite; each tells its own."""
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        is_finite = math.isfinite(sum(values.values()))
+        if all(comm.all_gather(is_finite)):
+            return None
+        shown = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
+        mine = {"process": comm.get_rank(), "losses": shown, "files": self._files}
+        rates = sorted({group["lr"] for group in self.optimizer.param_groups})
+        report = {"iteration": self.iter, "rates": rates, "processes": comm.all_gather(mine)}
+        if comm.is_main_process():
+            with self._report.open("a") as stream:
+                stream.write(json.dumps(report) + "\n")
+        return NonFiniteError(self._message(report))
+
+    def _message(self, report: dict[str, Any]) -> str:
+        processes = report["processes"]
+        losses = [f"{k} {v}" for p in processes for k, v in p["losses"].items()]
+        wrong = dict.fromkeys(loss for loss in losses if loss.endswith(("nan", "inf")))
+        files = [file for process in processes for file in process["files"]]
+        message = (
+            f"iteration {report['iteration']} has no finite loss ({', '.join(wrong or losses)}) at "
+            f"the rate {report['rates'][-1]:g}, on {', '.join(files)}; {self._report} has all of it"
+        )
+        if all(p.isfinite().all() for p in self.model.parameters()):
+            return message
+        return f"{message}. The weights are not finite any more: lower the rate or clip gradients"
+
+
+class FiniteTrainer(_FiniteLosses, SimpleTrainer):
+    """Detectron2's ``SimpleTrainer`` with finite losses."""
+
+
+class FiniteAMPTrainer(_FiniteLosses, AMPTrainer):
+    """Detectron2's ``AMPTrainer`` with finite losses."""
+
+
+def build_loop(
+    settings: Settings,
+    options: TrainingOptions,
+    model: nn.Module,
+    loader: Iterable,
+    optimizer: Optimizer,
+) -> FiniteTrainer | FiniteAMPTrainer:
+    """Make the loop of a config, over all processes of the group, on CPUs as on GPUs."""
+    given = dict(settings.get("train.ddp") or {"broadcast_buffers": False})
+    if not settings.device.startswith("cuda"):
+        given["device_ids"] = None
+    make = FiniteAMPTrainer if settings.amp else FiniteTrainer
+    model = create_ddp_model(model, **given)
+    return make(settings.output_dir, options.skip_bad_batches, model, loader, optimizer)

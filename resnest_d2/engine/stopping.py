@@ -1,0 +1,175 @@
+"""Ends of training before its last iteration, which save what has been learned."""
+
+import logging
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import detectron2.utils.comm as comm
+import numpy as np
+import torch
+from detectron2.engine import hooks
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+# A batch system sends these before it takes a machine away: Slurm SIGTERM, and SIGUSR1 where a job
+# asks for it. SIGINT is Ctrl-C and SIGHUP a terminal that is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+# Seconds that an iteration or an evaluation may go on before it is cut short. Batch systems and
+# torchrun kill after 30.
+PATIENCE = 10
+
+
+class StopTraining(BaseException):
+    """Training has come to an early end, and is saved; no error, and caught by the trainers.
+
+    Attributes:
+        exit_code: of the command: 0, or 128 and the signal's number.
+    """
+
+    def __init__(self, reason: str, exit_code: int = 0) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def early_end() -> Iterator[None]:
+    """Log why training has stopped.
+
+    Raises:
+        SystemExit: a signal was the reason.
+    """
+    try:
+        yield
+    except StopTraining as stop:
+        logger.info("%s", stop)
+        if stop.exit_code:
+            raise SystemExit(stop.exit_code) from None
+
+
+class StopOnSignal(hooks.HookBase):
+    """Saves a checkpoint and stops in all processes when one of them gets a signal.
+
+    It stands behind the hooks of an iteration that move the schedule on. A process whose torchrun
+    has died stops likewise.
+
+    Args:
+        save: writes the checkpoint; it takes the number of the iteration that is done, and whether
+            all processes call it.
+    """
+
+    def __init__(self, save: Callable[[int, bool], Any]) -> None:
+        self._save = save
+        self._received: int = 0
+        self._is_updating = False
+        self._old: dict[int, Any] = {}
+        self._done = -1
+        self._hook: Any = None
+
+    def before_train(self) -> None:
+        self._done = self.trainer.iter - 1
+        self._owner, self._parent = os.getpid(), os.getppid()
+        # Weights, momentum and rate must stay of one iteration.
+        updating = partial(setattr, self, "_is_updating", True)
+        self._hook = self.trainer.optimizer.register_step_pre_hook(lambda *_: updating())
+        if threading.current_thread() is not threading.main_thread():
+            return  # where Python allows no handlers
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does
+                self._old[number] = signal.signal(number, self._receive)
+        self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._cut_short)
+
+    def after_train(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        if self._old:
+            signal.alarm(0)
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+    def after_step(self) -> None:
+        self._is_updating, self._done = False, self.trainer.iter
+        if os.getppid() != self._parent and torch.distributed.is_torchelastic_launched():
+            self._received = self._received or signal.SIGHUP
+        received = max(comm.all_gather(self._received))
+        if received and self.trainer.iter + 1 < self.trainer.max_iter:
+            if self._old:
+                signal.alarm(0)
+            self._stop(received, together=True)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        """Note a signal; where it is Python's turn only after a while, cut that short."""
+        # The loader's processes inherit this. They end with the training, and a signal to the whole
+        # group is not for them.
+        signal.signal(number, self._old[number])
+        if os.getpid() == self._owner:
+            self._received = number
+            signal.alarm(PATIENCE)
+
+    def _cut_short(self, number: int, frame: FrameType | None) -> None:
+        if self._is_updating:
+            signal.alarm(1)
+        else:
+            self._stop(self._received, together=False)
+
+    def _stop(self, received: int, together: bool) -> None:
+        self.trainer.iter = self._done
+        if self._done >= self.trainer.start_iter:
+            self._save(self._done, together)
+        name = signal.Signals(received).name
+        done = f"{name}: training stopped after iteration {self._done}"
+        raise StopTraining(f"{done}; the same command with --resume goes on", 128 + received)
+
+
+class RandomStates:
+    """The states of all random number generators, of each process, as checkpoints keep them.
+
+    Args:
+        model: what the numbers are drawn for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.gathered: list[dict[str, Any]] = []
+        self._model = model
+
+    def gather(self) -> None:
+        """Note the states now, in all processes at once."""
+        name, keys, *rest = np.random.get_state()
+        states = {
+            "python": random.getstate(),
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+            "torch": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            states["cuda"] = torch.cuda.get_rng_state()
+        self.gathered = comm.gather(states)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return self.gathered
+
+    def load_state_dict(self, gathered: list[dict[str, Any]]) -> None:
+        """Set the generators before the next batch, if there are as many processes as there were.
+
+        Not now, because a loader that begins draws numbers too.
+        """
+        if len(gathered) == comm.get_world_size():
+            states = gathered[comm.get_rank()]
+            hook = self._model.register_forward_pre_hook(lambda *_: _set(states) or hook.remove())
+
+
+def _set(states: dict[str, Any]) -> None:
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
