@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from . import amp, backbones, coco, detectors, growth, loading, schedule, training
+from . import amp, backbones, coco, detectors, endurance, growth, loading, schedule, training
 from .timing import Report
 
 # What the command's --sections names; each takes the parsed command line.
@@ -16,5 +16,6 @@ SECTIONS: dict[str, Callable[..., Report]] = {
     "coco": coco.run,
     "loading": loading.run,
     "growth": growth.run,
+    "endurance": endurance.run,
     "schedule": schedule.run,
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import SECTIONS, detectors
+from benchmarks import SECTIONS, detectors, endurance
 from benchmarks.amp import HEADS
 from benchmarks.peers import TIMM
 from benchmarks.timing import environment
@@ -22,7 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="The peers are not installed with the package: `make dev`, or pip install timm and "
+        epilog="The peers do not come with the package: `make setup`, or pip install timm and "
         "pip install --no-deps resnest==0.0.6b20230402.",
     )
     parser.add_argument(
@@ -79,6 +79,11 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("growth")
     group.add_argument("--plot", type=Path, metavar="PNG", help="draw it")
+
+    group = parser.add_argument_group("endurance")
+    group.add_argument(
+        "--endurance", type=int, default=2000, metavar="N", help="iterations (default: %(default)s)"
+    )
     return parser
 
 
@@ -91,7 +96,7 @@ def check(args: argparse.Namespace) -> None:
     """
     sizes = ("rounds", "height", "width", "train_size", "iterations", "images", "detections")
     sizes += ("schedule_height", "schedule_width", "schedule_batches")
-    least_of = {**dict.fromkeys(sizes, 1), "workers": 0}
+    least_of = {**dict.fromkeys(sizes, 1), "workers": 0, "endurance": endurance.PERIOD}
     # The attention's batch norm is not trained on one value a channel.
     least_of["batch"] = 2 if "training" in args.sections else 1
     for name, least in least_of.items():

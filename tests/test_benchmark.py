@@ -177,6 +177,16 @@ def test_growth(tmp_path, monkeypatch):
     assert found["area"]["exponents"]["bytes"] == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.slow
+def test_endurance(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.endurance.PERIOD", 5)
+    found = run(tmp_path, "--sections", "endurance", "--endurance", "10")["endurance"]
+    first, second = found["seen"]
+    assert first["files"] == second["files"]
+    assert second["zombies"] == 0
+    assert second["memory"] > 1 << 18
+
+
 def test_schedule(tmp_path):
     # 90,000 iterations of 16 images at 0.5 s each: 12.5 hours on one GPU that takes 16 at once.
     assert hours(0.5, 16, 1) == pytest.approx(12.5)
