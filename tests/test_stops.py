@@ -21,6 +21,7 @@ from detectron2.engine import HookBase
 from short_training import make
 
 from resnest_d2 import model_zoo
+from resnest_d2.config import InputError
 from resnest_d2.config.settings import Settings
 from resnest_d2.engine import load_config
 from resnest_d2.engine.launch import hold_output
@@ -228,7 +229,8 @@ def test_a_folder_in_use_is_refused(tmp_path, registered_digits):
     holder.stdout.readline()
     settings = Settings.of(load_config(model_zoo.get_config_file("mask_resnest14_digits")))
     settings.output_dir = str(tmp_path)
-    refused = pytest.raises(BlockingIOError, match=f"process {holder.pid} on .* is working in it")
+    message = f"{tmp_path}: process {holder.pid} on .* is working in it; wait .* OUTPUT_DIR"
+    refused = pytest.raises(InputError, match=message)
     with patch("resnest_d2.engine.launch.WAIT", 0.5), refused:
         hold_output(settings)
     holder.kill()

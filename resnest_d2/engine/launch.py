@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_setup
 from detectron2.utils.logger import setup_logger
 
+from ..config import InputError
 from ..config.keys import portable_config
 from ..config.load import choose_device, load_config
 from ..config.settings import EVALUATION_KEYS, Settings
@@ -120,7 +121,8 @@ def hold_output(settings: Settings) -> IO[str] | None:
     """Hold the output folder, in the first process.
 
     Raises:
-        BlockingIOError: another process trains in it.
+        InputError: another process trains in it.
+        OSError: nothing can be written to it.
     """
     held = error = None
     if comm.is_main_process():
@@ -129,6 +131,11 @@ def hold_output(settings: Settings) -> IO[str] | None:
             held = hold_folder(folder, WAIT)
             for torn in folder.glob(".*.part"):  # of a process that died while it wrote
                 torn.unlink()
+        except BlockingIOError as raised:
+            error = InputError(
+                f"{folder}: {raised.strerror}; wait for its end, or choose another "
+                f"{settings.key('output_dir')}"
+            )
         except OSError as raised:
             error = raised
     if error := comm.all_gather(error)[0]:
