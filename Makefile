@@ -4,7 +4,7 @@
 #   make setup                      only install
 #   make lint, format, lock, clean
 # Variables: PYTHON=python3.11, VENV=.venv, PIP_ARGS="..." (passed to every pip install),
-#   JOBS=3                          processes that run the tests, of 3 GB of memory each
+#   JOBS=2                          processes that run the tests, of 3 GB of memory each
 #   DETECTRON2=<checkout or URL>    the Python part of another Detectron2, until `make clean`
 #   DETECTRON2='git+https://...'    the whole of it, built by pip with your compiler
 
@@ -12,7 +12,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 DETECTRON2 ?=
 PIP_ARGS ?=
-JOBS ?= 3
+JOBS ?= 2
 
 BIN := $(VENV)/bin
 SITE = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

@@ -75,7 +75,9 @@ def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except (BlockingIOError, PermissionError):
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return stream  # a file system without locks
             if time.monotonic() < until:
                 time.sleep(0.2)
                 continue

@@ -9,12 +9,14 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import detectron2.utils.comm as comm
 import torch
 import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -54,7 +56,9 @@ def require_alone() -> None:
     Raises:
         InputError: a launcher did, and no process would know of the others.
     """
-    if environment_size() > 1 and comm.get_world_size() == 1:
+    if dist.is_initialized():
+        return
+    if environment_size() > 1:
         raise InputError(
             f"this is process {os.getenv('RANK')} of {environment_size()} that torchrun started, "
             "and works as if it were alone: start it without torchrun, or let it join the others "
@@ -69,11 +73,12 @@ def require_alone() -> None:
             )
 
 
-def join_processes(device: str) -> bool:
+def join_processes(device: str, num_machines: int = 1) -> bool:
     """Join the group of processes that torchrun, or a launcher with its variables, started.
 
     Args:
         device: of the model; GPUs talk by NCCL, CPUs by Gloo.
+        num_machines: that the command line names, whose processes will find each other.
 
     Returns:
         whether there is such a group, of one process or more.
@@ -84,14 +89,22 @@ def join_processes(device: str) -> bool:
     if dist.is_initialized():
         return True
     if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        require_alone()
+        if num_machines == 1:
+            require_alone()
         return False
     use_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    # torchrun's default rendezvous keeps its store over restarts, with the addresses in it.
     store, rank, world_size = next(rendezvous("env://"))
-    store = dist.PrefixStore(os.getenv("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    backend = "nccl" if use_gpu else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    if os.getenv("LOCAL_WORLD_SIZE") == str(world_size):
+        # torchrun's default rendezvous keeps its store over restarts, with the addresses in it. On
+        # several machines each has its own count of restarts.
+        store = dist.PrefixStore(os.getenv("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(
+        "nccl" if use_gpu else "gloo",
+        store=store,
+        rank=rank,
+        world_size=world_size,
+        timeout=DEFAULT_TIMEOUT,
+    )
     if use_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     comm.create_local_process_group(int(os.getenv("LOCAL_WORLD_SIZE", "1")))
@@ -122,7 +135,9 @@ def launchers() -> list[str]:
     if not dist.is_torchelastic_launched():
         return []
     run_id = os.getenv("TORCHELASTIC_RUN_ID")
-    return sorted(set(comm.all_gather(f"{run_id} {socket.gethostname()} {os.getppid()}")))
+    status = Path(f"/proc/{os.getppid()}/stat")  # of containers, names and numbers repeat
+    begun = status.read_text().rpartition(")")[2].split()[19] if status.is_file() else ""
+    return sorted(set(comm.all_gather(f"{run_id} {socket.gethostname()} {os.getppid()} {begun}")))
 
 
 def start_processes(

@@ -123,12 +123,15 @@ def torchrun(*options):
 
 
 def test_a_signal_saves_and_stops(tmp_path, tiny_digits):
-    """One process, which then goes on."""
+    """Sent twice to the process and its loaders, as launchers do; which then goes on."""
     folder, number = tmp_path / "out", signal.SIGTERM
     keys = ("SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "500")
+    keys += ("DATALOADER.NUM_WORKERS", "2")
     training = Training(folder, tiny_digits, keys=keys).wait_for("iter: 19 ")
     start = time.monotonic()
-    training.process.send_signal(number)
+    for _ in range(2):
+        os.killpg(training.process.pid, number)
+        time.sleep(0.05)
     assert training.end() == 128 + number
     assert time.monotonic() - start < 30
     output = training.output()

@@ -1,5 +1,6 @@
 """Checkpoints of training, which keep the classes and images that a model was trained on."""
 
+import json
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -210,11 +211,11 @@ class TrainingCheckpointer(RecordingCheckpointer):
     def get_checkpoint_file(self) -> str:
         """Return the file that is tagged as the last or, if that is damaged, the last whole one."""
         tagged = Path(super().get_checkpoint_file())
-        others = sorted(
-            (file for file in tagged.parent.glob("model_*.pth") if file.stem != BEST),
-            key=lambda file: file.stat().st_mtime,
-            reverse=True,
-        )
+        try:
+            names = json.loads((Path(self.save_dir) / "results.json").read_text())["checkpoints"]
+        except (OSError, ValueError, KeyError, TypeError):
+            names = []
+        others = [Path(self.save_dir) / name for name in reversed(names)]
         whole = next((file for file in (tagged, *others) if _is_whole(file)), tagged)
         if whole != tagged:
             logger.warning("%s is damaged or not there: taking %s", tagged, whole)

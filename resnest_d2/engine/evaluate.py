@@ -11,6 +11,7 @@ from ..config.settings import EVALUATION_KEYS, Config, Settings
 from ..modeling.detector import build_detector
 from ..weights import load_weights
 from ..weights.stored_config import weights_to_evaluate
+from .stopping import leave_signals_to_the_trainer
 from .trainer import Trainer, with_augmentation
 
 
@@ -48,7 +49,7 @@ def evaluate_model(cfg: Config, model: nn.Module) -> dict[str, Any]:
     cfg = settings.cfg
     if settings.is_lazy:
         loader, evaluator = map(instantiate, (cfg.dataloader.test, cfg.dataloader.evaluator))
-        results = inference_on_dataset(model, loader, evaluator)
+        results = inference_on_dataset(model, leave_signals_to_the_trainer(loader), evaluator)
         if comm.is_main_process():
             print_csv_format(results)
         return results

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,8 @@ def build_saver(
         model, settings.output_dir, class_metadata(names), text, **parts
     )
     record = Record(settings.output_dir, options.keep_best)
+    keep = options.keep_last or settings.get("train.checkpointer.max_to_keep") or 0
+    options = replace(options, keep_last=keep)
     return checkpointer, SaveCheckpoints(
         checkpointer, settings.checkpoint_period, record, states, options
     )
@@ -129,18 +132,25 @@ def build_hooks(
 
 
 def build_writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
-    """Detectron2's writers; what they have written of iterations that come again is forgotten."""
+    """Detectron2's writers; what they have written of iterations that come again is forgotten.
+
+    A run that begins anew leaves the ``metrics.json`` of another one as ``metrics.previous.json``.
+    """
     metrics = Path(output_dir) / "metrics.json"
     metrics.parent.mkdir(parents=True, exist_ok=True)
+    folder = metrics.parent
+    if not start_iter and metrics.is_file():
+        metrics.replace(folder / "metrics.previous.json")
     if start_iter and metrics.is_file():
         lines = metrics.read_text().splitlines()
         kept = [line for line in lines if _is_before(line, start_iter)]
         if len(kept) < len(lines):
             write_text(metrics, "".join(f"{line}\n" for line in kept))
+    events = list(folder.glob("events.out.tfevents.*"))
     return [
         CommonMetricPrinter(max_iter),
         JSONWriter(str(metrics)),
-        TensorboardXWriter(output_dir, purge_step=start_iter or None),
+        TensorboardXWriter(output_dir, purge_step=start_iter if events else None),
     ]
 
 

@@ -67,7 +67,7 @@ def prepare(args: argparse.Namespace) -> tuple[Settings, int]:
     if options.deterministic:
         _make_deterministic(settings)
     num_processes = choose_device(settings, args.num_gpus, args.num_processes)
-    joined = join_processes(settings.device)
+    joined = join_processes(settings.device, args.num_machines)
     if wants_own_data(args):
         _log_to(settings)
         number = comm.get_world_size() if joined else num_processes * args.num_machines

@@ -20,7 +20,7 @@ from .hooks import build_hooks, build_saver, build_writers
 from .loop import build_loop
 from .options import TrainingOptions
 from .precise_bn import PreciseBN
-from .stopping import early_end
+from .stopping import early_end, leave_signals_to_the_trainer
 from .trainer import check_training, needs_scaling, prepare_to_train
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class LazyTrainer:
         self.results: dict[str, Any] = {}
         self.start_iter = 0
         optimizer = self._build_optimizer()
-        loader = instantiate(cfg.dataloader.train)
+        loader = leave_signals_to_the_trainer(instantiate(cfg.dataloader.train))
         check_training(settings, self.model)
         self.loop = build_loop(settings, self.options, self.model, loader, optimizer)
         self.checkpointer, self.saver = build_saver(

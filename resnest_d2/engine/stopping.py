@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from detectron2.engine import hooks
 from torch import nn
+from torch.utils.data import DataLoader
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # Seconds that an iteration or an evaluation may go on before it is cut short. Batch systems and
 # torchrun kill after 30.
 PATIENCE = 10
+# Launchers hand on a signal that the process has got already; after these seconds it is a user.
+AGAIN = 2
 
 
 class StopTraining(BaseException):
@@ -54,6 +58,31 @@ def early_end() -> Iterator[None]:
             raise SystemExit(stop.exit_code) from None
 
 
+def leave_signals_to_the_trainer(loader: Any) -> Any:
+    """Have the processes of a Detectron2 loader outlast the trainer's last iteration.
+
+    Signals are sent to whole groups of processes.
+
+    Returns:
+        the loader.
+    """
+    found = loader
+    while not isinstance(found, DataLoader):
+        found = getattr(found, "dataset", getattr(found, "_dataset", None))
+        if found is None:
+            return loader
+    found.worker_init_fn = partial(_begin_worker, found.worker_init_fn)
+    return loader
+
+
+def _begin_worker(begin: Callable[[int], Any] | None, number: int) -> None:
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
+    for received in SIGNALS:
+        signal.signal(received, lambda *_: signal.alarm(PATIENCE + 5))
+    if begin is not None:
+        begin(number)
+
+
 class StopOnSignal(hooks.HookBase):
     """Saves a checkpoint and stops in all processes when one of them gets a signal.
 
@@ -68,6 +97,7 @@ class StopOnSignal(hooks.HookBase):
     def __init__(self, save: Callable[[int, bool], Any]) -> None:
         self._save = save
         self._received: int = 0
+        self._at = 0.0
         self._is_updating = False
         self._old: dict[int, Any] = {}
         self._done = -1
@@ -75,7 +105,7 @@ class StopOnSignal(hooks.HookBase):
 
     def before_train(self) -> None:
         self._done = self.trainer.iter - 1
-        self._owner, self._parent = os.getpid(), os.getppid()
+        self._parent = os.getppid()
         # Weights, momentum and rate must stay of one iteration.
         updating = partial(setattr, self, "_is_updating", True)
         self._hook = self.trainer.optimizer.register_step_pre_hook(lambda *_: updating())
@@ -107,12 +137,12 @@ class StopOnSignal(hooks.HookBase):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """Note a signal; where it is Python's turn only after a while, cut that short."""
-        # The loader's processes inherit this. They end with the training, and a signal to the whole
-        # group is not for them.
-        signal.signal(number, self._old[number])
-        if os.getpid() == self._owner:
-            self._received = number
+        now = time.monotonic()
+        if not self._received:
+            self._received, self._at = number, now
             signal.alarm(PATIENCE)
+        elif number == signal.SIGINT and now - self._at > AGAIN:
+            signal.default_int_handler(number, frame)  # a user who does not want to wait
 
     def _cut_short(self, number: int, frame: FrameType | None) -> None:
         if self._is_updating:
@@ -124,6 +154,8 @@ class StopOnSignal(hooks.HookBase):
         self.trainer.iter = self._done
         if self._done >= self.trainer.start_iter:
             self._save(self._done, together)
+        loop = getattr(self.trainer, "_trainer", self.trainer)
+        loop._data_loader_iter_obj = None  # its processes end
         name = signal.Signals(received).name
         done = f"{name}: training stopped after iteration {self._done}"
         raise StopTraining(f"{done}; the same command with --resume goes on", 128 + received)

@@ -38,7 +38,7 @@ from .hooks import build_hooks, build_saver, build_writers
 from .loop import build_loop
 from .options import TrainingOptions
 from .precise_bn import PreciseBN
-from .stopping import early_end
+from .stopping import early_end, leave_signals_to_the_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -207,12 +207,14 @@ class Trainer(DefaultTrainer):
 
             augmentations["augmentations"] = semantic_augmentations(cfg)
         mapper = Mapper(cfg, is_train=True, **augmentations)
-        return build_detection_train_loader(cfg, mapper=mapper)
+        return leave_signals_to_the_trainer(build_detection_train_loader(cfg, mapper=mapper))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """Detectron2's loader, with this package's reader of pictures."""
-        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
+        mapper = Mapper(cfg, is_train=False)
+        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        return leave_signals_to_the_trainer(loader)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
