@@ -1,6 +1,6 @@
 # Sets up all that is needed in $(VENV), then trains the demo or runs the tests.
 #   make demo                       train a small Mask R-CNN and look at what it learned
-#   make test                       run the test suite; `make test-all` also what guards developers' tools
+#   make test                       run the test suite; `make test-all` also its slow part
 #   make setup                      only install
 #   make lint, format, lock, clean
 # Variables: PYTHON=python3.11, VENV=.venv, PIP_ARGS="..." (passed to every pip install),
