@@ -56,12 +56,12 @@ def _to_disk(path: Path) -> None:
 def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
     """Hold a folder for this process, so that no other one writes to it.
 
+    The hold ends with the process, however that ends, or when the file that is returned is closed.
+    Processes that are forked do not prolong it. File systems without locks hold nothing.
+
     Args:
         folder: made if it is not there.
         wait: seconds for a process that holds it to end.
-
-    The hold ends with the process, however that ends, or when the file that is returned is closed.
-    Processes that are forked do not prolong it.
 
     Raises:
         BlockingIOError: another process holds the folder; the message names both.

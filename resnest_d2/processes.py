@@ -66,7 +66,7 @@ def require_alone() -> None:
         )
     for variable, launcher in OTHER_LAUNCHERS.items():
         number = os.getenv(variable, "1")
-        if number.isdigit() and int(number) > 1 and environment_size() == 1:
+        if number.isdigit() and int(number) > 1:
             raise InputError(
                 f"{launcher} started {number} processes that do not know of each other; start one "
                 f"a machine: {launcher} ... torchrun --nnodes ... --nproc_per_node ..."

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.evaluation.testing import flatten_results_dict
 
-from ..config import InputError
+from ..data.loader import UNREADABLE
 from ..files import write_text
 
 # Raised in Detectron2, fvcore and PyTorch on every run: category, beginning and module.
@@ -44,7 +43,7 @@ _LONG = ("Environment info:", "Contents of args.config_file", "Running with full
 # Wrong input raises these while a command is set up.
 INPUT_ERRORS = (ValueError, OSError, ImportError, AssertionError, KeyError)
 # A picture or a file that turns out wrong during training or evaluation raises these.
-DATA_ERRORS = (InputError, SizeMismatchError, OSError)
+DATA_ERRORS = UNREADABLE
 
 AFTER_FIRST = 3  # seconds
 # These report wrong input by assertions and KeyErrors; raised by anyone else, they are defects.

@@ -41,7 +41,8 @@ def main(
     with one_line_errors():
         set_max_pixels(args.max_pixels)
         settings, num_processes = prepare(args)
-        try:
+    try:
+        with one_line_errors(DATA_ERRORS):
             start_processes(
                 _work,
                 (settings, args),
@@ -51,8 +52,8 @@ def main(
                 args.machine_rank,
                 args.dist_url,
             )
-        except ProcessError as error:
-            return error.exit_code
+    except ProcessError as error:
+        return error.exit_code
     return 0
 
 

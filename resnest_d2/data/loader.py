@@ -2,7 +2,7 @@
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from .sampler import Position, ResumableSampler
 
 logger = logging.getLogger(__name__)
 
+# A picture that cannot be read, or is not what its annotations are for, raises one of these.
 UNREADABLE = (InputError, SizeMismatchError, OSError)
 
 
@@ -74,6 +75,13 @@ class TrainingImages(Dataset):
         return " or ".join(own or self.files)
 
 
+def layers(loader: Any) -> Iterator[Any]:
+    """Yield a loader of Detectron2, what it wraps, what that wraps, and so on."""
+    while loader is not None:
+        yield loader
+        loader = getattr(loader, "dataset", getattr(loader, "_dataset", None))
+
+
 def refit(
     loader: Any, names: Sequence[str], *, seed: int | None, skipped: Path | None
 ) -> ResumableSampler | None:
@@ -88,12 +96,10 @@ def refit(
     Returns:
         its sampler, if it is one whose order can be resumed: Detectron2's ``TrainingSampler``.
     """
-    grouped = False
-    while not isinstance(loader, ToIterableDataset):
-        grouped = grouped or isinstance(loader, AspectRatioGroupedDataset)
-        loader = getattr(loader, "dataset", getattr(loader, "_dataset", None))
-        if loader is None:
-            return None
+    grouped = any(isinstance(layer, AspectRatioGroupedDataset) for layer in layers(loader))
+    loader = next((one for one in layers(loader) if isinstance(one, ToIterableDataset)), None)
+    if loader is None:
+        return None
     dicts = getattr(loader.dataset, "_dataset", None)
     loader.dataset = TrainingImages(loader.dataset, names, seed, skipped)
     if type(loader.sampler) is not TrainingSampler or not loader.sampler._shuffle:

@@ -157,10 +157,13 @@ class TrainingCheckpointer(RecordingCheckpointer):
             InputError: the checkpoint is damaged, is of another network or lacks parts of the
                 backbone, or was trained on other classes and is resumed.
         """
-        last = resume and self.has_checkpoint()
-        require_file(self.get_checkpoint_file() if last else path)
-        content = super().resume_or_load(path, resume=resume)
-        if path and not last:
+        if resume and self.has_checkpoint():
+            last = self.get_checkpoint_file()
+            require_file(last)
+            return self.load(last)
+        require_file(path)
+        content = self.load(path, checkpointables=[])
+        if path:
             self._check_new_parts(path)
         return content
 

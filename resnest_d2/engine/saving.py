@@ -146,11 +146,11 @@ class SaveCheckpoints(hooks.HookBase):
             kept = [one for one in record.checkpoints if one != file]
             notes = {"last": file, "checkpoints": [*kept, file], **notes}
         vars(record).update(notes)
-        record.write()
         numbered = [one for one in record.checkpoints if one != f"{FINAL}.pth"]
-        for old in numbered[: -self._options.keep_last] if self._options.keep_last else ():
-            record.checkpoints.remove(old)
-            record.write()
+        superfluous = numbered[: -self._options.keep_last] if self._options.keep_last else []
+        record.checkpoints = [one for one in record.checkpoints if one not in superfluous]
+        record.write()
+        for old in superfluous:
             (record.file.parent / old).unlink(missing_ok=True)
 
 

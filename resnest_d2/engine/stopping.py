@@ -19,6 +19,8 @@ from detectron2.engine import hooks
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..data.loader import layers
+
 logger = logging.getLogger(__name__)
 
 # A batch system sends these before it takes a machine away: Slurm SIGTERM, and SIGUSR1 where a job
@@ -66,12 +68,9 @@ def leave_signals_to_the_trainer(loader: Any) -> Any:
     Returns:
         the loader.
     """
-    found = loader
-    while not isinstance(found, DataLoader):
-        found = getattr(found, "dataset", getattr(found, "_dataset", None))
-        if found is None:
-            return loader
-    found.worker_init_fn = partial(_begin_worker, found.worker_init_fn)
+    for layer in layers(loader):
+        if isinstance(layer, DataLoader):
+            layer.worker_init_fn = partial(_begin_worker, layer.worker_init_fn)
     return loader
 
 

@@ -78,7 +78,8 @@ def _leaves(node: CfgNode, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _holds(value: Any, wrong: Any) -> bool:
-    return value == wrong or (isinstance(value, list | tuple) and wrong in value)
+    values = [value, *value] if isinstance(value, list | tuple) else [value]
+    return any(type(one) is type(wrong) and one == wrong for one in values)  # 1 is not True
 
 
 def check_builder(settings: Settings) -> None:
