@@ -23,6 +23,7 @@ from detectron2.evaluation import (
 
 from resnest_d2 import model_zoo
 from resnest_d2.commands.demo import read_metrics
+from resnest_d2.commands.train_net import main
 from resnest_d2.config.settings import Settings
 from resnest_d2.engine import (
     Trainer,
@@ -448,3 +449,14 @@ def test_checkpoints_that_nobody_makes():
     with pytest.raises(ValueError, match="GRAD_CHECKPOINT saves nothing with .*'build_resnet_fpn"):
         Trainer.build_model(load_config(str(ROOT / "configs/baselines/mask_resnet50.yaml"), keys))
     Trainer.build_model(load_config(str(ROOT / "configs/mask_resnest50.yaml"), keys))
+
+
+def test_a_defect_in_training_keeps_its_traceback(tmp_path, registered_digits, monkeypatch):
+    """It is no wrong input, which ends in one line."""
+
+    def train(self):
+        raise ValueError("a defect")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    with pytest.raises(ValueError, match="a defect"):
+        main(["--config-file", DIGITS, "OUTPUT_DIR", str(tmp_path), *TINY])
