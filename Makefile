@@ -40,10 +40,11 @@ test-all: $(VENV)/.package
 setup: $(VENV)/.package
 
 # The versions of constraints.txt and, of what these need, the newest, with their hashes on PyPI. Needs
-# uv. Some of it asks for numpy<2 without need.
+# uv. Some of it asks for numpy<2 without need, some for the OpenCV that opens windows.
 lock:
 	@echo setuptools | $(UV) --output-file requirements/build.txt -
 	@echo numpy | $(UV) --output-file requirements/lock.txt --overrides /dev/stdin \
+	  --no-emit-package opencv-python \
 	  --extra dev pyproject.toml requirements/detectron2-needs.txt
 
 lint: $(VENV)/.package

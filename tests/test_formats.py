@@ -27,6 +27,10 @@ VOC = """<annotation>
   </object>
 </annotation>"""
 YOLO = "0 0.25 0.3 0.25 0.3333\n"
+OPEN_IMAGES = (
+    "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,"
+    "IsDepiction,IsInside\na,xclick,cat,1,0.125,0.375,0.1333333,0.4666667,0,0,0,0,0\n"
+)
 LABELME = {
     "version": "5.0",
     "imagePath": "a.png",
@@ -39,7 +43,7 @@ VIA = {
     "a.png123": {
         "filename": "a.png",
         "size": 123,
-        "regions": [{**REGION, "region_attributes": {"name": "cat"}}],
+        "regions": [{**REGION, "region_attributes": {"label_id": "cat"}}],
     }
 }
 BOX = {"image_id": 1, "category_id": 1, "bbox": [5, 4, 10, 10]}
@@ -92,7 +96,11 @@ TEXTS = {
     ),
     "polygon.txt": ("3 0 0 1 0 1 1\n", "holds labels of YOLO"),
     "data.yaml": ("train: images\nnc: 1\nnames: [cat]\n", "is the description of a YOLO data set"),
-    "boxes.csv": ("a.png,5,4,15,14,cat\n", "is a table"),
+    "boxes.csv": ("a.png,5,4,15,14,cat\n", "is a table; export COCO's format where it was made"),
+    "oid.csv": (
+        OPEN_IMAGES,
+        "is of Open Images; convert it to COCO's: coco convert --from oid",
+    ),
     "lines.json": ('{"a": 1}\n{"a": 2}\n', "holds one JSON object a line"),
     "empty.json": ("", "is no JSON: "),
     "cut.json": ('{"images": [', "is no JSON: "),
@@ -148,7 +156,14 @@ def command_in(error: Exception) -> str:
     return str(error).partition("convert it to COCO's: ")[2].partition(" (")[0]
 
 
-@pytest.mark.parametrize("name", ["cvat.xml", "voc.xml", "a.txt"])
+def run(command: str, folder: Path, **words: Path) -> None:
+    """Run a command of a message or the docs in a folder, with files where it has capitals."""
+    program, *arguments = [str(words.get(word, word)) for word in shlex.split(command)]
+    program = Path(sys.executable).parent / program
+    subprocess.run([program, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("name", ["cvat.xml", "voc.xml", "a.txt", "oid.csv"])
 def test_the_command_of_the_message_converts(tmp_path, name):
     """As it stands in the message, with the folder of images where it says IMAGES."""
     pytest.importorskip("hotcoco")
@@ -161,16 +176,31 @@ def test_the_command_of_the_message_converts(tmp_path, name):
         (folder / "data.yaml").write_text(TEXTS["data.yaml"][0])
     with pytest.raises(ValueError, match="coco convert") as raised:
         read_coco(folder / name, images)
-    program, *arguments = shlex.split(command_in(raised.value))
-    arguments = [str(images) if a == "IMAGES" else a for a in arguments]
-    program = Path(sys.executable).parent / program
-    subprocess.run([program, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    run(command_in(raised.value), tmp_path, IMAGES=images)
     data = read_coco(tmp_path / "train.json", images)
     assert list(data.categories.values()) == ["cat"]
     (annotation,) = data.annotations
     # Corners of VOC are pixels counted from 1.
     expected = [4, 3, 11, 11] if name == "voc.xml" else [5, 4, 10, 10]
     assert annotation["bbox"] == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["labelme", "VIA", "VIA's project"])
+def test_commands_of_other_packages_convert(tmp_path, kind):
+    package = "labelme2coco" if kind == "labelme" else "globox"
+    pytest.importorskip(package)
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    Image.new("RGB", (40, 30)).save(labels / "a.png")
+    (labels / "a.json").write_text(json.dumps(JSON[kind][0]))
+    with pytest.raises(ValueError, match=package) as raised:
+        read_coco(labels / "a.json", labels)
+    command = package + str(raised.value).rpartition(package)[2]
+    run(command, tmp_path, FOLDER=labels, IMAGES=labels, FILE=labels / "a.json")
+    written = "runs/labelme2coco/dataset.json" if kind == "labelme" else "train.json"
+    data = read_coco(tmp_path / written, tmp_path if kind == "labelme" else labels)
+    assert list(data.categories.values()) == ["cat"]
+    assert data.annotations[0]["bbox"] == [5, 4, 10, 10]
 
 
 def test_vias_own_coco_export_reads(tmp_path):

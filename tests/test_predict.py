@@ -282,6 +282,21 @@ def test_the_command(tmp_path, red_left_blue_right):
     assert "error: --input: there is no file or folder" in result.stderr
 
 
+@pytest.mark.parametrize("classes", [2, 12])
+def test_as_many_names_as_classes_of_a_retinanet(tmp_path, caplog, classes):
+    cfg = model_zoo.get_config("retinanet_resnest50")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 14])
+    cfg.MODEL.RETINANET.NUM_CLASSES = classes
+    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
+    names = {"thing_classes": [f"name {number}" for number in range(10)]}
+    torch.save({"model": build_detector(cfg).state_dict(), "classes": names}, cfg.MODEL.WEIGHTS)
+    cfg.MODEL.RETINANET.NUM_CLASSES = 80
+    predictor = Predictor(cfg)
+    assert predictor.model.num_classes == classes
+    assert predictor.metadata.thing_classes == [str(number) for number in range(classes)]
+    assert f"The model tells {classes} classes apart, but 'classes of the ch" in caplog.text
+
+
 @pytest.mark.parametrize("classes", [2, 10, 12])
 @pytest.mark.parametrize("ending", ["pth", "safetensors", None])
 def test_as_many_names_as_classes_or_numbers(tmp_path, caplog, classes, ending):

@@ -250,6 +250,17 @@ def test_what_cannot_be_published(trained, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_a_run_that_was_never_evaluated(trained, tmp_path, caplog):
+    folder, _ = trained
+    for name in ("model_final.pth", "config.yaml"):
+        shutil.copy(folder / name, tmp_path)
+    (tmp_path / "metrics.json").write_text('{"iteration": 9, "total_loss": 3}\n')
+    publish_checkpoint([str(tmp_path / "model_final.pth"), str(tmp_path / "out")])
+    (card,) = (tmp_path / "out").glob("*.md")
+    assert "## Results\n\nNone were given.\n" in card.read_text()
+    assert "metrics.json holds no results such as bbox/AP" in caplog.text
+
+
 @pytest.mark.parametrize(
     "text",
     [

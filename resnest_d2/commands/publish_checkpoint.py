@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from ..weights.loading import parts, read_config
 from ..weights.stored_config import config_text, load_config_of_weights
 from . import one_line_errors
 from .convert_weights import read
+
+logger = logging.getLogger(__name__)
 
 # Metrics of these are results; training's metrics.json has times and losses too.
 TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
@@ -89,7 +92,14 @@ def publish(args: argparse.Namespace) -> list[Path]:
         raise InputError(f"a name is the beginning of a file's name, got {name!r}")
     cfg = load_config_of_weights(str(config_file or ""), args.opts, weights=str(args.checkpoint))
     settings = Settings.of(cfg)
-    metrics = read_results(results) if results.is_file() else {}
+    metrics = {}
+    if results.is_file():
+        try:
+            metrics = read_results(results)
+        except InputError as error:  # a run that was never evaluated has a metrics.json, too
+            if args.results:
+                raise
+            logger.warning("%s: the card names none", error)
     conversion, published = read(str(args.checkpoint))
     on_cpu = settings.copy()
     on_cpu.device = "cpu"

@@ -38,7 +38,9 @@ def describe_file(file: Path) -> str | None:
     if file.suffix.lower() in (".yaml", ".yml") or re.search(r"^(nc|names|train):", head, re.M):
         return f"is the description of a YOLO data set; {_yolo(folder)}"
     if file.suffix.lower() in (".csv", ".tsv"):
-        return "is a table; globox converts some: globox convert --save_fmt coco ..."
+        if re.search(r"ImageID,.*LabelName", head):
+            return f"is of Open Images; {COCO.format('oid', file)} --images-dir IMAGES"
+        return "is a table; export COCO's format where it was made"
     if "\n{" in head and re.match(r"\{.*\}\s*\n\{", head):
         return "holds one JSON object a line, not one in COCO's format"
     return None
@@ -82,8 +84,9 @@ def describe_json(content: Any) -> str | None:
     values = values.values() if isinstance(values, dict) else ()
     if any(isinstance(v, dict) and {"filename", "regions"} <= set(v) for v in values):
         return (
-            "is a project of VIA; export it as COCO in VIA, or its boxes: globox convert --format "
-            "via-json --save_fmt coco --img_folder IMAGES FILE train.json"
+            "is a project of VIA; export it as COCO in VIA, or convert its boxes, whose names are "
+            "the attribute label_id: globox convert --format via-json --save_fmt coco "
+            "--coco_auto_ids --img_folder IMAGES FILE train.json"
         )
     if "samples" in keys:
         return "is of FiftyOne, whose COCODetectionDataset exporter writes COCO's format"

@@ -205,15 +205,21 @@ def read_config(path: str) -> str:
 
 
 def number_of_classes(path: str) -> int | None:
-    """Return how many classes a checkpoint's ROI heads tell apart; None if that does not show.
+    """Return how many classes a checkpoint's heads tell apart; None if that does not show.
 
     Files are looked at as by :func:`read_classes`.
     """
     weights = _peek(path).get("model")
-    for name, weight in weights.items() if isinstance(weights, dict) else ():
-        # One row a class and one for the background; a dense head has convolutions.
-        if name.endswith("cls_score.weight") and getattr(weight, "ndim", 0) == 2:
-            return len(weight) - 1
+    shapes = weights if isinstance(weights, dict) else {}
+    shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in shapes.items()}
+    for name, shape in shapes.items():
+        if name.endswith("cls_score.weight"):
+            if len(shape) == 2:  # one row a class and one for the background
+                return shape[0] - 1
+            # A dense head has as many rows for each anchor, and four for its box.
+            boxes = shapes.get(name.replace("cls_score", "bbox_pred"))
+            if len(shape) == 4 and boxes and 4 * shape[0] % boxes[0] == 0:
+                return 4 * shape[0] // boxes[0]
     return None
 
 
