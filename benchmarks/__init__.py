@@ -2,7 +2,18 @@
 
 from collections.abc import Callable
 
-from . import amp, backbones, coco, detectors, endurance, growth, loading, schedule, training
+from . import (
+    amp,
+    backbones,
+    coco,
+    detectors,
+    endurance,
+    growth,
+    kills,
+    loading,
+    schedule,
+    training,
+)
 from .timing import Report
 
 # What the command's --sections names; each takes the parsed command line.
@@ -17,5 +28,6 @@ SECTIONS: dict[str, Callable[..., Report]] = {
     "loading": loading.run,
     "growth": growth.run,
     "endurance": endurance.run,
+    "kills": kills.run,
     "schedule": schedule.run,
 }

@@ -84,6 +84,12 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--endurance", type=int, default=2000, metavar="N", help="iterations (default: %(default)s)"
     )
+
+    group = parser.add_argument_group("kills")
+    group.add_argument("--kills", type=int, default=4, help="of a run (default: %(default)s)")
+    group.add_argument("--kill-runs", type=int, default=3, help="of either kind")
+    group.add_argument("--kill-iterations", type=int, default=200, help="default: %(default)s")
+    group.add_argument("--kill-after", type=float, default=20, help="seconds, on average")
     return parser
 
 
@@ -96,6 +102,7 @@ def check(args: argparse.Namespace) -> None:
     """
     sizes = ("rounds", "height", "width", "train_size", "iterations", "images", "detections")
     sizes += ("schedule_height", "schedule_width", "schedule_batches")
+    sizes += ("kills", "kill_runs", "kill_iterations", "kill_after")
     least_of = {**dict.fromkeys(sizes, 1), "workers": 0, "endurance": endurance.PERIOD}
     # The attention's batch norm is not trained on one value a channel.
     least_of["batch"] = 2 if "training" in args.sections else 1

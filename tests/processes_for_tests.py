@@ -197,3 +197,20 @@ def train(folder: str, stop: int, bad: list[int], resume: bool) -> None:
         note["error"] = str(error)
     note["weights"] = sum(p.double().sum().item() for p in trainer.model.parameters())
     Path(folder, f"note-{rank}-{stop}.json").write_text(json.dumps(note))
+
+
+def train_on_spoilt_proposals(folder: str) -> None:
+    """Train a model with SyncBN in its heads; the second process has NaN in its third proposals."""
+    from detectron2.modeling.proposal_generator import rpn
+    from short_training import make
+
+    real, calls = rpn.find_top_rpn_proposals, []
+
+    def find(proposals, *args):
+        calls.append(0)
+        if len(calls) == 3 and comm.get_rank() == 1:
+            proposals = [p * torch.nan for p in proposals]
+        return real(proposals, *args)
+
+    rpn.find_top_rpn_proposals = find
+    make(folder, keys={"MODEL.ROI_MASK_HEAD.NORM": "SyncBN"}, skip_bad_batches=1).train()

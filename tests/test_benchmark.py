@@ -187,6 +187,17 @@ def test_endurance(tmp_path, monkeypatch):
     assert second["memory"] > 1 << 18
 
 
+@pytest.mark.slow
+def test_kills(tmp_path):
+    """Both kinds of runs come to their end; whether the kill comes before it depends on the day."""
+    few = ("--kill-runs", "1", "--kills", "1", "--kill-iterations", "15", "--kill-after", "1")
+    found = run(tmp_path, "--sections", "kills", *few)["kills"]["runs"]
+    assert [run["kills"] for run in found["not killed"]] == [0]
+    (killed,) = found["killed"]
+    assert killed["kills"] in (0, 1)
+    assert 0 <= killed["bbox/AP"] <= 100
+
+
 def test_schedule(tmp_path):
     # 90,000 iterations of 16 images at 0.5 s each: 12.5 hours on one GPU that takes 16 at once.
     assert hours(0.5, 16, 1) == pytest.approx(12.5)

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_for_tests import evaluate, fail, take_steps, write_rank
+from processes_for_tests import (
+    evaluate,
+    fail,
+    take_steps,
+    train_on_spoilt_proposals,
+    write_rank,
+)
 
 from resnest_d2.processes import (
     ProcessError,
@@ -164,3 +170,17 @@ def test_over_a_kill_and_bad_batches(tmp_path, tiny_digits, monkeypatch):
         assert process["files"] == note["files"]["8"]
         assert process["files"][0] in note["error"]
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.pth"
+
+
+@pytest.mark.slow
+def test_proposals_that_are_not_finite_while_others_wait(tmp_path, tiny_digits, monkeypatch):
+    """The first process is in the heads' SyncBN then, and ends with the second one."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_digits))
+    with pytest.raises(ProcessError):
+        start_processes(train_on_spoilt_proposals, (str(tmp_path),), "cpu", 2)
+    (line,) = (tmp_path / "non_finite_losses.jsonl").read_text().splitlines()
+    report = json.loads(line)
+    assert report["iteration"] == 2
+    (process,) = report["processes"]
+    assert process["process"] == 1
+    assert process["losses"] == {"proposals": "nan"}

@@ -18,6 +18,7 @@ import pytest
 import torch
 from commands import ROOT
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from short_training import make
 
 from resnest_d2 import model_zoo
@@ -218,6 +219,25 @@ def test_an_update_is_not_cut_short(tmp_path, registered_digits, monkeypatch):
         trainer.train()
     content = last(tmp_path)
     assert content["iteration"] == content["trainer"]["iteration"] == 3
+
+
+@pytest.mark.parametrize("when", ["in the last iteration", "in the evaluation"])
+def test_a_signal_when_training_is_done(tmp_path, registered_digits, caplog, when):
+    caplog.set_level("INFO")
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "3"})
+    send = Send(signal.SIGTERM, "after")
+    if when == "in the evaluation":
+        send = EvalHook(0, lambda: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
+    trainer.register_hooks([send])
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as raised:
+        trainer.train()
+    assert time.monotonic() - start < 30
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: training is done and saved, evaluation is cut short; --eval" in caplog.text
+    assert last(tmp_path)["iteration"] == 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_folder_in_use_is_refused(tmp_path, registered_digits):

@@ -10,11 +10,13 @@ from typing import Any
 import detectron2.utils.comm as comm
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model
+from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 from torch.optim import Optimizer
 
 from ..config import ConfigError
 from ..config.settings import Settings
+from ..modeling.sync_batchnorm import CpuSyncBatchNorm
 from .options import TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ class _FiniteLosses:
 
     def __init__(self, folder: str, skip: int, *args: Any) -> None:
         super().__init__(*args)
-        self._report = Path(folder) / REPORT
+        self._file = Path(folder) / REPORT
         self._skip = skip
         self._skipped = 0
         self._files: list[str] = []
@@ -54,7 +56,10 @@ class _FiniteLosses:
             super().run_step()
         except FloatingPointError as error:
             if not isinstance(error, NonFiniteError):  # Detectron2's, of proposals
-                error = self._report_all({"proposals": torch.tensor(math.nan)})
+                proposals = {"proposals": torch.tensor(math.nan)}
+                if self._others_wait():
+                    raise self._report([self._mine(proposals)]) from None
+                error = self._report_all(proposals)
             self._skipped += 1
             if self._skipped > self._skip:
                 raise error from None
@@ -72,18 +77,36 @@ class _FiniteLosses:
         if error := self._report_all(losses):
             raise error
 
+    def _others_wait(self) -> bool:
+        """Whether other processes may be in a SyncBN of the heads, behind the proposals.
+
+        They do not answer there: this process has to end, and its end ends them.
+        """
+        heads = getattr(getattr(self.model, "module", self.model), "roi_heads", None)
+        return comm.get_world_size() > 1 and any(
+            isinstance(m, CpuSyncBatchNorm | nn.SyncBatchNorm | NaiveSyncBatchNorm)
+            for m in (heads.modules() if heads is not None else ())
+        )
+
     def _report_all(self, losses: dict[str, torch.Tensor]) -> NonFiniteError | None:
         """Note the batch if the losses of a process are not finite; each tells its own."""
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        is_finite = math.isfinite(sum(values.values()))
-        if all(comm.all_gather(is_finite)):
+        mine = self._mine(losses)
+        if all(comm.all_gather(not any(isinstance(v, str) for v in mine["losses"].values()))):
             return None
+        processes = comm.all_gather(mine)
+        return self._report(processes, write=comm.is_main_process())
+
+    def _mine(self, losses: dict[str, torch.Tensor]) -> dict[str, Any]:
+        """This process's part of a report; what is not finite is text, as JSON has no NaN."""
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
         shown = {k: v if math.isfinite(v) else str(v) for k, v in values.items()}
-        mine = {"process": comm.get_rank(), "losses": shown, "files": self._files}
+        return {"process": comm.get_rank(), "losses": shown, "files": self._files}
+
+    def _report(self, processes: list[dict[str, Any]], write: bool = True) -> NonFiniteError:
         rates = sorted({group["lr"] for group in self.optimizer.param_groups})
-        report = {"iteration": self.iter, "rates": rates, "processes": comm.all_gather(mine)}
-        if comm.is_main_process():
-            with self._report.open("a") as stream:
+        report = {"iteration": self.iter, "rates": rates, "processes": processes}
+        if write:
+            with self._file.open("a") as stream:
                 stream.write(json.dumps(report) + "\n")
         return NonFiniteError(self._message(report))
 
@@ -94,7 +117,7 @@ class _FiniteLosses:
         files = [file for process in processes for file in process["files"]]
         message = (
             f"iteration {report['iteration']} has no finite loss ({', '.join(wrong or losses)}) at "
-            f"the rate {report['rates'][-1]:g}, on {', '.join(files)}; {self._report} has all of it"
+            f"the rate {report['rates'][-1]:g}, on {', '.join(files)}; {self._file} has all of it"
         )
         if all(p.isfinite().all() for p in self.model.parameters()):
             return message

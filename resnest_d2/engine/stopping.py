@@ -47,17 +47,23 @@ class StopTraining(BaseException):
 
 @contextmanager
 def early_end() -> Iterator[None]:
-    """Log why training has stopped.
+    """Log why training has stopped; afterwards signals do what they did before.
 
     Raises:
         SystemExit: a signal was the reason.
     """
+    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
     try:
         yield
     except StopTraining as stop:
         logger.info("%s", stop)
         if stop.exit_code:
             raise SystemExit(stop.exit_code) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.alarm(0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def leave_signals_to_the_trainer(loader: Any) -> Any:
@@ -98,7 +104,7 @@ class StopOnSignal(hooks.HookBase):
         self._received: int = 0
         self._at = 0.0
         self._is_updating = False
-        self._old: dict[int, Any] = {}
+        self._handled: list[int] = []
         self._done = -1
         self._hook: Any = None
 
@@ -112,17 +118,27 @@ class StopOnSignal(hooks.HookBase):
             return  # where Python allows no handlers
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does
-                self._old[number] = signal.signal(number, self._receive)
-        self._old[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._cut_short)
+                signal.signal(number, self._receive)
+                self._handled.append(number)
+        signal.signal(signal.SIGALRM, self._cut_short)
 
     def after_train(self) -> None:
+        """Have signals end what comes behind the last iteration, which is evaluation."""
         if self._hook is not None:
             self._hook.remove()
-        if self._old:
+        is_done = self._done + 1 >= self.trainer.max_iter
+        for number in self._handled:
+            signal.signal(number, self._leave if is_done else signal.SIG_IGN)
+        if self._handled:
             signal.alarm(0)
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-        self._old.clear()
+            if is_done and self._received:
+                self._leave(self._received)
+
+    def _leave(self, number: int, frame: FrameType | None = None) -> None:
+        for handled in self._handled:  # the same signal may come twice
+            signal.signal(handled, signal.SIG_IGN)
+        said = f"{signal.Signals(number).name}: training is done and saved, evaluation is cut short"
+        raise StopTraining(f"{said}; --eval-only evaluates", 128 + number)
 
     def after_step(self) -> None:
         self._is_updating, self._done = False, self.trainer.iter
@@ -130,7 +146,7 @@ class StopOnSignal(hooks.HookBase):
             self._received = self._received or signal.SIGHUP
         received = max(comm.all_gather(self._received))
         if received and self.trainer.iter + 1 < self.trainer.max_iter:
-            if self._old:
+            if self._handled:
                 signal.alarm(0)
             self._stop(received, together=True)
 
