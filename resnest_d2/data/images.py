@@ -71,7 +71,16 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
         FileNotFoundError: there is no such file.
     """
     with _open(file) as image:
-        return convert_PIL_to_numpy(_to_8_bits(image), image_format)
+        return from_pil(image, image_format)
+
+
+def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
+    """Convert a picture that Pillow has opened as :func:`read_image` does.
+
+    Raises:
+        ValueError: the range of its pixels is not known.
+    """
+    return convert_PIL_to_numpy(_to_8_bits(image), image_format)
 
 
 def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:

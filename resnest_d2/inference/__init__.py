@@ -1,6 +1,7 @@
-"""Running trained detectors on images and videos."""
+"""Running trained detectors on pictures of every kind."""
 
-from .files import predict_inputs
+from .files import Outputs, predict_inputs
 from .predictor import Predictor, set_score_threshold
+from .result import Result
 
-__all__ = ["Predictor", "predict_inputs", "set_score_threshold"]
+__all__ = ["Outputs", "Predictor", "Result", "predict_inputs", "set_score_threshold"]

@@ -1,28 +1,103 @@
-"""Predictions for image files, folders and videos."""
+"""Predictions for image files, folders and videos, drawn or written as JSON."""
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..config import InputError
 from ..data.images import IMAGE_ENDINGS, read_header, read_image
+from ..files import write_text
 from .drawing import import_to_draw
 from .predictor import Predictor
+from .result import Result
+from .sources import Video, is_video, list_folder
 
 logger = logging.getLogger(__name__)
 
-VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
-DEFAULT_FPS = 25.0
 # A file that is damaged, too large or of an odd shape raises these; PyTorch says by a RuntimeError
 # that memory does not suffice.
 FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
+
+
+@dataclass
+class Outputs:
+    """What is written for each file."""
+
+    folder: Path
+    draw: bool = True
+    """Pictures and videos with the detections."""
+    per_image: bool = False
+    """A JSON file for each picture and video."""
+    crops: bool = False
+    """Each detection's part of the picture, in folders of their classes."""
+    least: float = 0.0
+    """Least score in drawings and crops; JSON has all that the model finds."""
+    json: Path | None = None
+    """One file of COCO's results."""
+    image_ids: Mapping[Path, int] | None = None
+    """Ids of pictures in an annotation file; by default they are numbered from 1."""
+    category_ids: Mapping[str, int] | None = None
+    """Ids of classes in an annotation file by their names."""
+    results: list[dict[str, Any]] = field(default_factory=list)
+
+    def check(self, files: Sequence[Path]) -> list[Path]:
+        """Find the path of each file's drawing, before anything is computed.
+
+        Raises:
+            ValueError, ImportError: as :func:`output_paths`, :func:`import_to_draw`.
+        """
+        targets = output_paths(files, self.folder)
+        if self.draw:
+            import_to_draw("detectron2.utils.visualizer")
+        return targets
+
+    def add(self, result: Result, number: int, target: Path, frame: int | None) -> Result:
+        """Keep what is wanted of a picture or a frame of a video, but for the drawing.
+
+        Returns:
+            what is drawn.
+        """
+        if self.json or self.per_image:
+            self._note(result, number, target, frame)
+        if "instances" in result and self.least:
+            result = result.above(self.least)
+        if self.crops:
+            first = f"{target.stem}_" if frame is None else f"{target.stem}_{frame:06d}_"
+            for index, (name, crop) in enumerate(zip(result.names, result.crops(), strict=True)):
+                safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in name)
+                path = self.folder / "crops" / safe / f"{first}{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                crop.save(path)
+        return result
+
+    def _note(self, result: Result, number: int, target: Path, frame: int | None) -> None:
+        which = {"file_name": str(result.source)} | ({} if frame is None else {"frame": frame})
+        entries = result.to_coco(number, self.category_ids)
+        found = [
+            {**entry, "category_name": name, **which}
+            for entry, name in zip(entries, result.names, strict=True)
+        ]
+        self.results += found if self.json else []
+        if self.per_image:
+            height, width = result.image.shape[:2]
+            content = {**which, "width": width, "height": height, "annotations": found}
+            ending = ".json" if frame is None else f"_{frame:06d}.json"
+            write_text(target.with_name(target.stem + ending), json.dumps(content, indent=1))
+
+    def finish(self) -> None:
+        """Write the one file of all results."""
+        if self.json:
+            self.json.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.json, json.dumps(self.results))
 
 
 def list_inputs(paths: Sequence[str]) -> list[Path]:
@@ -34,8 +109,7 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            endings = IMAGE_ENDINGS | VIDEO_ENDINGS
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in endings)
+            found = list_folder(path)
             if not found:
                 raise FileNotFoundError(f"--input: folder {path} holds no image or video")
             files += found
@@ -57,7 +131,7 @@ def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     inputs = {file.resolve() for file in files}
     taken: dict[Path, None] = {}
     for file in files:
-        ending = ".mp4" if _is_video(file) else ".png"
+        ending = ".mp4" if is_video(file) else ".png"
         if file.suffix.lower() in IMAGE_ENDINGS:
             ending = file.suffix
         target = folder / f"{file.stem}{ending}"
@@ -70,12 +144,10 @@ def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     return list(taken)
 
 
-def _is_video(file: Path) -> bool:
-    return file.suffix.lower() in VIDEO_ENDINGS
-
-
-def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) -> list[Path]:
-    """Write a picture or video with the detections for each file.
+def predict_inputs(
+    predictor: Predictor, files: Sequence[Path], outputs: Outputs | Path, batch_size: int = 1
+) -> list[Path]:
+    """Run on files, and write what is wanted of them.
 
     A file that cannot be read, or on which the model fails, is named in the log and skipped. Of
     pictures with several pages the first is read, which the log says.
@@ -83,7 +155,8 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
     Args:
         predictor: the detector.
         files: images and videos.
-        folder: where the results go; it is made if need be.
+        outputs: what is written, and where; a folder stands for drawings in it.
+        batch_size: pictures, or frames, that the model takes at once.
 
     Returns:
         the files that were skipped, and videos that were cut short.
@@ -92,69 +165,134 @@ def predict_inputs(predictor: Predictor, files: Sequence[Path], folder: Path) ->
         ValueError: an output would overwrite one of the inputs.
         ImportError: as :func:`import_to_draw`.
     """
-    targets = output_paths(files, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    skipped = []
-    pairs = list(zip(files, targets, strict=True))
+    if not isinstance(outputs, Outputs):
+        outputs = Outputs(outputs)
+    pairs = list(zip(files, outputs.check(files), strict=True))
+    outputs.folder.mkdir(parents=True, exist_ok=True)
+    ids = outputs.image_ids
+    run = _Run(predictor, outputs, batch_size, count(1) if ids is None else ids)
     with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
-        for file, target in tqdm(pairs, unit="file", disable=len(pairs) < 2):
-            try:
-                predict = _predict_video if _is_video(file) else _predict_image
-                is_whole = predict(predictor, file, target)
-            except FAILURES as error:
-                reason = str(error).removeprefix(f"{file} ") or type(error).__name__
-                logger.error("Skipped %s: %s", file, reason)
-                is_whole = False
-            if not is_whole:
-                skipped.append(file)
-    return skipped
+        bar = tqdm(total=len(pairs), unit="file", disable=len(pairs) < 2)
+        for start, end in _batches([file for file, _ in pairs], batch_size):
+            run.images(pairs[start:end]) if end > start + 1 else run.file(*pairs[start])
+            bar.update(end - start)
+        bar.close()
+    outputs.finish()
+    return run.skipped
 
 
-def _predict_image(predictor: Predictor, file: Path, target: Path) -> bool:
-    if (pages := read_header(file).pages) > 1:
-        logger.warning("%s has %d pages, of which the first is read", file, pages)
-    image = read_image(file)
-    try:
-        output = predictor(image)
-        drawn = predictor.draw(image, output)
-    except FAILURES as error:
-        size = f"{image.shape[1]} x {image.shape[0]} pixels"
-        raise InputError(f"{file} has {size}, on which the model fails: {error}") from error
-    Image.fromarray(drawn).save(target)
-    if "instances" in output:
-        logger.info("%s: %d instances", file, len(output["instances"]))
-    return True
+def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[int, int]]:
+    """Ranges of pictures for batches; each video is alone."""
+    start = 0
+    for end, file in enumerate(files, start=1):
+        is_last = end == len(files) or is_video(files[end])
+        if is_video(file) or is_last or end - start == size:
+            yield start, end
+            start = end
 
 
-def _predict_video(predictor: Predictor, file: Path, target: Path) -> bool:
-    cv2 = import_to_draw("cv2")
-    capture = cv2.VideoCapture(str(file))
-    writer = None
-    done = 0
-    frames = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    with ExitStack() as stack:
-        stack.callback(capture.release)
-        progress = stack.enter_context(
-            tqdm(total=max(frames, 0) or None, desc=file.name, unit="frame")
-        )
-        while True:
-            read, frame = capture.read()
-            if not read:
-                break
-            image = np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
-            drawn = predictor.draw(image, predictor(image))
-            if writer is None:
-                rate = capture.get(cv2.CAP_PROP_FPS) or DEFAULT_FPS
-                codec = cv2.VideoWriter_fourcc(*"mp4v")
-                writer = cv2.VideoWriter(str(target), codec, rate, frame.shape[1::-1])
-                stack.callback(writer.release)
-                if not writer.isOpened():
-                    raise OSError(f"cannot write the video {target}")
-            writer.write(np.ascontiguousarray(drawn[:, :, ::-1]))
-            progress.update()
-            done += 1
-    if writer is None:
-        logger.error("Skipped %s, which cannot be read as a video", file)
-    elif done < frames:
-        logger.error("%s is damaged: only %d of its %d frames were read", file, done, frames)
-    return writer is not None and done >= frames
+class _Run:
+    """One walk over files."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        outputs: Outputs,
+        batch_size: int,
+        ids: Mapping[Path, int] | Iterator[int],
+    ) -> None:
+        self.predictor, self.outputs, self.batch_size = predictor, outputs, batch_size
+        self.skipped: list[Path] = []
+        self._ids = ids
+
+    def _id(self, file: Path) -> int:
+        return self._ids[file] if isinstance(self._ids, Mapping) else next(self._ids)
+
+    def images(self, pairs: Sequence[tuple[Path, Path]]) -> None:
+        """Run on a batch of pictures; where that fails, on each of them."""
+        images = []
+        try:
+            images = [read_image(file) for file, _ in pairs]
+            results = self.predictor.run(images, [file for file, _ in pairs])
+        except FAILURES:
+            for pair in pairs:
+                self.file(*pair)
+            return
+        for result, (file, target) in zip(results, pairs, strict=True):
+            self._guard(lambda result=result, t=target: self._finish(result, t), file)
+
+    def file(self, file: Path, target: Path) -> None:
+        """Run on one picture or video."""
+        run = self._video if is_video(file) else self._image
+        self._guard(lambda: run(file, target), file)
+
+    def _guard(self, run: Callable[[], bool], file: Path) -> None:
+        try:
+            is_whole = run()
+        except FAILURES as error:
+            reason = str(error).removeprefix(f"{file} ") or type(error).__name__
+            logger.error("Skipped %s: %s", file, reason)
+            is_whole = False
+        if not is_whole:
+            self.skipped.append(file)
+
+    def _image(self, file: Path, target: Path) -> bool:
+        image = read_image(file)
+        try:
+            (result,) = self.predictor.run([image], [file])
+        except FAILURES as error:
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            raise InputError(f"{file} has {size}, on which the model fails: {error}") from error
+        return self._finish(result, target)
+
+    def _finish(self, result: Result, target: Path) -> bool:
+        file = result.source
+        if (pages := read_header(file).pages) > 1:
+            logger.warning("%s has %d pages, of which the first is read", file, pages)
+        result = self.outputs.add(result, self._id(file), target, None)
+        if self.outputs.draw:
+            result.save(target)
+        if "instances" in result:
+            logger.info("%s: %d instances", file, len(result.instances))
+        return True
+
+    def _video(self, file: Path, target: Path) -> bool:
+        with ExitStack() as stack:
+            video = stack.enter_context(Video(file))
+            bar = tqdm(total=video.frames or None, desc=file.name, unit="frame")
+            progress = stack.enter_context(bar)
+            writer = None
+            results = self.predictor.stream(video, self.batch_size)
+            for frame, result in enumerate(results):
+                result.source = file
+                result = self.outputs.add(result, self._id(file), target, frame)
+                if self.outputs.draw:
+                    writer = writer or stack.enter_context(_Writer(target, video, result.image))
+                    writer.write(result.plot())
+                progress.update()
+        if not video.read:
+            raise InputError(f"{file} cannot be read as a video")
+        if video.read < video.frames:
+            message = "%s is damaged: only %d of its %d frames were read"
+            logger.error(message, file, video.read, video.frames)
+        return video.read >= video.frames
+
+
+class _Writer:
+    """Writes a video of the size and rate of another one."""
+
+    def __init__(self, target: Path, video: Video, image: np.ndarray) -> None:
+        cv2 = import_to_draw("cv2")
+        codec = cv2.VideoWriter_fourcc(*"mp4v")
+        self._writer = cv2.VideoWriter(str(target), codec, video.rate, image.shape[1::-1])
+        if not self._writer.isOpened():
+            raise OSError(f"cannot write the video {target}")
+
+    def write(self, image: np.ndarray) -> None:
+        self._writer.write(np.ascontiguousarray(image[:, :, ::-1]))
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.release()

@@ -1,7 +1,10 @@
-"""A detector for single images that feeds the colours its config asks for."""
+"""A detector for pictures of every kind that feeds the colours its config asks for."""
 
 import logging
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
 
 import detectron2.data.transforms as T
 import numpy as np
@@ -11,17 +14,27 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image
 from torch import nn
 
+from .. import model_zoo
+from ..config import InputError
+from ..config.load import choose_device
 from ..config.settings import Config, Settings
 from ..modeling.detector import build_detector
+from ..optimize import optimize_for_inference
 from ..weights import load_detector, read_classes
+from ..weights.files import ENDINGS
 from ..weights.loading import number_of_classes
-from .drawing import import_to_draw
+from ..weights.stored_config import load_config_of_weights
+from .result import Result
+from .sources import each_picture, is_picture, read_picture
+from .tiles import check_tiles, predict_tiles
 
 logger = logging.getLogger(__name__)
 
+CONFIGS = (".yaml", ".yml", ".py")
+
 
 class Predictor:
-    """A model in evaluation mode that takes RGB images.
+    """A model in evaluation mode that takes RGB pictures.
 
     Detectron2's ``DefaultPredictor`` wants BGR whatever ``INPUT.FORMAT`` says, which is easy to get
     wrong; this one takes RGB and converts it to what the config names.
@@ -31,16 +44,48 @@ class Predictor:
     if there are not as many names.
 
     Args:
-        cfg: a config, from YAML or a LazyConfig; its weights must be a trained detector's.
+        model: a name of the zoo, with the weights that were published; a config, or its file; a
+            checkpoint that holds its config; or the folder of a training or a published model. The
+            weights must be a trained detector's.
         allow_untrained: run although the weights leave parameters at random values.
+        weights: in place of the config's, as ``MODEL.WEIGHTS``.
+        device: as ``MODEL.DEVICE``; by default the config's, if the machine has it.
+        optimize: run :func:`~resnest_d2.optimize_for_inference`; "compile" also compiles.
+        tile: run on overlapping tiles of so many pixels, for large pictures with small objects.
+        overlap: of tiles that are neighbours, as a part of their size.
+        options: overrides of the config, pairs of KEY and VALUE.
 
     Raises:
         FileNotFoundError: no such weights.
+        InputError: there is no such model, or a checkpoint holds no config.
         UntrainedParametersError: the weights leave parameters untouched.
     """
 
-    def __init__(self, cfg: Config, allow_untrained: bool = False) -> None:
-        settings = Settings.of(cfg).copy()
+    def __init__(
+        self,
+        model: str | Path | Config,
+        allow_untrained: bool = False,
+        *,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        optimize: bool | Literal["compile"] = False,
+        tile: int | None = None,
+        overlap: float = 0.2,
+        options: Sequence[str] = (),
+    ) -> None:
+        if optimize not in (False, True, "compile"):
+            raise ValueError(f'optimize must be False, True or "compile", got {optimize!r}')
+        self._tiles = None if tile is None else (tile, overlap)
+        if self._tiles is not None:
+            check_tiles(*self._tiles)
+        if isinstance(model, str | Path):
+            settings = _find(str(model), str(weights or ""), list(options))
+        else:
+            settings = Settings.of(model).copy()
+            settings.weights = str(weights or settings.weights or "")
+        if device is not None:
+            settings.device = device
+        choose_device(settings)
         self.augmentation = settings.test_augmentation()
         self.input_format = settings.input_format
         settings.fit_to_classes(read_classes(settings.weights), number_of_classes(settings.weights))
@@ -51,6 +96,8 @@ class Predictor:
         if any(self.metadata.get(key, None) != value for key, value in classes.items()):
             self.metadata = Metadata(name="classes of the checkpoint", **classes)
         self._check_names(settings)
+        if optimize:
+            self.model = optimize_for_inference(self.model, compile=optimize == "compile")
 
     def _check_names(self, settings: Settings) -> None:
         """Name classes by their numbers, with a warning, if there are not as many names."""
@@ -74,54 +121,103 @@ class Predictor:
         }
         self.metadata = Metadata(name="numbers", thing_classes=numbers, **others)
 
-    @torch.no_grad()
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Run the model on one image.
+    def __call__(
+        self, source: Any, color: str = "RGB", batch_size: int = 1
+    ) -> Result | list[Result] | Iterator[Result]:
+        """Run the model.
 
         Args:
-            image: shape (H, W, 3), uint8, RGB.
+            source: a picture: a path, an http(s) address, an image of Pillow, or an array (H, W, 3)
+                uint8. Or several: a list, a folder, a video, a generator.
+            color: the order of an array's channels, "RGB" or "BGR".
+            batch_size: pictures that the model takes at once. Detectron2 pads those of a batch to
+                one size, which changes results a little where they differ in size.
 
         Returns:
-            the model's output for the image, in Detectron2's format; boxes in pixels of ``image``.
+            a result, in Detectron2's format, with boxes in pixels of the picture; of a list a list
+            of results; of other sources an iterator, which reads as it goes.
 
         Raises:
-            ValueError: the image is not (H, W, 3) uint8.
+            ValueError, InputError, FileNotFoundError: as :func:`read_picture`.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"expected an RGB image (H, W, 3) uint8, got {image.shape}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        results = self.stream(source, batch_size, color)
+        if is_picture(source):
+            return next(results)
+        return list(results) if isinstance(source, list | tuple) else results
+
+    def stream(self, source: Any, batch_size: int = 1, color: str = "RGB") -> Iterator[Result]:
+        """Run on pictures of any source as they come, see :meth:`__call__`."""
+        pictures = each_picture(source)
+        while batch := list(islice(pictures, batch_size)):
+            images = [read_picture(picture, color) for _, picture in batch]
+            yield from self.run(images, [name for name, _ in batch])
+
+    @torch.no_grad()
+    def run(self, images: Sequence[np.ndarray], sources: Sequence[Any] = ()) -> list[Result]:
+        """Run the model on one batch.
+
+        Args:
+            images: of shape (H, W, 3), uint8, RGB.
+            sources: what the results are said to come from.
+        """
+        if self._tiles is None:
+            outputs = self.model([self._input(image) for image in images])
+        else:
+            names = self.metadata.thing_classes
+            whole = [(self._predict, names, image, *self._tiles) for image in images]
+            outputs = [predict_tiles(*one) for one in whole]
+        sources = [*sources, *[None] * (len(images) - len(sources))]
+        return [
+            Result(output, image, self.metadata, source)
+            for output, image, source in zip(outputs, images, sources, strict=True)
+        ]
+
+    def _predict(self, image: np.ndarray) -> dict[str, Any]:
+        return self.model([self._input(image)])[0]
+
+    def _input(self, image: np.ndarray) -> dict[str, Any]:
         height, width = image.shape[:2]
-        pixels = convert_PIL_to_numpy(Image.fromarray(image), self.input_format)
-        augmented = T.AugInput(pixels)
+        augmented = T.AugInput(convert_PIL_to_numpy(Image.fromarray(image), self.input_format))
         self.augmentation(augmented)
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1), dtype=np.float32)
-        tensor = torch.as_tensor(pixels)
-        return self.model([{"image": tensor, "height": height, "width": width}])[0]
+        return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
     def draw(self, image: np.ndarray, output: dict[str, Any], scale: float = 1.0) -> np.ndarray:
-        """Draw boxes, masks, names and scores; segments of a panoptic or semantic model as well.
+        """Draw an output on its image, see :meth:`Result.plot`."""
+        return Result(output, image, self.metadata).plot(scale)
 
-        Args:
-            image: shape (H, W, 3), uint8, RGB.
-            output: what the call returned for it.
-            scale: of the picture; small images become legible when they are drawn larger.
 
-        Returns:
-            a picture of shape (H * scale, W * scale, 3), uint8, RGB.
+def _find(name: str, weights: str, options: list[str]) -> Settings:
+    """Read the config that a name, a file or a folder stands for."""
+    path = Path(name)
+    if path.is_dir():
+        path = _weights_in(path)
+    if path.suffix in CONFIGS and path.is_file():
+        return Settings.of(load_config_of_weights(str(path), options, weights=weights))
+    if path.suffix in ENDINGS:
+        config, weights = "", weights or str(path)
+    else:
+        config, weights = model_zoo.get_config_file(name), weights or _published(name)
+    settings = Settings.of(load_config_of_weights(config, options, weights=weights))
+    settings.weights = weights
+    return settings
 
-        Raises:
-            ImportError: as :func:`import_to_draw`.
-        """
-        module = import_to_draw("detectron2.utils.visualizer")
-        mode = module.ColorMode.IMAGE
-        visualizer = module.Visualizer(image, self.metadata, scale, instance_mode=mode)
-        if "panoptic_seg" in output:
-            segments, info = output["panoptic_seg"]
-            return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()
-        if "sem_seg" in output:
-            visualizer.draw_sem_seg(output["sem_seg"].argmax(0).cpu())
-        if "instances" in output:
-            visualizer.draw_instance_predictions(output["instances"].to("cpu"))
-        return visualizer.output.get_image()
+
+def _published(name: str) -> str:
+    model_zoo.get_checkpoint_url(name)  # names a model that nobody has published
+    return f"resnest://COCO/{Path(name).with_suffix('')}"
+
+
+def _weights_in(folder: Path) -> Path:
+    """The weights in a folder: those of its training's end, or the only ones."""
+    final = folder / "model_final.pth"
+    found = [final] if final.is_file() else [p for p in folder.iterdir() if p.suffix in ENDINGS]
+    if len(found) != 1:
+        names = ", ".join(sorted(path.name for path in found)) or "none"
+        raise InputError(f"{folder} must hold model_final.pth or one file of weights, has {names}")
+    return found[0]
 
 
 def set_score_threshold(model: nn.Module, threshold: float, only_raise: bool = False) -> None:

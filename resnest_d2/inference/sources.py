@@ -1,0 +1,156 @@
+"""Pictures of every kind that the predictor takes: files, addresses, arrays, folders, videos."""
+
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..config import InputError
+from ..data.images import IMAGE_ENDINGS, from_pil, read_image
+from .drawing import import_to_draw
+
+VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+ADDRESSES = ("http://", "https://")
+TIMEOUT = 30  # seconds without an answer
+
+# A path or an address, an image of Pillow, or an array (H, W, 3), uint8.
+Picture = str | Path | Image.Image | np.ndarray
+
+
+def is_video(source: Any) -> bool:
+    """Whether this is the path of a video, by its ending."""
+    return isinstance(source, str | Path) and Path(source).suffix.lower() in VIDEO_ENDINGS
+
+
+def is_picture(source: Any) -> bool:
+    """Whether this is one picture, not a folder, a video or several."""
+    if isinstance(source, str | Path):
+        return not is_video(source) and not os.path.isdir(source)
+    return isinstance(source, Image.Image | np.ndarray)
+
+
+def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
+    """Read one picture.
+
+    Args:
+        source: a file's path or address, an image of Pillow, or an array (H, W, 3), uint8.
+        color: the order of an array's channels, "RGB" or "BGR".
+
+    Returns:
+        shape (H, W, 3), uint8, RGB.
+
+    Raises:
+        ValueError: an array is not (H, W, 3) uint8, or the colour or the kind of source is another.
+        InputError, FileNotFoundError: as :func:`read_image`; an address does not answer.
+    """
+    if color not in ("RGB", "BGR"):
+        raise ValueError(f'color must be "RGB" or "BGR", got {color!r}')
+    if isinstance(source, np.ndarray):
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+            found = f"{source.shape} {source.dtype}"
+            raise ValueError(f"expected an {color} image (H, W, 3) uint8, got {found}")
+        return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
+    if isinstance(source, Image.Image):
+        return from_pil(source)
+    if not isinstance(source, str | Path):
+        kinds = "a path, an address, an image of Pillow or an array"
+        raise ValueError(f"a picture is {kinds}, got {type(source).__name__}")
+    if str(source).startswith(ADDRESSES):
+        return _read_address(str(source))
+    return read_image(source)
+
+
+def _read_address(address: str) -> np.ndarray:
+    with tempfile.NamedTemporaryFile() as file:
+        try:
+            with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+                shutil.copyfileobj(answer, file)
+            file.flush()
+            return read_image(file.name)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise InputError(f"{address} cannot be fetched: {error}") from error
+        except InputError as error:
+            raise InputError(str(error).replace(file.name, address)) from error
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Pictures and videos directly in a folder, in the order of their names."""
+    endings = IMAGE_ENDINGS | VIDEO_ENDINGS
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+
+
+def each_picture(source: Any) -> Iterator[tuple[Any, Picture]]:
+    """Take a folder, a video or an iterable apart, lazily.
+
+    Yields:
+        what a picture is called (a path, an address, a frame's number or None), and the picture.
+
+    Raises:
+        FileNotFoundError: a folder holds no picture or video.
+        ValueError: the source is of another kind.
+    """
+    if is_picture(source):
+        yield source if isinstance(source, str | Path) else None, source
+    elif is_video(source):
+        with Video(Path(source)) as video:
+            yield from enumerate(video)
+    elif isinstance(source, str | Path):
+        files = list_folder(Path(source))
+        if not files:
+            raise FileNotFoundError(f"folder {source} holds no image or video")
+        for file in files:
+            yield from each_picture(file)
+    elif isinstance(source, Iterable):
+        for part in source:
+            yield from each_picture(part)
+    else:
+        raise ValueError(f"there are no pictures in a {type(source).__name__}")
+
+
+class Video:
+    """The frames of a video, shape (H, W, 3), uint8, RGB.
+
+    Attributes:
+        frames: their number, as the file has it; 0 if it does not tell.
+        rate: frames a second.
+        read: frames that were read so far.
+
+    Raises:
+        ImportError: OpenCV is not installed.
+        InputError: the file is no video.
+    """
+
+    DEFAULT_RATE = 25.0
+
+    def __init__(self, file: Path) -> None:
+        cv2 = import_to_draw("cv2")
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+        self._capture = cv2.VideoCapture(str(file))
+        self.read = 0
+        is_open = self._capture.isOpened()
+        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if is_open else 0
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or self.DEFAULT_RATE
+        if not is_open:
+            raise InputError(f"{file} cannot be read as a video")
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        while True:
+            was_read, frame = self._capture.read()
+            if not was_read:
+                return
+            self.read += 1
+            yield np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._capture.release()
