@@ -14,6 +14,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("convert_weights", "convert published weights to Detectron2's names"),
     "publish": ("publish_checkpoint", "make a trained model ready for others"),
     "check-data": ("check_data", "check a data set and read every picture of it"),
+    "analyze": ("analyze", "write a page about predictions: AP, errors, worst images"),
+    "compare": ("compare", "compare two models on one data set"),
     "demo": ("demo", "train on handwritten digits, evaluate and draw"),
 }
 

@@ -34,6 +34,7 @@ for _category, _message, _module in KNOWN_WARNINGS:
 _KNOWN_RECORDS = {
     "torch.fx._symbolic_trace": "is_fx_tracing will return true",
     "torch.utils.cpp_extension": "No CUDA runtime is found",
+    "matplotlib.font_manager": "findfont: Failed to find font weight",  # of hotcoco's charts
 }
 for _name, _start in _KNOWN_RECORDS.items():
     logging.getLogger(_name).addFilter(lambda r, start=_start: not str(r.msg).startswith(start))

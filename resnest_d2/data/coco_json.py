@@ -33,7 +33,7 @@ class CocoData:
     """A data set of one JSON file, repaired where that has one sensible meaning."""
 
     file: Path
-    image_root: Path
+    image_root: Path | None
     categories: dict[int, str]
     """Names of categories by their id, in the order of the ids."""
     images: list[dict[str, Any]]
@@ -115,7 +115,7 @@ class CocoData:
 
 def read_coco(
     file: str | Path,
-    image_root: str | Path,
+    image_root: str | Path | None,
     categories: Mapping[int, str] | None = None,
     masks: bool = False,
     keypoints: bool = False,
@@ -130,7 +130,7 @@ def read_coco(
 
     Args:
         file: the JSON file.
-        image_root: folder that its file names are relative to.
+        image_root: folder that its file names are relative to; None opens no picture.
         categories: names by id that give the classes and their order; None takes the file's own.
         masks: whether each instance needs a mask.
         keypoints: whether keypoints are needed; else they are not looked at.
@@ -144,6 +144,7 @@ def read_coco(
             annotation contradicts itself or the rest of the file; the message names it.
     """
     file, options = Path(file), options or Options()
+    root = None if image_root is None else Path(image_root)
     content = load_json(file)
     notes = Notes(file)
     entries = content["annotations"]
@@ -163,7 +164,7 @@ def read_coco(
             f"{list(keypoint_names)}"
         )
     listed, to_image = read_images(notes, content["images"])
-    images = find_images(notes, Path(image_root), listed, options.skip_missing)
+    images = find_images(notes, root, listed, options.skip_missing)
     reader = AnnotationReader(notes, images, masks, options)
     ids = _annotation_ids(notes, entries)
     annotations = []
@@ -193,9 +194,7 @@ def read_coco(
         {"id": n, "file_name": str(i.path), "width": i.size[0], "height": i.size[1]}
         for n, i in images.items()
     ]
-    data = CocoData(
-        file, Path(image_root), dict(categories or own), records, annotations, names, skeleton
-    )
+    data = CocoData(file, root, dict(categories or own), records, annotations, names, skeleton)
     data.num_annotations, data.evaluable = len(entries), _is_as_written(data, content)
     notes.report()
     _report(data)

@@ -118,13 +118,13 @@ def _common_end(path: Path, parts: Sequence[str]) -> int:
 
 
 def find_images(
-    notes: Notes, root: Path, entries: dict[Any, dict[str, Any]], skip_missing: bool
+    notes: Notes, root: Path | None, entries: dict[Any, dict[str, Any]], skip_missing: bool
 ) -> dict[Any, ImageFile]:
     """Find the pictures of an annotation file and read their sizes.
 
     Args:
         notes: of the annotation file.
-        root: the folder of its pictures.
+        root: the folder of its pictures; None trusts the sizes in the file and opens none.
         entries: "images" by id; each has a "file_name".
         skip_missing: leave out pictures that are not there.
 
@@ -134,8 +134,10 @@ def find_images(
     Raises:
         FileNotFoundError: the folder or a picture is not there.
         InputError: a name can mean several files, several names mean one file, a file is no
-            picture, or a picture is of another shape than the annotations say.
+            picture, a picture is of another shape than the annotations say, or of no known size.
     """
+    if root is None:
+        return {number: _as_declared(notes, number, entry) for number, entry in entries.items()}
     folder = ImageFolder(root)
     paths = {number: folder.exactly(entry["file_name"]) for number, entry in entries.items()}
     missing = [number for number, path in paths.items() if path is None]
@@ -164,6 +166,16 @@ def find_images(
         present.items(), f"images of {notes.file.name}", disable=len(present) < SHOW_PROGRESS
     )
     return {number: _read_size(notes, number, entries[number], path) for number, path in shown}
+
+
+def _as_declared(notes: Notes, number: Any, entry: dict[str, Any]) -> ImageFile:
+    size = numbers([entry.get("width"), entry.get("height")])
+    if size is None or min(size) <= 0:
+        raise InputError(
+            f"{notes.file}: image {number} has no width and height, and without a folder of images "
+            "(--images) its file cannot tell them"
+        )
+    return ImageFile(Path(entry["file_name"]), integers(size), integers(size))
 
 
 def _read_size(notes: Notes, number: Any, entry: dict[str, Any], path: Path) -> ImageFile:
