@@ -25,7 +25,7 @@ from ..weights.files import ENDINGS
 from ..weights.loading import number_of_classes
 from ..weights.stored_config import load_config_of_weights
 from .result import Result
-from .sources import each_picture, is_picture, read_picture
+from .sources import each_picture, is_picture, read_picture, require_pictures
 from .tiles import check_tiles, predict_tiles
 
 logger = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class Predictor:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_pictures(source)
         results = self.stream(source, batch_size, color)
         if is_picture(source):
             return next(results)
@@ -195,13 +196,13 @@ def _find(name: str, weights: str, options: list[str]) -> Settings:
     if path.is_dir():
         path = _weights_in(path)
     if path.suffix in CONFIGS and path.is_file():
-        return Settings.of(load_config_of_weights(str(path), options, weights=weights))
-    if path.suffix in ENDINGS:
+        config = str(path)
+    elif path.suffix in ENDINGS:
         config, weights = "", weights or str(path)
     else:
         config, weights = model_zoo.get_config_file(name), weights or _published(name)
     settings = Settings.of(load_config_of_weights(config, options, weights=weights))
-    settings.weights = weights
+    settings.weights = weights or settings.weights
     return settings
 
 

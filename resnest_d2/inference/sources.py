@@ -36,6 +36,23 @@ def is_picture(source: Any) -> bool:
     return isinstance(source, Image.Image | np.ndarray)
 
 
+def require_pictures(source: Any) -> None:
+    """See that a source may hold pictures, before any is read.
+
+    Raises:
+        ValueError: it is of another kind.
+        FileNotFoundError: there is no such file or folder, or the folder holds none.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not str(source).startswith(ADDRESSES) and not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {source}")
+        if path.is_dir() and not list_folder(path):
+            raise FileNotFoundError(f"folder {source} holds no image or video")
+    elif not isinstance(source, Iterable | Image.Image):
+        raise ValueError(f"a {type(source).__name__} holds no pictures")
+
+
 def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
     """Read one picture.
 
@@ -93,8 +110,7 @@ def each_picture(source: Any) -> Iterator[tuple[Any, Picture]]:
         what a picture is called (a path, an address, a frame's number or None), and the picture.
 
     Raises:
-        FileNotFoundError: a folder holds no picture or video.
-        ValueError: the source is of another kind.
+        FileNotFoundError, ValueError: as :func:`require_pictures`, of the parts of an iterable.
     """
     if is_picture(source):
         yield source if isinstance(source, str | Path) else None, source
@@ -102,16 +118,12 @@ def each_picture(source: Any) -> Iterator[tuple[Any, Picture]]:
         with Video(Path(source)) as video:
             yield from enumerate(video)
     elif isinstance(source, str | Path):
-        files = list_folder(Path(source))
-        if not files:
-            raise FileNotFoundError(f"folder {source} holds no image or video")
-        for file in files:
+        for file in list_folder(Path(source)):
             yield from each_picture(file)
-    elif isinstance(source, Iterable):
-        for part in source:
-            yield from each_picture(part)
     else:
-        raise ValueError(f"there are no pictures in a {type(source).__name__}")
+        for part in source:
+            require_pictures(part)
+            yield from each_picture(part)
 
 
 class Video:
@@ -131,8 +143,6 @@ class Video:
 
     def __init__(self, file: Path) -> None:
         cv2 = import_to_draw("cv2")
-        if not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}")
         self._capture = cv2.VideoCapture(str(file))
         self.read = 0
         is_open = self._capture.isOpened()

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from ..config import InputError, require_int
 
@@ -38,8 +38,8 @@ def predict_tiles(
 ) -> dict[str, Instances]:
     """Run a model on tiles of a picture and on the whole of it.
 
-    What tiles cut apart is merged where it overlaps, class by class (SAHI's GREEDYNMM). Masks of
-    tiles are polygons on the way, so that they may change by a pixel.
+    What tiles cut apart is merged where it overlaps, class by class (SAHI's GREEDYNMM). Masks are
+    polygons on the way, so that they may change by a pixel.
 
     Args:
         predict: gives a Detectron2 model's output for an image of shape (H, W, 3), uint8, RGB.
@@ -54,6 +54,7 @@ def predict_tiles(
     Raises:
         InputError: the model finds no instances, or keypoints, which SAHI does not put together.
     """
+    from sahi.postprocess.combine import GreedyNMMPostprocess
     from sahi.predict import get_sliced_prediction
 
     model = _model(predict, names)
@@ -64,8 +65,14 @@ def predict_tiles(
         slice_width=size,
         overlap_height_ratio=overlap,
         overlap_width_ratio=overlap,
+        postprocess_type="GREEDYNMM",
+        force_postprocess_type=True,  # models give low scores too, and SAHI would change to NMS
         verbose=0,
     ).object_prediction_list
+    # Pieces of what was merged stay in one pass: they are compared with each other as they were.
+    merge = GreedyNMMPostprocess(match_threshold=0.5, match_metric="IOS", class_agnostic=False)
+    while len(merged := merge(found)) < len(found):
+        found = merged
     found.sort(key=lambda one: -one.score.value)
     height, width = image.shape[:2]
     instances = Instances((height, width))
@@ -78,6 +85,7 @@ def predict_tiles(
         for mask, one in zip(masks, found, strict=True):
             mask[:] = one.mask.bool_mask
         instances.pred_masks = torch.from_numpy(masks)
+        instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
     return {"instances": instances}
 
 

@@ -1,0 +1,389 @@
+"""The predictor: what it takes, and what its results give."""
+
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from commands import run_tool
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.structures import Boxes, Instances
+from helpers import randomize
+from PIL import Image
+from pycocotools import mask as coco_mask
+from server import Server, content, cut_off
+
+from resnest_d2 import Predictor, model_zoo
+from resnest_d2.config.load import load_config
+from resnest_d2.engine import Trainer
+from resnest_d2.inference.sources import each_picture, read_picture
+from resnest_d2.inference.tiles import predict_tiles
+from resnest_d2.modeling.detector import build_detector
+
+SMALL = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "TEST.DETECTIONS_PER_IMAGE", 5]
+SMALL += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 20]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint that holds its config, in an output folder; its weights are drawn."""
+    folder = tmp_path_factory.mktemp("trained")
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.merge_from_list(SMALL)
+    model = build_detector(cfg)
+    randomize(model)
+    names = {"thing_classes": [f"digit {n}" for n in range(10)]}
+    content = {"model": model.state_dict(), "classes": names, "config": cfg.dump()}
+    torch.save(content, folder / "model_final.pth")
+    return folder / "model_final.pth"
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return Predictor(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+
+
+@pytest.fixture
+def files(tmp_path, pixels):
+    """Two pictures and a text in a folder."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels[:, ::-1]).save(folder / "b.png")
+    (folder / "notes.txt").touch()
+    return folder
+
+
+def boxes(result):
+    return result.instances.pred_boxes.tensor
+
+
+def test_a_picture_of_any_kind_gives_the_same(predictor, files, pixels):
+    expected = predictor(pixels)
+    assert len(expected.instances) == 5
+    kinds = {
+        "path": files / "a.png",
+        "text": str(files / "a.png"),
+        "pillow": Image.fromarray(pixels),
+        "palette or alpha": Image.fromarray(pixels).convert("RGBA"),
+    }
+    for kind, source in kinds.items():
+        found = predictor(source)
+        assert torch.equal(boxes(found), boxes(expected)), kind
+        assert np.array_equal(found.image, pixels)
+    swapped = predictor(np.ascontiguousarray(pixels[:, :, ::-1]), color="BGR")
+    assert torch.equal(boxes(swapped), boxes(expected))
+    assert predictor(files / "a.png").source == files / "a.png"
+
+
+def test_an_address(predictor, files, pixels):
+    picture, server = (files / "a.png").read_bytes(), Server()
+    server.answers = {
+        "a.png?size=1": content(picture),
+        "b.png": content(b"<html>"),
+        "cut.png": cut_off(picture),
+    }
+    with server.running():
+        url = server.url
+        assert np.array_equal(predictor(f"{url}a.png?size=1").image, pixels)
+        for name in ("b.png", "cut.png"):
+            with pytest.raises(ValueError, match=rf"{url}{name} cannot be read as a picture"):
+                predictor(f"{url}{name}")
+        with pytest.raises(ValueError, match=rf"{url}c.png cannot be fetched: .*404"):
+            predictor(f"{url}c.png")
+    with pytest.raises(ValueError, match=rf"{url}a.png cannot be fetched"):
+        predictor(f"{url}a.png")
+
+
+def test_several_pictures(predictor, files, pixels):
+    expected = [boxes(predictor(files / name)) for name in ("a.png", "b.png")]
+    assert not torch.equal(*expected)
+    found = predictor([files / "a.png", np.ascontiguousarray(pixels[:, ::-1])])
+    assert isinstance(found, list)
+    for source in (files, str(files), (path for path in sorted(files.glob("*.png")))):
+        stream = predictor(source)
+        assert iter(stream) is stream
+        found = [*found, *stream]
+    assert len(found) == 8
+    for number, result in enumerate(found):
+        assert torch.equal(boxes(result), expected[number % 2])
+
+
+def test_a_batch_gives_what_its_pictures_give(predictor, pixels):
+    images = [np.ascontiguousarray(np.roll(pixels, n, axis=1)) for n in range(5)]
+    calls = []
+    hook = predictor.model.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    batched = predictor(images, batch_size=2)
+    hook.remove()
+    assert calls == [2, 2, 1]
+    for image, result in zip(images, batched, strict=True):
+        alone = predictor(image)
+        assert torch.allclose(boxes(result), boxes(alone), atol=1e-3)
+        assert torch.allclose(result.instances.scores, alone.instances.scores, atol=1e-5)
+
+
+def test_a_video(predictor, tmp_path):
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(3):
+        writer.write(np.full((48, 64, 3), (255, 0, 0), np.uint8))  # blue, in OpenCV's order
+    writer.release()
+    results = list(predictor(path, batch_size=2))
+    assert [result.source for result in results] == [0, 1, 2]
+    assert results[0].image[..., 2].mean() > 240
+    assert results[0].image[..., 0].mean() < 15
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((4, 4), np.uint8), r"expected an RGB image \(H, W, 3\) uint8, got \(4, 4\)"),
+        (np.zeros((4, 4, 3)), r"got \(4, 4, 3\) float64"),
+        (5, "a int holds no pictures"),
+        ([3], "a int holds no pictures"),
+        (Image.new("F", (4, 4)), "its pixels are floating-point numbers of 32 bits"),
+        ("absent.png", "absent.png"),
+        ("absent.mp4", "there is no file or folder absent.mp4"),
+    ],
+)
+def test_wrong_sources(predictor, source, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        predictor(source)
+
+
+def test_wrong_options(predictor, checkpoint, pixels, tmp_path):
+    with pytest.raises(ValueError, match='color must be "RGB" or "BGR", got \'RBG\''):
+        predictor(pixels, color="RBG")
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        predictor([pixels], batch_size=0)
+    with pytest.raises(ValueError, match="optimize must be False, True or \"compile\", got 'yes'"):
+        Predictor(checkpoint, optimize="yes")
+    with pytest.raises(ValueError, match="--tile must be at least 32, got 4"):
+        Predictor(checkpoint, tile=4)
+    with pytest.raises(ValueError, match="--overlap must be between 0 and 0.9, got 1"):
+        Predictor(checkpoint, tile=64, overlap=1)
+    with pytest.raises(FileNotFoundError, match="holds no image or video"):
+        predictor(tmp_path)
+
+
+def test_what_a_predictor_is_made_of(checkpoint, predictor, pixels, tmp_path):
+    expected = boxes(predictor(pixels))
+    (tmp_path / "config.yaml").write_text("_BASE_: nowhere.yaml")
+    config = tmp_path / "model.yaml"
+    config.write_text(torch.load(checkpoint, weights_only=True)["config"])
+    made = [
+        Predictor(checkpoint.parent, device="cpu"),
+        Predictor(str(config), weights=checkpoint),
+        Predictor(load_config(str(config)), weights=checkpoint),
+        Predictor("mask_resnest14_digits", weights=checkpoint),
+    ]
+    for one in made:
+        assert torch.equal(boxes(one(pixels)), expected)
+        assert one.metadata.thing_classes[3] == "digit 3"
+    optimized = boxes(Predictor(checkpoint, optimize=True)(pixels))
+    assert torch.allclose(optimized, expected, atol=1e-2)
+    low = Predictor(checkpoint, options=["TEST.DETECTIONS_PER_IMAGE", "2"])
+    assert len(low(pixels).instances) == 2
+
+
+def test_a_name_takes_the_weights_that_were_published(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "resnest_d2.inference.predictor.load_detector", lambda model, path, _: seen.append(path)
+    )
+    with pytest.raises(AttributeError):  # of the classes that nobody loaded
+        Predictor("mmdet/mask_resnest50")
+    assert seen == ["resnest://COCO/mmdet/mask_resnest50"]
+
+
+def test_models_that_are_not_there(tmp_path):
+    with pytest.raises(ValueError, match="no model 'mask_resnest5'; did you mean"):
+        Predictor("mask_resnest5")
+    with pytest.raises(ValueError, match="no checkpoint of 'mask_resnest14' was published"):
+        Predictor("mask_resnest14")
+    with pytest.raises(FileNotFoundError, match="absent.pth"):
+        Predictor("absent.pth")
+    with pytest.raises(ValueError, match="must hold model_final.pth or one file of weights, has n"):
+        Predictor(tmp_path)
+    for name in ("a.pth", "b.pth"):
+        torch.save({"model": {}}, tmp_path / name)
+    with pytest.raises(ValueError, match="or one file of weights, has a.pth, b.pth"):
+        Predictor(tmp_path)
+    with pytest.raises(ValueError, match="a.pth holds no config"):
+        Predictor(tmp_path / "a.pth")
+
+
+def test_results_as_coco(predictor, pixels):
+    result = predictor(pixels)
+    found = result.to_coco(7)
+    instances = result.instances
+    assert len(found) == 5
+    for index, entry in enumerate(found):
+        left, top, right, bottom = boxes(result)[index].tolist()
+        assert entry["image_id"] == 7
+        assert entry["bbox"] == pytest.approx([left, top, right - left, bottom - top])
+        assert entry["category_id"] == instances.pred_classes[index]
+        assert entry["score"] == pytest.approx(instances.scores[index].item())
+        mask = coco_mask.decode(entry["segmentation"]).astype(bool)
+        assert np.array_equal(mask, instances.pred_masks[index].numpy())
+    json.dumps(found)
+    ids = {f"digit {n}": 100 + n for n in range(10)}
+    numbers = [entry["category_id"] for entry in result.to_coco(7, ids)]
+    assert numbers == [100 + n for n in instances.pred_classes.tolist()]
+    with pytest.raises(ValueError, match="class 'digit .' is not among the categories cat"):
+        result.to_coco(7, {"cat": 1})
+
+
+def test_results_as_supervision(predictor, pixels, monkeypatch):
+    pytest.importorskip("supervision")
+    result = predictor(pixels)
+    detections = result.to_supervision()
+    assert np.array_equal(detections.xyxy, boxes(result).numpy())
+    assert list(detections.data["class_name"]) == result.names
+    assert detections.mask.shape == (5, 48, 64)
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ImportError, match="supervision is not installed: pip install supervision"):
+        result.to_supervision()
+
+
+def test_results_of_a_threshold_drawn_and_cut_out(predictor, pixels, tmp_path):
+    result = predictor(pixels)
+    scores = result.instances.scores
+    kept = result.above(scores[1].item())
+    assert torch.equal(kept.instances.scores, scores[:2])
+    assert len(result.instances) == 5
+    path = kept.save(tmp_path / "new" / "drawn.png", scale=2)
+    assert Image.open(path).size == (128, 96)
+    assert (kept.plot() != pixels).any()
+    assert np.array_equal(result.above(1.1).plot(), pixels)
+    sizes = [crop.size for crop in kept.crops()]
+    for (width, height), box in zip(sizes, boxes(kept).tolist(), strict=True):
+        assert width >= int(box[2] - box[0])
+        assert height >= int(box[3] - box[1])
+    with pytest.raises(ValueError, match="the model finds no instances; its output has sem_seg"):
+        _ = type(result)({"sem_seg": 1}, pixels, result.metadata).instances
+
+
+def red_squares(image):
+    """Finds what is pure red; RGB must come in."""
+    red = (image == (255, 0, 0)).all(-1)
+    number, labels = cv2.connectedComponents(red.astype(np.uint8))
+    masks = torch.from_numpy(np.stack([labels == n for n in range(number)]))[1:]
+    instances = Instances(image.shape[:2])
+    found = [m.nonzero() for m in masks]
+    corners = [[*f.amin(0).flip(0), *(f.amax(0).flip(0) + 1)] for f in found]
+    instances.pred_boxes = Boxes(torch.tensor(corners, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.full((number - 1,), 0.9)
+    instances.pred_classes = torch.zeros(number - 1, dtype=torch.int64)
+    instances.pred_masks = masks
+    return {"instances": instances}
+
+
+def test_tiles_see_the_colours_and_are_put_together():
+    """One red square in a tile, one over the border of tiles, and a blue one."""
+    pytest.importorskip("sahi")
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[10:30, 10:30] = image[90:110, 90:110] = (255, 0, 0)
+    image[150:170, 200:230] = (0, 0, 255)
+    shapes = []
+
+    def model(part):
+        shapes.append(part.shape[:2])
+        return red_squares(part)
+
+    found = predict_tiles(model, ["red"], image, 100, 0.2)["instances"]
+    assert (100, 100) in shapes
+    assert (200, 300) in shapes
+    expected = {(10, 10, 30, 30), (90, 90, 110, 110)}
+    corners = {tuple(round(v) for v in box) for box in found.pred_boxes.tensor.tolist()}
+    assert len(found) == 2
+    for box in expected:
+        assert min(max(abs(a - b) for a, b in zip(box, c, strict=True)) for c in corners) <= 1
+    truth = red_squares(image)["instances"].pred_masks.any(0)
+    assert (found.pred_masks.any(0) ^ truth).sum() <= 0.1 * truth.sum()
+    assert len(predict_tiles(red_squares, ["red"], image * 0, 100, 0.2)["instances"]) == 0
+
+
+def test_a_predictor_of_tiles(checkpoint, pixels, monkeypatch):
+    pytest.importorskip("sahi")
+    large = np.tile(pixels, (2, 2, 1))
+    result = Predictor(checkpoint, tile=64)(large)
+    assert result.instances.pred_masks.shape[1:] == (96, 128)
+    monkeypatch.setitem(sys.modules, "sahi", None)
+    with pytest.raises(ImportError, match=r"not installed: pip install 'resnest_d2\[tile\]'"):
+        Predictor(checkpoint, tile=64)
+
+
+def test_sources_are_read_as_they_come(files):
+    stream = each_picture(files)
+    assert next(stream) == (files / "a.png", files / "a.png")
+    (files / "b.png").unlink()
+    _, second = next(stream)
+    with pytest.raises(FileNotFoundError):
+        read_picture(second)
+
+
+def test_json_of_the_command_is_that_of_evaluation(checkpoint, registered_digits, tmp_path):
+    """Detections, ids and classes, with --input-json; boxes of what Detectron2 writes."""
+    root = registered_digits / "digits"
+    content = json.loads((root / "annotations/digits_val.json").read_text())
+    for category in content["categories"]:
+        category["name"] = f"digit {category['name']}"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    result = run_tool(
+        *("predict.py", "--input", root / "val", "--input-json", tmp_path / "val.json"),
+        *("--output", tmp_path / "out", "--json", tmp_path / "results.json", "--json-per-image"),
+        *("--save-crops", "--batch-size", 2, "--opts", "MODEL.WEIGHTS", checkpoint),
+    )
+    assert result.returncode == 0, result.stderr
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.merge_from_list(SMALL)
+    model = build_detector(cfg).eval()
+    model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+    MetadataCatalog.get("digits_val")
+    evaluator = COCOEvaluator("digits_val", output_dir=str(tmp_path / "evaluated"))
+    inference_on_dataset(model, Trainer.build_test_loader(cfg, "digits_val"), evaluator)
+
+    def comparable(path):
+        entries = json.loads(path.read_text())
+        found = [
+            (e["image_id"], e["category_id"], round(e["score"], 4), *(round(v) for v in e["bbox"]))
+            for e in entries
+        ]
+        return sorted(found)
+
+    written = comparable(tmp_path / "results.json")
+    assert len(written) == 15
+    assert written == comparable(tmp_path / "evaluated/coco_instances_results.json")
+    pictures = sorted(path.name for path in (root / "val").iterdir())
+    drawn = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file())
+    assert [name for name in drawn if not name.endswith(".json")] == pictures
+    per_image = [json.loads(p.read_text()) for p in sorted((tmp_path / "out").glob("*.json"))]
+    assert sum(len(one["annotations"]) for one in per_image) == 15
+    assert Path(per_image[0]["file_name"]).is_file()
+
+
+def test_the_command_refuses(checkpoint, files, tmp_path, capsys):
+    from resnest_d2.commands.predict import main
+
+    def line(*arguments):
+        words = ["--input", files, "--output", tmp_path / "out", *arguments]
+        with pytest.raises(SystemExit) as raised:
+            main([*map(str, words), "--opts", "MODEL.WEIGHTS", str(checkpoint)])
+        assert raised.value.code == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "--no-draw leaves nothing to write: add --json FILE" in line("--no-draw")
+    assert "--batch-size must be at least 1, got 0" in line("--batch-size", 0)
+    assert "there is no annotation file absent.json" in line("--input-json", "absent.json")
+    assert "results.json" in line("--json", tmp_path / "no/such/results.json")
+    assert "--tile must be at least 32" in line("--tile", 0)
