@@ -1,7 +1,6 @@
 """A page about one model's predictions: how good they are, and where and how they err."""
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +8,14 @@ import numpy as np
 
 from ..data.images import read_image
 from ..inference.drawing import import_to_draw
-from .page import Page, chart, number, paragraph, picture, table
+from .page import chart, number, paragraph, picture, table, write_page
 from .results import TASKS, Analysis
 
-logger = logging.getLogger(__name__)
-
-SIDE = 420  # pixels of a picture's longer side
+SIDE = 380  # pixels of a picture's longer side
 MOST_LABELS = 40  # in a picture with more instances, names would hide them
-CLASS_COLUMNS = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
 WORST_CLASSES = 10  # with a precision-recall curve of their own
 MOST_CONFUSED = 20  # classes in a confusion matrix
-IOUS = [0.5, 0.6, 0.7, 0.8, 0.9]
+PAPER = {"paper_mode": True}  # white
 MEANINGS = {
     "AP": "mean over IoU 0.50 to 0.95",
     "AP50": "at IoU 0.50",
@@ -28,33 +24,29 @@ MEANINGS = {
     "APm": "of medium objects",
     "APl": "of large objects, from 96 x 96 pixels",
 }
-# The kinds of TIDE (Bolya et al., 2020), at an IoU of 0.5 for right and 0.1 for background.
+# TIDE's kinds (Bolya et al., 2020).
 KINDS = {
     "Cls": ("classification", "the place is right, the class is wrong"),
-    "Loc": ("localisation", "the class is right, the place is off"),
+    "Loc": ("localisation", "the class is right, the place is off (IoU 0.1 to 0.5)"),
     "Both": ("both", "the class is wrong and the place is off"),
     "Dupe": ("duplicate", "the object was found already"),
-    "Bkg": ("background", "there is no object"),
-    "Miss": ("missed", "no prediction explains the object"),
+    "Bkg": ("background", "there is no object (IoU below 0.1)"),
+    "Miss": ("missed", "no prediction has this object's place, or its class nearby"),
 }
 COLOURS = {"tp": "tab:green", "matched": "tab:green", "fp": "tab:red", "fn": "tab:orange"}
-LEGEND = "Green is right, red a wrong prediction, orange a missed object, grey does not count."
+NOT_DRAWN = "Without a folder of images (--images) nothing is drawn."
 
 
 def write_report(
-    analyses: Sequence[Analysis],
-    folder: Path,
-    title: str = "Predictions",
-    max_images: int = 12,
+    analyses: Sequence[Analysis], folder: Path, title: str = "Predictions", max_images: int = 12
 ) -> Path:
     """Write ``report.html``.
 
     Args:
-        analyses: of one or two tasks on one data set, from :func:`analyze`; pictures are drawn if
-            it was read with its folder of images.
+        analyses: from :func:`analyze`; images are drawn if the data was read with their folder.
         folder: made if need be.
         title: heading of the page.
-        max_images: pictures in all, worst and best, each drawn twice.
+        max_images: images that are listed and drawn, half of them the worst, half the best.
 
     Returns:
         the file.
@@ -64,20 +56,19 @@ def write_report(
         InputError, FileNotFoundError: a picture cannot be read.
     """
     data = analyses[0].data
-    page = Page(
-        title,
+    lead = (
         f"{headline(analyses)}. {len(data.images)} images, {len(data.annotations)} annotations and "
-        f"{len(data.categories)} classes of {data.file.name}. All AP are in percent.",
+        f"{len(data.categories)} classes of {data.file.name}. All AP are in percent."
     )
     rows = [
         [name, *(one.metrics[name] for one in analyses), MEANINGS.get(name, "average recall")]
         for name in analyses[0].metrics
     ]
-    page.add("COCO's metrics", table(["", *(TASKS[a.task] for a in analyses), "meaning"], rows))
+    sections = [("COCO's metrics", table(["", *(TASKS[a.task] for a in analyses), ""], rows))]
     for one in analyses:
-        _add_task(page, one)
-    _add_images(page, analyses[-1], max_images)
-    return page.write(folder / "report.html")
+        sections += _sections(one)
+    sections += _images(analyses[-1], max_images)
+    return write_page(folder / "report.html", title, lead, sections)
 
 
 def headline(analyses: Sequence[Analysis]) -> str:
@@ -85,140 +76,134 @@ def headline(analyses: Sequence[Analysis]) -> str:
     return ", ".join(f"AP of {TASKS[a.task]} {number(a.metrics['AP'])}" for a in analyses)
 
 
-def _add_task(page: Page, one: Analysis) -> None:
+def _sections(one: Analysis) -> Iterator[tuple[str, str]]:
+    """Everything about a task but single images."""
     from hotcoco import plot
 
-    task, names, paper = TASKS[one.task], one.data.categories, {"paper_mode": True}
-    by_class = one.by_class
-    worst_first = sorted(by_class, key=lambda k: 101 if by_class[k][0] is None else by_class[k][0])
-    rows = [[names[key], one.objects[key], *by_class[key]] for key in worst_first]
-    page.add(
+    task, names, by_class = TASKS[one.task], one.data.categories, one.by_class
+    order = sorted(by_class, key=lambda k: (by_class[k][1] is None, by_class[k][1]))
+    columns = ["class", "objects", "AP", "AP50", "AP75", "AP small", "AP medium", "AP large"]
+    yield (
         f"Classes: {task}",
-        paragraph("Worst first; n/a stands where there is no such object."),
-        table(["class", "objects", *CLASS_COLUMNS], rows),
+        paragraph("The worst come first. Where there is no such object, AP is not defined (n/a).")
+        + table(columns, [[names[key], *by_class[key]] for key in order]),
     )
 
-    defined = [key for key in worst_first if by_class[key][0] is not None]
-    if defined:
-        few = defined[:WORST_CLASSES]
-        text = f"{'All' if few == defined else f'The {len(few)} worst'} of {len(defined)} classes."
-        page.add(
+    defined = [key for key in order if by_class[key][1] is not None]
+    if worst := defined[:WORST_CLASSES]:
+        ious = {"iou_thrs": [0.5, 0.6, 0.75, 0.9]}
+        classes = {"cat_ids": worst, "iou_thr": 0.5}
+        yield (
             f"Precision and recall: {task}",
-            paragraph(f"Left the mean over classes, right single classes at IoU 0.50. {text}"),
-            chart("precision over recall", plot.pr_curve, one.evaluation, iou_thrs=IOUS, **paper),
-            chart("by class", plot.pr_curve, one.evaluation, cat_ids=few, iou_thr=0.5, **paper),
+            paragraph(
+                f"On the left the mean over classes, on the right {len(worst)} of {len(defined)} "
+                "classes, the worst."
+            )
+            + chart("precision over recall", plot.pr_curve, one.evaluation, **ious, **PAPER)
+            + chart("the same of classes", plot.pr_curve, one.evaluation, **classes, **PAPER),
         )
 
     confusion = one.evaluation_shown.confusion_matrix()
-    limited = (
-        f" The {MOST_CONFUSED} most confused of {len(names)} classes are shown."
-        if len(names) > MOST_CONFUSED
-        else ""
-    )
-    page.add(
+    classes = {**confusion, "matrix": confusion["matrix"].copy()}
+    classes["matrix"][-1] = classes["matrix"][:, -1] = 0
+    limit = MOST_CONFUSED if len(names) > MOST_CONFUSED else None
+    few = f" Of {len(names)} classes the {limit} most confused are shown." if limit else ""
+    yield (
         f"Confusions: {task}",
         paragraph(
-            f"Predictions with a score of at least {one.threshold:g} at IoU 0.50, as shares of a "
-            "class's objects; BG, background, stands for missed objects in the last column, for "
-            f"predictions without an object in the last row.{limited}"
-        ),
-        chart("confusion matrix", plot.confusion_matrix, confusion, top_n=MOST_CONFUSED, **paper),
-        chart("most frequent confusions", plot.top_confusions, confusion, top_n=15, **paper),
+            f"Predictions of a score of at least {one.threshold:g}, at IoU 0.50, as shares of a "
+            "row. BG is the background: the last column has missed objects, the last row "
+            f"predictions where no object is.{few}"
+        )
+        + chart("confusion matrix", plot.confusion_matrix, confusion, top_n=limit, **PAPER)
+        + chart("most frequent confusions", plot.top_confusions, classes, top_n=15, **PAPER),
     )
 
     errors = one.evaluation.tide_errors()
-    kinds = [[*KINDS[k], errors["counts"][k], 100 * float(errors["delta_ap"][k])] for k in KINDS]
-    page.add(
+    counts, lost = errors["counts"], errors["delta_ap"]
+    yield (
         f"Kinds of errors: {task}",
-        paragraph(
-            "TIDE's kinds over all predictions, of any score, and the AP50 that the model would "
-            "gain without them."
-        ),
-        table(["kind", "meaning", "number", "AP50 lost"], kinds),
-        chart("AP lost by kind of error", plot.tide_errors, errors, **paper),
+        paragraph("TIDE's kinds, of predictions of any score, and the AP50 that they cost.")
+        + table(
+            ["kind", "meaning", "number", "AP50"],
+            [[*text, counts[kind], 100 * float(lost[kind])] for kind, text in KINDS.items()],
+        )
+        + chart("AP50 that kinds of errors cost", plot.tide_errors, errors, **PAPER),
     )
 
     calibration = one.evaluation.calibration()
-    page.add(
+    yield (
         f"Calibration: {task}",
         paragraph(
-            "How many of the predictions of a score are right at IoU 0.50: a score of 0.8 should "
-            "mean that 8 of 10 are. Over all predictions the mean gap is "
-            f"{calibration['ece']:.3f} (expected calibration error)."
-        ),
-        chart("share of right ones by score", plot.reliability_diagram, calibration, **paper),
+            "The share of predictions that are right at IoU 0.50, by their score. The expected "
+            f"calibration error, the mean gap between the two, is {calibration['ece']:.3f}."
+        )
+        + chart("share of right ones by score", plot.reliability_diagram, calibration, **PAPER),
     )
 
 
-def _add_images(page: Page, one: Analysis, most: int) -> None:
-    files = {image["id"]: image["file_name"] for image in one.data.images}
-    images = one.images
+def _images(one: Analysis, most: int) -> Iterator[tuple[str, str]]:
+    images, files = one.images, {image["id"]: image["file_name"] for image in one.data.images}
     # Of images with the same F1, the one with more errors, or more that is right, comes first.
     worst = sorted(images, key=lambda k: (images[k]["f1"], -images[k]["fp"] - images[k]["fn"]))
-    best = sorted(images, key=lambda k: (-images[k]["f1"], -images[k]["tp"]))
-    first = worst[: (min(most, len(worst)) + 1) // 2]
-    last = [key for key in best if key not in first][: max(0, most - len(first))]
-    for title, chosen in (("Worst images", first), ("Best images", last)):
-        if not chosen:
-            continue
+    worst = worst[: (min(most, len(images)) + 1) // 2]
+    best = sorted(images.keys() - worst, key=lambda k: (-images[k]["f1"], -images[k]["tp"], k))
+    text = f"By F1 of {TASKS[one.task]} of a score of at least {one.threshold:g}, at IoU 0.50. "
+    text += "Green is right, red a wrong prediction, orange a missed object; grey does not count."
+    for title, keys in (("Worst images", worst), ("Best images", best[: most - len(worst)])):
+        counts = [[images[k][name] for name in ("f1", "tp", "fp", "fn")] for k in keys]
         rows = [
-            [Path(files[k]).name, *(images[k][c] for c in ("f1", "tp", "fp", "fn"))] for k in chosen
+            [Path(files[k]).name, f"{f1:.2f}", *rest]
+            for k, (f1, *rest) in zip(keys, counts, strict=True)
         ]
-        if one.data.image_root is None:
-            shown = [paragraph("Without a folder of images (--images) nothing is drawn.")]
-        else:
-            shown = [paragraph(LEGEND), *(draw_image(key, [("", one)]) for key in chosen)]
-        headers = ["image", "F1", "right", "wrong", "missed"]
-        text = f"By F1 of {TASKS[one.task]} of a score of at least {one.threshold:g} at IoU 0.50."
-        page.add(title, paragraph(text), table(headers, rows), *shown)
+        listed = table(["image", "F1", "right", "wrong", "missed"], rows)
+        yield title, paragraph(text) + listed + draw_images(keys, {"predictions": one})
 
 
-def draw_image(image_id: int, models: Sequence[tuple[str, Analysis]]) -> str:
-    """Draw an image with its annotations, and with the predictions of each named model.
+def draw_images(keys: Sequence[int], models: dict[str, Analysis]) -> str:
+    """Draw images with their annotations, and with the predictions of each model beside them.
 
-    Returns:
-        HTML.
+    Args:
+        keys: ids of images.
+        models: evaluated on the same data, by their names.
 
     Raises:
         ImportError, InputError, FileNotFoundError: as :func:`write_report`.
     """
-    data = models[0][1].data
-    file = next(image["file_name"] for image in data.images if image["id"] == image_id)
-    pixels, name = read_image(file), Path(file).name
-    truth = [a for a in data.annotations if a["image_id"] == image_id]
-    found_by = models[0][1].diagnostics["gt_status"]
-    # With two models it depends on the model which object is missed.
-    states = [found_by.get(a["id"], "") if len(models) == 1 else "" for a in truth]
-    parts = [picture(_draw(pixels, truth, states, data.categories), f"{name}: ground truth")]
-    for model, one in models:
-        # hotcoco numbers predictions from 1 on.
-        numbered = [(i, d) for i, d in enumerate(one.shown, 1) if d["image_id"] == image_id]
-        states = [one.diagnostics["dt_status"].get(i, "") for i, _ in numbered]
-        drawn = _draw(pixels, [d for _, d in numbered], states, data.categories)
-        score = f"F1 {one.images[image_id]['f1']:.2f}" if image_id in one.images else "nothing"
-        parts.append(picture(drawn, f"{model or 'predictions'}: {score}"))
-    return f"<div>{''.join(parts)}</div>"
+    first = next(iter(models.values()))
+    if first.data.image_root is None:
+        return paragraph(NOT_DRAWN)
+    files = {image["id"]: image["file_name"] for image in first.data.images}
+    rows = []
+    for key in keys:
+        pixels, name = read_image(files[key]), Path(files[key]).name
+        truth = {a["id"]: a for a in first.data.annotations if a["image_id"] == key}
+        # With several models it depends on the model what is missed.
+        states = first.diagnostics["gt_status"] if len(models) == 1 else {}
+        row = [picture(_draw(pixels, truth, states, first), f"{name}: ground truth")]
+        for model, one in models.items():
+            # hotcoco numbers predictions from 1 on.
+            found = {i: d for i, d in enumerate(one.shown, 1) if d["image_id"] == key}
+            drawn = _draw(pixels, found, one.diagnostics["dt_status"], one)
+            row.append(picture(drawn, f"{model} ({len(found)})"))
+        rows.append(f"<div>{''.join(row)}</div>")
+    return "\n".join(rows)
 
 
 def _draw(
-    pixels: np.ndarray, instances: list[dict[str, Any]], states: list[str], names: dict[int, str]
+    pixels: np.ndarray, numbered: dict[int, dict[str, Any]], states: dict[int, str], one: Analysis
 ) -> np.ndarray:
     module = import_to_draw("detectron2.utils.visualizer")
     visualizer = module.Visualizer(pixels, scale=SIDE / max(pixels.shape[:2]))
-    if not instances:
-        return visualizer.output.get_image()
-    boxes = [one["bbox"] for one in instances if "bbox" in one]
-    labels = [
-        f"{names[one['category_id']]} {one['score']:.0%}"
-        if "score" in one
-        else names[one["category_id"]]
-        for one in instances
-    ]
-    has_masks = all("segmentation" in one for one in instances)
+    instances = list(numbered.values())
+    boxes = [i["bbox"] for i in instances if "bbox" in i]
+    names = [one.data.categories[i["category_id"]] for i in instances]
+    scores = [f" {i['score']:.0%}" if "score" in i else "" for i in instances]
+    labels = [name + score for name, score in zip(names, scores, strict=True)]
     visualizer.overlay_instances(
         boxes=[[x, y, x + w, y + h] for x, y, w, h in boxes] or None,
-        masks=[one["segmentation"] for one in instances] if has_masks else None,
-        labels=labels if len(labels) <= MOST_LABELS else None,
-        assigned_colors=[COLOURS.get(state, "tab:gray") for state in states],
+        masks=[i["segmentation"] for i in instances] if one.task == "segm" and instances else None,
+        labels=labels if instances and len(instances) <= MOST_LABELS else None,
+        assigned_colors=[COLOURS.get(states.get(i, ""), "tab:gray") for i in numbered],
     )
     return visualizer.output.get_image()

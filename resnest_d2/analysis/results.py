@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +29,13 @@ class Analysis:
     task: str
     data: CocoData
     threshold: float
-    """The least score of the predictions that count in single pictures and confusions."""
-    evaluation: Any
-    """``hotcoco.COCOeval`` of all predictions, finished."""
+    """The least score of predictions that count in single images and confusions."""
     shown: list[dict[str, Any]]
     """The predictions of at least that score."""
+    evaluation: Any
+    """``hotcoco.COCOeval`` of all predictions, finished."""
     evaluation_shown: Any
-    """``hotcoco.COCOeval`` of these."""
+    """``hotcoco.COCOeval`` of those that are shown."""
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -43,33 +44,28 @@ class Analysis:
         return {name: _percent(results[name]) for name in self.evaluation.metric_keys()}
 
     @property
-    def by_class(self) -> dict[int, list[float | None]]:
-        """AP, AP50, AP75 and AP of small, medium and large objects by category id."""
+    def by_class(self) -> dict[int, list[Any]]:
+        """Objects, AP, AP50, AP75 and AP of small, medium and large ones by category id."""
         params = self.evaluation.params
+        objects = Counter(a["category_id"] for a in self.data.annotations if not a["iscrowd"])
         # Shape (IoU thresholds, recalls, classes, sizes); -1 where there is no ground truth.
         precision = np.asarray(self.evaluation.eval["precision"])[..., -1]
-        at = [int(np.abs(np.asarray(params.iou_thrs) - iou).argmin()) for iou in (0.5, 0.75)]
+        at_50, at_75 = (np.isclose(params.iou_thrs, iou) for iou in (0.5, 0.75))
         found = {}
         for index, category in enumerate(params.cat_ids):
-            of_class = precision[:, :, index]
-            parts = [of_class[..., 0], *(of_class[i, :, 0] for i in at)]
-            parts += [of_class[..., size] for size in (1, 2, 3)]
-            found[category] = [_percent(p.mean() if p.min() >= 0 else -1) for p in parts]
+            every, *sizes = np.moveaxis(precision[:, :, index], -1, 0)
+            means = (p.mean() for p in (every, every[at_50], every[at_75], *sizes))
+            found[category] = [objects[category], *map(_percent, means)]
         return found
-
-    @property
-    def objects(self) -> Counter[int]:
-        """Numbers of annotated objects, without crowds, by category id."""
-        return Counter(a["category_id"] for a in self.data.annotations if not a["iscrowd"])
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
-        """What ``hotcoco.COCOeval.image_diagnostics`` tells at the threshold and an IoU of 0.5."""
+        """What ``hotcoco.COCOeval.image_diagnostics`` tells at the threshold and IoU 0.50."""
         return self.evaluation_shown.image_diagnostics()
 
     @property
     def images(self) -> dict[int, dict[str, Any]]:
-        """Counts "tp", "fp", "fn" and score "f1" by image id, where there is an object or prediction."""
+        """Its "tp", "fp", "fn" and "f1" by image id, where there are objects or predictions."""
         summary = self.diagnostics["img_summary"]
         return {k: v for k, v in sorted(summary.items()) if v["tp"] + v["fp"] + v["fn"]}
 
@@ -82,23 +78,21 @@ def read_predictions(file: str | Path, data: CocoData) -> list[dict[str, Any]]:
         InputError: it is in another format, or a prediction is malformed, or of an image or
             category that the data set does not have; the message names it.
     """
-    file = Path(file)
-    if not file.is_file():
+    if not Path(file).is_file():
         raise FileNotFoundError(f"there is no file of predictions {file}")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}") from None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        kind = "annotations" if isinstance(found, dict) and "images" in found else "another format"
-        raise InputError(f"{file} holds {kind}, not COCO's results, a list with an object for each")
+        raise InputError(f"{file} does not hold COCO's results, a list of predictions")
     sizes = {image["id"]: [image["height"], image["width"]] for image in data.images}
     fields = [field for field in FIELDS.values() if any(field in one for one in found)]
     for index, one in enumerate(found, 1):
         if problem := _problem(one, fields, sizes, data):
             raise InputError(f"{file}: prediction {index} {problem}")
     if any("keypoints" in one for one in found):
-        logger.warning("%s: keypoints are left out; boxes and masks are evaluated", file)
+        logger.warning("%s: keypoints are left out, only boxes and masks are looked at", file)
     if not found:
         logger.warning("%s: there are no predictions", file)
     return found
@@ -111,37 +105,30 @@ def _problem(
     for key, known in (("image_id", sizes), ("category_id", data.categories)):
         if not isinstance(one.get(key), int) or one[key] not in known:
             return f"has {key} {one.get(key)!r}, which {data.file} does not have"
-    if not fields:
-        return "has neither 'bbox' nor 'segmentation'"
-    missing = next((field for field in fields if field not in one), None)
-    if missing:
-        return f"has no {missing!r}, which others have"
-    score = number(one.get("score"))
+    if not fields or any(field not in one for field in fields):
+        return f"has no {' and no '.join(repr(f) for f in fields or FIELDS.values())}"
+    score, box = number(one.get("score")), numbers(one.get("bbox", [0] * 4))
     if score is None or not 0 <= score <= 1:
         return f"must have a score from 0 to 1, got {one.get('score')!r}"
-    if "bbox" in fields:
-        box = numbers(one["bbox"])
-        if box is None or len(box) != 4 or min(box[2:]) < 0:
-            return f"must have a box of x, y, width and height, got {one['bbox']!r}"
-    if "segmentation" in fields and not _is_mask(one["segmentation"], sizes[one["image_id"]]):
-        height, width = sizes[one["image_id"]]
-        return f"must have a mask in compressed RLE of its image's size, {height} x {width}"
+    if box is None or len(box) != 4 or min(box[2:]) < 0:
+        return f"must have a box of x, y, width and height, got {one['bbox']!r}"
+    size = sizes[one["image_id"]]
+    if "segmentation" in fields and not _is_mask(one["segmentation"], size):
+        return f"must have a mask in compressed RLE of its image's size, {size[0]} x {size[1]}"
     return ""
 
 
 def _is_mask(value: Any, size: list[int]) -> bool:
-    if not isinstance(value, dict) or value.get("size") != size:
-        return False
     try:
         runs = decode_counts(value["counts"])
+        return value["size"] == size and min(runs) >= 0 and sum(runs) == size[0] * size[1]
     except (KeyError, TypeError, ValueError):
         return False
-    return min(runs, default=-1) >= 0 and sum(runs) == size[0] * size[1]
 
 
 def analyze(
     data: CocoData,
-    found: list[dict[str, Any]],
+    found: Sequence[dict[str, Any]],
     threshold: float = 0.5,
     max_detections: int = 100,
 ) -> list[Analysis]:
@@ -150,13 +137,13 @@ def analyze(
     Args:
         data: the ground truth.
         found: what :func:`read_predictions` returns.
-        threshold: the least score that counts in single pictures and confusions; AP, error kinds
+        threshold: the least score that counts in single images and confusions; AP, error kinds
             and calibration take all predictions.
         max_detections: so many of the most confident ones count in an image.
 
     Raises:
         ImportError: hotcoco is not installed.
-        InputError: there are masks only, and the annotations have none.
+        InputError: there are only masks, and annotations have none.
     """
     try:
         import hotcoco
@@ -168,29 +155,28 @@ def analyze(
     tasks = [task for task, field in FIELDS.items() if found and field in found[0]] or ["bbox"]
     without = len(data.annotations) - data.num_masks
     if "segm" in tasks and without:
-        message = f"masks are not evaluated: {without} annotations of {data.file} have none"
+        message = f"masks cannot be evaluated: {without} annotations of {data.file} have none"
         if tasks == ["segm"]:
             raise InputError(message)
         logger.warning(message)
         tasks.remove("segm")
     most = max(Counter(one["image_id"] for one in found).values(), default=0)
     if most > max_detections:
-        message = "%d predictions in one image, of which %d count; --max-detections counts more"
+        message = "an image has %d predictions, of which %d count; --max-detections counts more"
         logger.warning(message, most, max_detections)
     keys = ("id", "width", "height")
-    truth = hotcoco.COCO(
-        {
-            "images": [{key: image[key] for key in keys} for image in data.images],
-            "annotations": data.annotations,
-            "categories": [{"id": key, "name": name} for key, name in data.categories.items()],
-        }
-    )
+    content = {
+        "images": [{key: image[key] for key in keys} for image in data.images],
+        "annotations": data.annotations,
+        "categories": [{"id": key, "name": name} for key, name in data.categories.items()],
+    }
+    truth = hotcoco.COCO(content)
 
-    def evaluate(task: str, chosen: list[dict[str, Any]]) -> Any:
-        # With a box, its area and not the mask's would decide what is small or large.
-        other = "bbox" if task == "segm" else "segmentation"
-        chosen = [{k: v for k, v in one.items() if k not in (other, "keypoints")} for one in chosen]
-        evaluation = hotcoco.COCOeval(truth, truth.load_res(chosen), task)
+    def evaluate(task: str, chosen: Sequence[dict[str, Any]]) -> Any:
+        # Beside a mask, the box's area would decide what is small or large.
+        keys = ("image_id", "category_id", "score", FIELDS[task])
+        results = truth.load_res([{key: one[key] for key in keys} for one in chosen])
+        evaluation = hotcoco.COCOeval(truth, results, task)
         evaluation.params.max_dets = [1, 10, max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -199,7 +185,7 @@ def analyze(
 
     shown = [one for one in found if one["score"] >= threshold]
     return [
-        Analysis(task, data, threshold, evaluate(task, found), shown, evaluate(task, shown))
+        Analysis(task, data, threshold, shown, evaluate(task, found), evaluate(task, shown))
         for task in tasks
     ]
 
