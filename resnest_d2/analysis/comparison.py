@@ -9,7 +9,7 @@ from detectron2.evaluation.testing import flatten_results_dict
 
 from ..config import InputError
 from .page import chart, number, paragraph, table, write_page
-from .report import KINDS, PAPER, draw_images
+from .report import KINDS, PAPER, TIDE, draw_images
 from .results import TASKS, Analysis
 
 BOOTSTRAPS = 1000
@@ -132,8 +132,7 @@ def _compare(
         ),
         (
             f"Kinds of errors: {task}",
-            paragraph("TIDE's kinds, of predictions of any score, and the AP50 that they cost.")
-            + table(["kind", "meaning", *columns], kinds),
+            paragraph(TIDE) + table(["kind", "meaning", *columns], kinds),
         ),
     ]
     return rows, sections
@@ -141,6 +140,7 @@ def _compare(
 
 def _difference(first: float | None, second: float | None) -> list[str]:
     difference = None if first is None or second is None else second - first
+    difference = difference and round(difference, 1) + 0.0  # not -0.0
     return [number(first), number(second), number(difference, "+.1f")]
 
 
@@ -158,7 +158,7 @@ def _draw_curves(*runs: Run) -> tuple[Any, Any]:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    left.set(title="training", xlabel="iteration", ylabel="total loss", yscale="log")
+    left.set(title="training", xlabel="iteration", ylabel="total loss")
     right.set(title="validation", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100))
     curves = (("total_loss", left, "-"), ("bbox/AP", right, "o-"), ("segm/AP", right, "s--"))
     for run, colour in zip(runs, ("tab:blue", "tab:orange"), strict=True):

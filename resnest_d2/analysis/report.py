@@ -33,7 +33,14 @@ KINDS = {
     "Bkg": ("background", "there is no object (IoU below 0.1)"),
     "Miss": ("missed", "no prediction has this object's place, or its class nearby"),
 }
-COLOURS = {"tp": "tab:green", "matched": "tab:green", "fp": "tab:red", "fn": "tab:orange"}
+TIDE = "TIDE's kinds, of predictions of any score, and the AP50 that they cost."
+COLOURS = {
+    "": "tab:blue",
+    "tp": "tab:green",
+    "matched": "tab:green",
+    "fp": "tab:red",
+    "fn": "tab:orange",
+}
 NOT_DRAWN = "Without a folder of images (--images) nothing is drawn."
 
 
@@ -96,8 +103,8 @@ def _sections(one: Analysis) -> Iterator[tuple[str, str]]:
         yield (
             f"Precision and recall: {task}",
             paragraph(
-                f"On the left the mean over classes, on the right {len(worst)} of {len(defined)} "
-                "classes, the worst."
+                "On the left the mean over classes, on the right single classes"
+                + (f", the {len(worst)} worst." if len(worst) < len(defined) else ".")
             )
             + chart("precision over recall", plot.pr_curve, one.evaluation, **ious, **PAPER)
             + chart("the same of classes", plot.pr_curve, one.evaluation, **classes, **PAPER),
@@ -116,14 +123,14 @@ def _sections(one: Analysis) -> Iterator[tuple[str, str]]:
             f"predictions where no object is.{few}"
         )
         + chart("confusion matrix", plot.confusion_matrix, confusion, top_n=limit, **PAPER)
-        + chart("most frequent confusions", plot.top_confusions, classes, top_n=15, **PAPER),
+        + chart("most frequent confusions", plot.top_confusions, classes, top_n=10, **PAPER),
     )
 
     errors = one.evaluation.tide_errors()
     counts, lost = errors["counts"], errors["delta_ap"]
     yield (
         f"Kinds of errors: {task}",
-        paragraph("TIDE's kinds, of predictions of any score, and the AP50 that they cost.")
+        paragraph(TIDE)
         + table(
             ["kind", "meaning", "number", "AP50"],
             [[*text, counts[kind], 100 * float(lost[kind])] for kind, text in KINDS.items()],
@@ -199,11 +206,12 @@ def _draw(
     boxes = [i["bbox"] for i in instances if "bbox" in i]
     names = [one.data.categories[i["category_id"]] for i in instances]
     scores = [f" {i['score']:.0%}" if "score" in i else "" for i in instances]
+    unknown = "" if not states else "ignored"  # by COCO's rules, as crowds are
     labels = [name + score for name, score in zip(names, scores, strict=True)]
     visualizer.overlay_instances(
         boxes=[[x, y, x + w, y + h] for x, y, w, h in boxes] or None,
         masks=[i["segmentation"] for i in instances] if one.task == "segm" and instances else None,
         labels=labels if instances and len(instances) <= MOST_LABELS else None,
-        assigned_colors=[COLOURS.get(states.get(i, ""), "tab:gray") for i in numbered],
+        assigned_colors=[COLOURS.get(states.get(i, unknown), "tab:gray") for i in numbered],
     )
     return visualizer.output.get_image()
