@@ -1,6 +1,7 @@
 # Sets up all that is needed in $(VENV), then trains the demo or runs the tests.
 #   make demo                       train a small Mask R-CNN and look at what it learned
 #   make test                       run the test suite; `make test-all` also its slow part
+#   make web                        try detectors in the browser; docs: build output/site
 #   make setup                      only install
 #   make lint, format, lock, clean
 # Variables: PYTHON=python3.11, VENV=.venv, PIP_ARGS="..." (passed to every pip install),
@@ -26,10 +27,16 @@ DETECTRON2 := $(shell cat $(VENV)/.detectron2-* 2>/dev/null)
 endif
 DETECTRON2_STAMP := $(VENV)/.detectron2-$(firstword $(shell printf '%s' '$(DETECTRON2)' | cksum))
 
-.PHONY: demo test test-all setup lock lint format clean
+.PHONY: demo web docs test test-all setup lock lint format clean
 
 demo: $(VENV)/.package
 	@$(BIN)/python tools/demo.py --output output/demo
+
+web: $(VENV)/.package
+	@$(BIN)/python tools/web.py
+
+docs: $(VENV)/.package
+	@$(BIN)/mkdocs build --quiet --strict --site-dir output/site
 
 test: $(VENV)/.package
 	@$(PYTEST) -m "not slow"
