@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .files import did_you_mean
+from .config import did_you_mean
 
 # Each command's module, and what it does; a module is imported when its command is called.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -13,6 +13,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reproduce": ("reproduce", "evaluate published models and compare with their figures"),
     "convert": ("convert_weights", "convert published weights to Detectron2's names"),
     "publish": ("publish_checkpoint", "make a trained model ready for others"),
+    "check-data": ("check_data", "check a data set and read every picture of it"),
+    "analyze": ("analyze", "write a page about predictions: AP, errors, worst images"),
+    "compare": ("compare", "compare two models on one data set"),
+    "web": ("web", "serve a page that shows detections in pictures"),
     "demo": ("demo", "train on handwritten digits, evaluate and draw"),
 }
 

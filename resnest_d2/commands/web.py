@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -165,6 +165,17 @@ class Detector:
         return str(drawn), rows, str(results)
 
 
+def _as_dropped(preprocess: Callable[[Any], str | None]) -> Callable[[Any], str | None]:
+    """Take the file of a picture as it was dropped, a broken one too, where Gradio opens it."""
+
+    def path(payload: Any) -> str | None:
+        if payload is None or (payload.url or "").startswith("data:"):
+            return preprocess(payload)
+        return payload.path
+
+    return path
+
+
 def build_page(own: Sequence[str], device: str | None, examples: Sequence[str]) -> "gradio.Blocks":
     """Lay the page out.
 
@@ -187,16 +198,6 @@ def build_page(own: Sequence[str], device: str | None, examples: Sequence[str]) 
         ) from error
     import_to_draw("detectron2.utils.visualizer")
 
-    class Picture(gr.Image):
-        """An image whose file comes as it was dropped, a broken one too."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> str | None:
-            if payload is None or (payload.url or "").startswith("data:"):
-                return super().preprocess(payload)
-            return payload.path
-
     detector = Detector(device)
     # Those of the reference come last: their bucket is reported dead.
     published = sorted(PUBLICATIONS.keys() & set(model_zoo.names()), reverse=True)
@@ -209,9 +210,8 @@ def build_page(own: Sequence[str], device: str | None, examples: Sequence[str]) 
         with gr.Row():
             with gr.Column():
                 model = gr.Dropdown(choices, value=choices[0], label="Model")
-                picture = Picture(
-                    type="filepath", image_mode=None, sources=["upload", "webcam"], label="Picture"
-                )
+                picture = gr.Image(type="filepath", sources=["upload", "webcam"], label="Picture")
+                picture.preprocess = _as_dropped(picture.preprocess)
                 button = gr.Button("Detect", variant="primary")
                 threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Least score")
                 if examples:
