@@ -1,0 +1,1 @@
+"""Detectors as files that run elsewhere: ONNX, torch.export, AOTInductor, TorchScript."""
