@@ -7,10 +7,9 @@ from commands import run_tool
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.visualizer import Visualizer
-from matplotlib.axes import Axes
 from PIL import Image
 
-from resnest_d2.commands.demo import SCALE, draw_grid, plot_curves, read_metrics
+from resnest_d2.commands.demo import SCALE, draw_grid
 
 
 def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
@@ -66,27 +65,3 @@ def test_the_grid_shows_truth_and_predictions(tiny_digits, tmp_path, monkeypatch
     assert truths == dicts
     assert calls == [((128, 128, 3), True, SCALE)] * len(dicts)
     assert Image.open(tmp_path / "grid.png").width > 1000
-
-
-def test_curves_show_losses_and_ap(tmp_path, monkeypatch):
-    file = tmp_path / "metrics.json"
-    entry = {"total_loss": 3.0, "loss_cls": 1.0, "bbox/AP": 1.0, "segm/AP": 2.0, "lr": 0.1}
-    file.write_text("\n".join(json.dumps({"iteration": i, **entry}) for i in (1, 2)))
-    drawn = []
-    monkeypatch.setattr(Axes, "plot", lambda self, x, y, label, **_: drawn.append((label, x, y)))
-    plot_curves(file, tmp_path / "curves.png")
-    expected = {name: ((1, 2), (value, value)) for name, value in entry.items() if name != "lr"}
-    assert {label: (x, y) for label, x, y in drawn} == expected
-
-
-def test_metrics_of_a_resumed_run_count_once(tmp_path):
-    lines = [
-        {"iteration": 19, "total_loss": 3.0, "bbox/AP": 1.0},
-        {"iteration": 39, "total_loss": 2.0},
-        {"iteration": 39, "total_loss": 2.5, "rank": "x"},
-    ]
-    file = tmp_path / "metrics.json"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    assert read_metrics(file) == {"total_loss": [(19, 3.0), (39, 2.5)], "bbox/AP": [(19, 1.0)]}
-    plot_curves(file, tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").width > 600

@@ -18,7 +18,6 @@ from omegaconf import ListConfig, OmegaConf
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.commands.demo import read_metrics
 from resnest_d2.config import ConfigError
 from resnest_d2.config.lazy import detectron2_config, read_lazy_config
 from resnest_d2.config.settings import (
@@ -30,6 +29,7 @@ from resnest_d2.config.settings import (
 )
 from resnest_d2.engine import Trainer, choose_device, lazy_trainer, load_config
 from resnest_d2.engine.evaluate import load_for_evaluation
+from resnest_d2.engine.watch import read_metrics
 from resnest_d2.inference import Predictor, set_score_threshold
 from resnest_d2.modeling.detector import build_detector
 

@@ -22,7 +22,6 @@ from detectron2.evaluation import (
 )
 
 from resnest_d2 import model_zoo
-from resnest_d2.commands.demo import read_metrics
 from resnest_d2.commands.train_net import main
 from resnest_d2.config.settings import Settings
 from resnest_d2.engine import (
@@ -33,6 +32,7 @@ from resnest_d2.engine import (
     launch,
     load_config,
 )
+from resnest_d2.engine.watch import read_metrics
 from resnest_d2.evaluation.coco import FastCOCOEvaluator
 
 DIGITS = "configs/mask_resnest14_digits.yaml"

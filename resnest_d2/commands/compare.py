@@ -12,10 +12,10 @@ from ..analysis import Run, write_comparison
 from ..analysis.results import TASKS
 from ..config import InputError
 from ..config.keys import read_yaml
+from ..engine.watch import read_metrics
 from ..processes import require_alone
 from . import one_line_errors, warnings_again
 from .analyze import add_arguments, check_arguments, read
-from .demo import read_metrics
 
 PREDICTIONS = "inference/coco_instances_results.json"
 ANNOTATIONS = "annotations_val.json"

@@ -2,24 +2,25 @@
 
 import argparse
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog
-from detectron2.engine import HookBase
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
-from tqdm import tqdm
 
+from ..analysis import analyze, read_predictions, write_report
 from ..config.load import choose_device, config_dir, load_config
 from ..data import build_digits
+from ..data.coco_json import read_coco
 from ..data.images import read_image
 from ..engine import Trainer
+from ..engine.options import TrainingOptions
+from ..evaluation.coco import choose_implementation
 from ..inference import Predictor
 from ..inference.drawing import import_to_draw
 from ..processes import require_alone
@@ -54,8 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cfg.OUTPUT_DIR = str(output)
         import_to_draw("detectron2.utils.visualizer")  # found missing before anything is trained
         output.mkdir(parents=True, exist_ok=True)
-        # Detectron2 appends to it, and the curves should show this run only.
-        (output / "metrics.json").unlink(missing_ok=True)
         log_to_file(output / "log.txt")
         choose_device(cfg)
         print(f"Data set: {build_digits()}")
@@ -65,17 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # pycocotools prints its tables; they belong in the log.
     with open(output / "evaluation.txt", "w") as tables, contextlib.redirect_stdout(tables):
         with one_line_errors():
-            trainer = Trainer(cfg)
+            trainer = Trainer(cfg, TrainingOptions(progress=True))
             trainer.resume_or_load(resume=False)
-        trainer.register_hooks([ProgressBar()])
         trainer.train()
     minutes = (time.monotonic() - start) / 60
     results = write_metrics(output / "results.json", trainer._last_eval_results)
-    plot_curves(output / "metrics.json", output / "curves.png")
     cfg.MODEL.WEIGHTS = str(output / "model_final.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.5
     images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     draw_grid(Predictor(cfg), images[:NUM_PICTURES], output / "predictions.png")
+    if choose_implementation() == "hotcoco":  # the page is built on it
+        metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        data = read_coco(metadata.json_file, metadata.image_root)
+        found = read_predictions(output / "inference/coco_instances_results.json", data)
+        write_report(analyze(data, found), output, "Handwritten digits")
     report(results, len(images), minutes, output)
     return 0
 
@@ -91,64 +93,10 @@ def report(results: dict[str, float | None], num_images: int, minutes: float, ou
     print(tabulate(rows, ("", "AP", "AP50", "AP75"), "plain", floatfmt=".1f") + "\n")
     print(f"  {output}/predictions.png: ground truth beside prediction")
     print(f"  {output}/curves.png: losses and AP over iterations")
+    if (output / "report.html").exists():
+        print(f"  {output}/report.html: errors by kind and class, worst and best images")
     print(f"  {output}/results.json: all metrics")
     print(f"  {output}/model_final.pth: the trained model")
-
-
-class ProgressBar(HookBase):
-    """Shows iterations, time left and the loss on standard error."""
-
-    def before_train(self) -> None:
-        """Open the bar."""
-        first, last = self.trainer.start_iter, self.trainer.max_iter
-        self._bar = tqdm(total=last, initial=first, unit="it", desc="train")
-
-    def after_step(self) -> None:
-        """Move the bar on."""
-        loss = self.trainer.storage.histories().get("total_loss")
-        if loss is not None:
-            self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
-        self._bar.update()
-
-    def after_train(self) -> None:
-        """Close the bar."""
-        self._bar.close()
-
-
-def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what Detectron2's ``JSONWriter`` wrote.
-
-    Returns:
-        for each metric its (iteration, value) pairs, in order; of an iteration that was written
-        twice, after a resumed run, the last.
-    """
-    series: dict[str, dict[int, float]] = {}
-    for line in Path(file).read_text().splitlines():
-        entry = json.loads(line)
-        for name, value in entry.items():
-            if name != "iteration" and isinstance(value, (int, float)):
-                series.setdefault(name, {})[entry["iteration"]] = value
-    return {name: sorted(points.items()) for name, points in series.items()}
-
-
-def plot_curves(metrics_file: str | Path, picture: str | Path) -> None:
-    """Draw the losses and the AP of all tasks over iterations to a PNG file."""
-    from matplotlib.figure import Figure
-
-    series = read_metrics(metrics_file)
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name in sorted(n for n in series if n.startswith(("loss_", "total_loss"))):
-        width = 2.0 if name == "total_loss" else 1.0
-        left.plot(*zip(*series[name], strict=True), label=name, linewidth=width)
-    left.set(title="training loss", xlabel="iteration", ylabel="loss", yscale="log")
-    for name in sorted(n for n in series if n.endswith(("/AP", "/AP50"))):
-        right.plot(*zip(*series[name], strict=True), marker="o", label=name)
-    right.set(title="validation", xlabel="iteration", ylabel="AP (%)", ylim=(0, 100))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(picture, dpi=110)
 
 
 def draw_grid(predictor: Predictor, dicts: Sequence[dict[str, Any]], picture: str | Path) -> None:

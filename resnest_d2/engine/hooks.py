@@ -24,6 +24,7 @@ from .checkpoint import TrainingCheckpointer, class_metadata
 from .options import TrainingOptions
 from .saving import KeepBest, Record, SaveCheckpoints
 from .stopping import RandomStates, StopOnSignal
+from .watch import DrawCurves, DrawPredictions, ProgressBar
 
 
 class _Order:
@@ -118,11 +119,16 @@ def build_hooks(
     writers: Callable[[], Sequence[EventWriter]],
     log_period: int,
 ) -> list[hooks.HookBase]:
-    """The hooks of ``DefaultTrainer``, in its order, and those of saving and stopping."""
+    """The hooks of ``DefaultTrainer``, in its order, and those of saving, stopping, watching."""
     made = [hooks.IterationTimer(), schedule, StopOnSignal(saver.save_stopped), precise_bn, saver]
     made += evaluations
+    period = settings.evaluation_period
+    if comm.is_main_process():
+        made.insert(0, ProgressBar(options.progress))
+        if options.tensorboard_images:
+            made.append(DrawPredictions(settings, options.tensorboard_images))
+        made.append(DrawCurves(period, settings.output_dir))
     if options.keep_best:
-        period = settings.evaluation_period
         made.append(KeepBest(period, saver, options.keep_best, options.patience))
     if comm.is_main_process():
         made.append(Writers(writers, log_period))

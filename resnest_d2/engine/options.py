@@ -27,6 +27,10 @@ class TrainingOptions:
     """Whether images that cannot be read are left out."""
     deterministic: bool = False
     """Whether the same seed, data and machine give the same losses, also over a stop."""
+    progress: bool | None = None
+    """Whether a progress bar is shown; None for where standard error is a terminal."""
+    tensorboard_images: int = 0
+    """Images whose predictions TensorBoard shows after each evaluation."""
     scaled_to: int = 0
     """The number of processes that batch, rate and length are fitted to; 0 for those there are."""
 
@@ -53,6 +57,11 @@ class TrainingOptions:
         add("--skip-bad-images", action="store_true", help=text)
         text = "equal losses for equal seeds, also if the run is stopped and resumed"
         add("--deterministic", action="store_true", help=text)
+        add = parser.add_argument_group("watching").add_argument
+        text = "show a progress bar (default: where standard error is a terminal)"
+        add("--progress", action=argparse.BooleanOptionalAction, help=text)
+        text = "show predictions on the first N test images in TensorBoard at each evaluation"
+        add("--tensorboard-images", type=int, default=0, metavar="N", help=text)
 
     def check(self, settings: Settings) -> None:
         """See that the options make sense for a config.
@@ -61,19 +70,21 @@ class TrainingOptions:
             InputError: a number below 0, patience without a metric or with one evaluation only.
             ConfigError: there is no data set to evaluate on.
         """
-        for name in ("patience", "keep_last", "skip_bad_batches"):
+        for name in ("patience", "keep_last", "skip_bad_batches", "tensorboard_images"):
             if getattr(self, name) < 0:
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} must be 0 or more, got {getattr(self, name)}")
         if self.patience and not self.keep_best:
             raise InputError("--patience needs --keep-best METRIC, which tells what a gain is")
+        key, names = settings.datasets("test")
+        if self.tensorboard_images and not names:
+            raise ConfigError(f"--tensorboard-images needs data to predict on, and {key} is empty")
         if not self.keep_best:
             return
         task, _, metric = self.keep_best.partition("/")
         if task not in TASKS or not metric:
             hint = did_you_mean(task, TASKS) or ", such as bbox/AP or segm/AP50"
             raise InputError(f"--keep-best {self.keep_best!r} is no TASK/METRIC{hint}")
-        key, names = settings.datasets("test")
         if not names:
             raise ConfigError(f"--keep-best needs data to evaluate on, and {key} is empty")
         if self.patience and settings.evaluation_period <= 0:

@@ -1,0 +1,386 @@
+"""Progress bar, curves and predictions in TensorBoard, which show a training while it runs."""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import pty
+import re
+import subprocess
+import sys
+import termios
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT, run_tool
+from detectron2.data import DatasetCatalog
+from detectron2.engine import TrainerBase, hooks
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, TensorboardXWriter
+from matplotlib.figure import Figure
+from PIL import Image
+from short_training import loop, make
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from resnest_d2 import model_zoo
+from resnest_d2.config.settings import Settings
+from resnest_d2.engine.options import TrainingOptions
+from resnest_d2.engine.watch import (
+    LONGER_SIDE,
+    DrawCurves,
+    DrawPredictions,
+    ProgressBar,
+    plot_curves,
+    read_metrics,
+)
+
+ALWAYS_SMALL = (
+    *("--config-file", ROOT / "configs/mask_resnest14_digits.yaml", "SOLVER.IMS_PER_BATCH", 2),
+    *("SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "TEST.PRECISE_BN.ENABLED", False),
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64, "MODEL.DEVICE", "cpu"),
+)
+
+
+def screen(text: str) -> list[str]:
+    """What a terminal shows: carriage returns go over what a line had, colours are left out."""
+    lines = []
+    for line in re.sub(r"\x1b\[\d*m", "", text).replace("\r\n", "\n").split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.rstrip())
+    return lines
+
+
+def run_in_terminal(*command: object, columns: int, **environment: str) -> str:
+    """What a command writes to a terminal that is its standard output and error."""
+    main, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, columns))
+    words = [str(word) for word in command]
+    process = subprocess.Popen(
+        words, stdin=end, stdout=end, stderr=end, env={**os.environ, **environment}
+    )
+    os.close(end)
+    written = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(main, 1 << 16):
+            written += part
+    os.close(main)
+    assert process.wait() == 0, written.decode()
+    return written.decode()
+
+
+@pytest.mark.parametrize("columns", [100, pytest.param(0, marks=pytest.mark.slow)])
+def test_train_in_a_terminal_shows_a_bar_and_every_line_once(columns, tiny_digits, tmp_path):
+    written = run_in_terminal(
+        *(sys.executable, ROOT / "tools/train_net.py", *ALWAYS_SMALL, "OUTPUT_DIR", tmp_path),
+        DETECTRON2_DATASETS=str(tiny_digits),
+        OMP_NUM_THREADS="1",
+        columns=columns,
+    )
+    assert re.search(r"train: +25%.* 1/4 \[\d\d:\d\d<\d\d:\d\d, .*loss=\d+\.\d", written)
+    shown, log = screen(written), (tmp_path / "log.txt").read_text()
+    (bar,) = (line for line in shown if "train:" in line)
+    assert re.match(r"train: 100%.* 4/4 \[\d\d:\d\d<00:00, .*loss=\d+\.\d", bar)
+    assert "iter: 3" in log
+    assert not [line for line in shown if "iter: 3" in line]
+    assert "\r" not in log
+    assert "train: " not in log
+    for message in ("Overall training speed", "Start inference on 3 batches"):
+        lines = [line for line in shown if message in line]
+        assert len(lines) == log.count(message) > 0
+        assert all(line.startswith("[") for line in lines), lines
+    assert Image.open(tmp_path / "curves.png").width > 600
+
+
+@pytest.mark.parametrize("option", ["", "--progress"])
+def test_train_in_a_pipe_shows_lines_or_the_bar(option, tiny_digits, tmp_path):
+    result = run_tool(
+        *("train_net.py", *[option][: len(option)], *ALWAYS_SMALL, "OUTPUT_DIR", tmp_path),
+        *("TEST.EVAL_PERIOD", 0, "DATASETS.TEST", "()"),
+        DETECTRON2_DATASETS=str(tiny_digits),
+    )
+    assert result.returncode == 0, result.stderr
+    assert ("iter: 3" in result.stdout) == (not option)
+    assert ("4/4" in result.stderr) == bool(option)
+    assert ("train:" in result.stdout + result.stderr) == bool(option)
+    assert (tmp_path / "curves.png").exists()  # of losses alone
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Loop(TrainerBase):
+    def run_step(self) -> None:
+        self.storage.put_scalar("total_loss", 4.0 - self.iter)
+        if self.iter == 1:
+            logging.getLogger("detectron2.words").info("something is told")
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "show", "has_bar", "has_lines"),
+    [
+        (Terminal, Terminal, None, True, False),
+        (io.StringIO, Terminal, None, True, True),  # `train > file`: the file keeps its lines
+        (Terminal, io.StringIO, None, False, True),
+        (io.StringIO, io.StringIO, None, False, True),
+        (Terminal, Terminal, False, False, True),
+        (io.StringIO, io.StringIO, True, True, False),
+    ],
+)
+def test_where_the_bar_is_and_where_the_lines_are(
+    stdout, stderr, show, has_bar, has_lines, monkeypatch
+):
+    out, err, file = stdout(), stderr(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    handlers = [logging.StreamHandler(out), logging.StreamHandler(file)]
+    d2 = logging.getLogger("detectron2")
+    monkeypatch.setattr(d2, "handlers", handlers)
+    monkeypatch.setattr(d2, "level", logging.INFO)
+    trainer = Loop()
+    trainer.register_hooks([ProgressBar(show), hooks.PeriodicWriter([CommonMetricPrinter(4)], 1)])
+    trainer.train(1, 4)
+    assert ("4/4" in err.getvalue()) == has_bar
+    assert ("loss=2.000" in err.getvalue()) == has_bar  # the median of 3, 2 and 1
+    assert out.getvalue().count("iter: ") == (3 if has_lines else 0)
+    assert file.getvalue().count("iter: ") == 3
+    assert out.getvalue().count("something is told") == 1
+    assert [handler.filters for handler in handlers] == [[], []]
+
+
+def test_the_bar_closes_where_training_fails(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    trainer = Loop()
+    trainer.register_hooks([ProgressBar()])
+    trainer.run_step = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train(0, 4)
+    assert sys.stderr.getvalue().endswith("\n")
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved: of each the lines by their labels."""
+    saved = []
+    original = Figure.savefig
+
+    def save(self, *args, **kwargs):
+        lines = [line for axes in self.axes for line in axes.lines]
+        saved.append({line.get_label(): tuple(map(list, line.get_data())) for line in lines})
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    return saved
+
+
+def write_lines(file, lines):
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def curves_at(folder, iteration=3, **latest):
+    """The hook, at an iteration whose values are not in the file yet."""
+    storage = EventStorage(iteration)
+    storage.put_scalars(**latest, smoothing_hint=False)
+    hook = DrawCurves(2, folder)
+    hook.trainer = SimpleNamespace(iter=iteration, max_iter=9, storage=storage)
+    return hook
+
+
+def test_curves_show_losses_rate_and_ap_of_all_runs(figures, tmp_path):
+    lines = [
+        {"iteration": 0, "total_loss": 3.0, "loss_cls": 2.0, "lr": 0.1, "time": 9.0},
+        {"iteration": 1, "total_loss": 9.0, "loss_cls": 8.0, "bbox/AP": 1.5, "x/bbox/AP50": 2.0},
+        {"iteration": 1, "total_loss": 2.5, "loss_cls": 1.0, "lr": 0.2, "rank": "x"},
+    ]
+    write_lines(tmp_path / "metrics.json", lines)
+    hook = curves_at(tmp_path, total_loss=2.0, **{"bbox/AP": 5.5, "sem_seg/mIoU": 7.0})
+    hook.after_step()
+    assert figures == [
+        {
+            "total_loss": ([0, 1, 3], [3.0, 2.5, 2.0]),
+            "loss_cls": ([0, 1], [2.0, 1.0]),
+            "lr": ([0, 1], [0.1, 0.2]),
+            "bbox/AP": ([1, 3], [1.5, 5.5]),
+            "x/bbox/AP50": ([1], [2.0]),
+            "sem_seg/mIoU": ([3], [7.0]),
+        }
+    ]
+    picture = Image.open(tmp_path / "curves.png")
+    assert picture.width > 600
+    assert np.asarray(picture.convert("L")).std() > 10
+    for iteration in (4, 8):  # no evaluation; the last one comes behind the training
+        hook.trainer.iter = iteration
+        hook.after_step()
+    assert len(figures) == 1
+    hook.after_train()
+    assert len(figures) == 2
+
+
+def test_metrics_of_a_resumed_run_count_once(tmp_path):
+    lines = [
+        {"iteration": 19, "total_loss": 3.0, "bbox/AP": 1.0},
+        {"iteration": 39, "total_loss": 2.0},
+        {"iteration": 39, "total_loss": 2.5, "rank": "x"},
+    ]
+    write_lines(tmp_path / "metrics.json", lines)
+    expected = {"total_loss": [(19, 3.0), (39, 2.5)], "bbox/AP": [(19, 1.0)]}
+    assert read_metrics(tmp_path / "metrics.json") == expected
+
+
+@pytest.mark.parametrize(
+    "points", [{"total_loss": [(1, 0.0)]}, {"bbox/AP": [(1, float("nan"))]}, {"time": [(1, 2.0)]}]
+)
+def test_curves_of_odd_values(points, tmp_path):
+    plot_curves(points, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.width > 600
+
+
+def test_without_matplotlib_a_line_says_so_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    hook = curves_at(tmp_path, total_loss=2.0)
+    with caplog.at_level(logging.INFO, "resnest_d2"):
+        hook.after_step()
+        hook.after_train()
+    (record,) = caplog.records
+    assert record.levelno == logging.INFO
+    assert f"{tmp_path}/curves.png not drawn" in record.getMessage()
+    assert "pip install 'resnest_d2[draw]'" in record.getMessage()
+
+
+def test_a_drawing_that_fails_costs_one_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "curves.png").write_text("an older one")
+
+    def full(self, file, **_):
+        file.write_text("a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    hook = curves_at(tmp_path, total_loss=2.0)
+    hook.after_step()
+    hook.after_train()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "curves.png not drawn" in record.getMessage()
+    assert "No space left on device" in record.getMessage()
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+    assert (tmp_path / "curves.png").read_text() == "an older one"
+
+
+class Finder(nn.Module):
+    """Finds the same two boxes in every image, which was resized to twice its size before."""
+
+    likely, unlikely = (70, 8, 120, 40), (8, 90, 60, 120)
+
+    def forward(self, inputs):
+        assert not self.training
+        height, width = inputs[0]["height"], inputs[0]["width"]
+        assert tuple(inputs[0]["image"].shape) == (3, 2 * height, 2 * width)
+        found = Instances((height, width))
+        found.pred_boxes = Boxes(torch.tensor([self.likely, self.unlikely], dtype=torch.float))
+        found.scores = torch.tensor([0.9, 0.3])
+        found.pred_classes = torch.tensor([1, 1])
+        return [{"instances": found}]
+
+
+def test_tensorboard_shows_truth_beside_predictions(registered_digits, tmp_path):
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.INPUT.MIN_SIZE_TEST = 256
+    hook = DrawPredictions(Settings.of(cfg), 2)
+    model = Finder()
+    writer = TensorboardXWriter(str(tmp_path))
+    before = np.random.get_state()[1].tolist()
+    for iteration in (cfg.TEST.EVAL_PERIOD - 1, cfg.TEST.EVAL_PERIOD, 899):
+        with EventStorage(iteration) as storage:
+            hook.trainer = SimpleNamespace(
+                iter=iteration, max_iter=900, storage=storage, model=model
+            )
+            hook.after_step()
+            if iteration == 899:
+                hook.after_train()
+            writer.write()
+    writer.close()
+    assert model.training
+    assert np.random.get_state()[1].tolist() == before
+
+    (file,) = tmp_path.glob("events*")
+    events = EventAccumulator(str(file)).Reload()
+    tags = events.Tags()["images"]
+    assert tags == [f"digits_val/{n}: truth, prediction" for n in (0, 1)]
+    for tag, entry in zip(tags, DatasetCatalog.get("digits_val"), strict=False):
+        images = events.Images(tag)
+        assert [image.step for image in images] == [cfg.TEST.EVAL_PERIOD - 1, 899]
+        assert images[0].encoded_image_string == images[1].encoded_image_string  # colours too
+        drawn = Image.open(io.BytesIO(images[0].encoded_image_string))
+        assert drawn.size == (2 * LONGER_SIDE, LONGER_SIDE)
+        plain = np.asarray(Image.open(entry["file_name"]).convert("RGB"), float)
+        small = drawn.resize((256, 128), Image.Resampling.BOX)
+        truth, prediction = np.split(np.asarray(small, float), 2, axis=1)
+        for x, y, w, h in (a["bbox"] for a in entry["annotations"]):
+            changed = np.abs(truth - plain)[int(y) : int(y + h), int(x) : int(x + w)]
+            assert changed.mean() > 5
+        changes = np.abs(prediction - plain).max(-1)
+        x0, y0, x1, y1 = Finder.likely
+        assert changes[y0, x0 + 3 : x1 - 3].min() > 20  # the upper edge of the box
+        x0, y0, x1, y1 = Finder.unlikely
+        assert changes[y0:y1, x0:x1].mean() < 5
+
+
+@pytest.mark.parametrize("lazy", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_that_is_resumed_draws_its_whole_history(lazy, registered_digits, tmp_path, figures):
+    names = ("train.max_iter", "train.eval_period", "dataloader.test.dataset.names")
+    values = ("4", "1", "digits_val")
+    keys = dict(zip(names, values, strict=True))
+    if not lazy:
+        names = ("SOLVER.MAX_ITER", "TEST.EVAL_PERIOD", "DATASETS.TEST")
+        keys = dict(zip(names, ("4", "1", "('digits_val',)"), strict=True))
+        keys["TEST.PRECISE_BN.ENABLED"] = "False"
+    first, second = ({**keys, names[0]: number} for number in ("2", "4"))
+    make(tmp_path, lazy, keys=first, tensorboard_images=1).train()
+    again = make(tmp_path, lazy, keys=second, resume=True, tensorboard_images=1)
+    again.train()
+    assert figures[-1]["total_loss"][0] == figures[-1]["lr"][0] == [1, 3]
+    assert figures[-1]["bbox/AP"][0] == [0, 2, 4]
+    assert loop(again).model.training
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (tag,) = events.Tags()["images"]
+    assert [image.step for image in events.Images(tag)] == [0, 2, 4]
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_draws(tiny_digits, tmp_path):
+    result = run_tool(
+        *("train_net.py", "--num-processes", 2, "--progress", "--tensorboard-images", 1),
+        *(*ALWAYS_SMALL, "OUTPUT_DIR", tmp_path, "SOLVER.REFERENCE_WORLD_SIZE", 0),
+        *("SOLVER.IMS_PER_BATCH", 4),
+        DETECTRON2_DATASETS=str(tiny_digits),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count(" 0/4 [00:00") == 1
+    assert result.stderr.rstrip().splitlines()[-1].startswith("train: 100%")
+    assert Image.open(tmp_path / "curves.png").width > 600
+    (file,) = tmp_path.glob("events*")
+    events = EventAccumulator(str(file)).Reload()
+    (tag,) = events.Tags()["images"]
+    assert [image.step for image in events.Images(tag)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("number", "names", "message"),
+    [
+        (-1, ("digits_val",), "--tensorboard-images must be 0 or more, got -1"),
+        (2, (), "--tensorboard-images needs data to predict on, and DATASETS.TEST is empty"),
+    ],
+)
+def test_numbers_of_images_that_cannot_be(number, names, message):
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.DATASETS.TEST = names
+    with pytest.raises(ValueError, match=message):
+        TrainingOptions(tensorboard_images=number).check(Settings.of(cfg))
