@@ -10,6 +10,7 @@ from .config import did_you_mean
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train_net", "train or evaluate a detector (YAML and .py configs)"),
     "predict": ("predict", "draw detections on images, folders of images and videos"),
+    "export": ("export_model", "write a detector to a file that runs elsewhere: ONNX and others"),
     "reproduce": ("reproduce", "evaluate published models and compare with their figures"),
     "convert": ("convert_weights", "convert published weights to Detectron2's names"),
     "publish": ("publish_checkpoint", "make a trained model ready for others"),

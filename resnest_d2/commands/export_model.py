@@ -1,0 +1,130 @@
+"""Export a trained detector to a file that runs without this package: ONNX and three others."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.utils.logger import setup_logger
+
+from .. import data  # noqa: F401  (class names of the data sets that come with the package)
+from ..config import InputError
+from ..config.settings import Settings
+from ..data.images import IMAGE_ENDINGS, read_image
+from ..export import Format, export_model
+from ..export.check import Comparison
+from ..export.graph import backbone_of, check_exportable
+from ..export.writers import check_format
+from ..inference import Predictor
+from ..processes import require_alone
+from ..weights.stored_config import load_config_of_weights
+from . import one_line_errors, warnings_again
+
+MOST_CALIBRATED = 64  # images; more change the ranges little
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="(default: the one in the checkpoint)")
+    add("--format", choices=get_args(Format), default="onnx", help="(default: onnx)")
+    add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx, .pt2 or .ts")
+    add("--backbone", action="store_true", help="export the backbone and its pyramid alone")
+    text = f"quantise to 8 bits; the ranges are those on up to {MOST_CALIBRATED} of these images"
+    add("--int8", type=Path, metavar="DIR", help=text)
+    text = "pictures to compare file and model on (default: noise)"
+    add("--check-images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
+    add(
+        "--allow-untrained",
+        action="store_true",
+        help="export even if MODEL.WEIGHTS leaves parameters at random values",
+    )
+    add(
+        "--opts",
+        default=[],
+        nargs=argparse.REMAINDER,
+        help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value",
+    )
+    return parser
+
+
+def read_images(
+    files: Sequence[Path], augmentation: T.Augmentation, input_format: str
+) -> list[torch.Tensor]:
+    """Pictures as the model takes them, shape (3, H, W).
+
+    Raises:
+        InputError, FileNotFoundError: as :func:`read_image`.
+    """
+    images = []
+    for file in files:
+        given = T.AugInput(read_image(file, input_format))
+        augmentation(given)
+        pixels = np.ascontiguousarray(given.image.transpose(2, 0, 1), np.float32)
+        images.append(torch.from_numpy(pixels))
+    return images
+
+
+def list_calibration(folder: Path | None) -> list[Path]:
+    """The images of a folder that ranges are measured on.
+
+    Raises:
+        InputError: there are none.
+    """
+    if folder is None:
+        return []
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+    if not found:
+        raise InputError(f"--int8 {folder} holds no images")
+    return found[:MOST_CALIBRATED]
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """What was compared, one line an image."""
+    names = list(dict.fromkeys(name for one in comparisons for name in one.differences))
+    lines = [["image", "model", "file", *names]]
+    for one in comparisons:
+        differences = [f"{one.differences.get(name, 0):.1e}" for name in names]
+        size = "x".join(map(str, one.size))
+        lines.append([size, str(one.expected), str(one.actual), *differences])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = (
+        "  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    return "\n".join(rows)
+
+
+@warnings_again()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export; the exit code is 2 if something cannot be exported."""
+    args = make_parser().parse_args(arguments)
+    for name in ("resnest_d2", "fvcore", "detectron2"):
+        setup_logger(name=name)
+    with one_line_errors():
+        require_alone()
+        check_format(args.format, args.output, bool(args.int8))
+        calibration = list_calibration(args.int8)
+        settings = Settings.of(load_config_of_weights(args.config_file, args.opts))
+        predictor = Predictor(settings, args.allow_untrained, device="cpu")
+        (backbone_of if args.backbone else check_exportable)(predictor.model)
+        reading = (predictor.augmentation, predictor.input_format)
+        comparisons = export_model(
+            predictor.model,
+            args.output,
+            args.format,
+            classes=predictor.metadata.get("thing_classes", None) or [],
+            input_format=predictor.input_format,
+            augmentation=predictor.augmentation,
+            backbone=args.backbone,
+            images=read_images(args.check_images, *reading),
+            calibration=read_images(calibration, *reading),
+        )
+    print("Largest differences between the file and the model:")
+    print(table(comparisons))
+    print(f"{args.output} written, {args.output.stat().st_size / 2**20:.1f} MiB")
+    return 0

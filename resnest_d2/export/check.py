@@ -1,0 +1,136 @@
+"""Comparing a written file with the model that it was made from."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from torch import nn
+from torch.nn import functional as F
+
+from .graph import BackboneGraph, DetectorGraph, instances_of
+
+# Largest differences: of boxes in pixels, of scores and masks, and of features as a share of the
+# largest value.
+BOX_TOLERANCE, VALUE_TOLERANCE = 1e-3, 1e-4
+
+Outputs = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs of a file beside those of the model, for one image."""
+
+    size: tuple[int, int]
+    """Height and width of the image."""
+    expected: int
+    """Detections of the model, or features."""
+    actual: int
+    differences: Mapping[str, float]
+    """The largest difference by output."""
+
+    @property
+    def problem(self) -> str:
+        """What differs more than it may, or ""."""
+        where = "on an image of {}x{} pixels".format(*self.size)
+        if self.expected != self.actual:
+            return f"the file finds {self.actual} objects {where}, the model {self.expected}"
+        for name, value in self.differences.items():
+            limit = BOX_TOLERANCE if name == "boxes" else VALUE_TOLERANCE
+            if not value <= limit:  # NaN differs too
+                return f"{name} differ by {value:.2g} {where}, and may by {limit:g}"
+        return ""
+
+
+def make_images(channels: int, stride: int) -> list[torch.Tensor]:
+    """Two images of noise at several scales, of other sizes than the export's example."""
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for rows, columns in ((5, 10), (9, 6)):
+        size = (rows * stride, columns * stride)
+        image = torch.zeros(1, channels, *size)
+        for scale in (1, 8, 32):
+            small = [side // scale for side in size]
+            noise = torch.rand(1, channels, *small, generator=generator)
+            image += F.interpolate(noise, size, mode="bilinear") * 85
+        images.append(image[0])
+    return images
+
+
+@torch.no_grad()
+def expected_outputs(
+    graph: DetectorGraph | BackboneGraph, model: nn.Module, image: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """What the model itself computes, by Detectron2's own code.
+
+    Args:
+        graph: names what the file puts out.
+        model: the detector, not optimised.
+        image: shape (3, H, W), multiples of the stride.
+    """
+    if isinstance(graph, BackboneGraph):
+        return dict(model.backbone(((image - model.pixel_mean) / model.pixel_std)[None]))
+    if isinstance(model, GeneralizedRCNN):
+        found: Instances = model.inference([{"image": image}], do_postprocess=False)[0]
+    else:
+        found = instances_of(model, image)
+    outputs = {"boxes": found.pred_boxes.tensor, "scores": found.scores}
+    outputs["classes"] = found.pred_classes
+    return outputs | ({"masks": found.pred_masks[:, 0]} if found.has("pred_masks") else {})
+
+
+def compare(size: tuple[int, int], expected: Outputs, actual: Outputs) -> Comparison:
+    """Compare outputs; detections are matched by class and box, because equal scores have no order.
+
+    Args:
+        size: of the image.
+        expected: of :func:`expected_outputs`.
+        actual: of the file, rows with a negative score are empty.
+    """
+    if "boxes" not in expected:
+        differences = {
+            name: ((value - actual[name]).abs().max() / value.abs().max()).item()
+            for name, value in expected.items()
+        }
+        return Comparison(size, len(expected), len(actual), differences)
+    filled = actual["scores"] >= 0
+    actual = {name: value[filled] for name, value in actual.items()}
+    numbers = (len(expected["scores"]), len(actual["scores"]))
+    if numbers[0] != numbers[1] or not numbers[0]:
+        return Comparison(size, *numbers, {})
+    order = match(expected, actual)
+    differences = {
+        name: (value - actual[name][order]).abs().max().item() for name, value in expected.items()
+    }
+    return Comparison(size, *numbers, differences)
+
+
+def match(expected: Outputs, actual: Outputs) -> torch.Tensor:
+    """The row of ``actual`` that is next to each row of ``expected``, each taken once."""
+    distances = torch.cdist(expected["boxes"].double(), actual["boxes"].double(), p=torch.inf)
+    other = expected["classes"][:, None] != actual["classes"]
+    distances = distances.masked_fill(other, 1e9)
+    order = []
+    for row in distances:
+        order.append(row.argmin().item())
+        distances[:, order[-1]] = torch.inf
+    return torch.tensor(order)
+
+
+def found_again(expected: Outputs, actual: Outputs) -> int:
+    """How many detections have one of the same class at an IoU of 0.5 or more."""
+    overlaps = pairwise_iou(Boxes(expected["boxes"]), Boxes(actual["boxes"]))
+    same = expected["classes"][:, None] == actual["classes"]
+    return int(((overlaps >= 0.5) & same).any(1).sum()) if overlaps.numel() else 0
+
+
+def require_equal(comparisons: Sequence[Comparison]) -> None:
+    """See that a file does what its model does.
+
+    Raises:
+        ValueError: it does not; the message names the difference.
+    """
+    for comparison in comparisons:
+        if comparison.problem:
+            raise ValueError(f"the exported file is wrong: {comparison.problem}")

@@ -1,0 +1,59 @@
+"""ONNX files in 8 bits, by onnxruntime's quantiser."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .metadata import ENTRY, Metadata
+from .packages import import_for_onnx
+from .standalone import pad
+
+logger = logging.getLogger(__name__)
+
+
+def quantize(file: Path, images: Sequence[torch.Tensor], metadata: Metadata) -> None:
+    """Quantise convolutions and matrix products of an ONNX file to 8 bits, in place.
+
+    Args:
+        file: of a detector or a backbone.
+        images: to measure the range of activations on, shape (3, H, W), 0 to 255.
+        metadata: of the file.
+
+    Raises:
+        ImportError: a package is not installed.
+    """
+    onnx = import_for_onnx("onnx")
+    tools = import_for_onnx("onnxruntime.quantization")
+
+    class Reader(tools.CalibrationDataReader):
+        """Hands out the images, one at a time."""
+
+        def __init__(self) -> None:
+            self.images = iter(images)
+
+        def get_next(self) -> dict | None:
+            image = next(self.images, None)
+            if image is None:
+                return None
+            mean, divisor = metadata.pixel_mean, metadata.size_divisibility
+            return {"image": pad(image.numpy(), mean, divisor)}
+
+    logger.info("Measuring ranges on %d images", len(images))
+    logging.disable(logging.WARNING)  # the quantiser advises a step that fails on these graphs
+    try:
+        tools.quantize_static(
+            str(file),
+            str(file),
+            Reader(),
+            quant_format=tools.QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "Gemm", "MatMul"],
+            per_channel=True,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    model = onnx.load(file)
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, {ENTRY: metadata.to_json()})
+    onnx.save(model, file)
