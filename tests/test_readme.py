@@ -1,6 +1,6 @@
-"""README.md and docs/: their code runs, their links lead somewhere, their table is what tests show.
+"""README.md and docs/: their code runs, their table is what tests show.
 
-The example of docs/own_data.md is run in test_train_net.py.
+The example of docs/own_data.md is run in test_train_net.py; test_docs.py has links and commands.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from commands import run_tool
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
@@ -96,49 +95,9 @@ def test_faster_inference():
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in names["fast"].modules())
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_files_and_links(page):
-    text = PAGES[page]
-    named = re.findall(r"\b((?:tools|tests|configs|docs|requirements)/[\w./-]+\.\w+)", text)
-    assert [name for name in named if not (ROOT / name).exists()] == []
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" in link:
-            continue
-        path, _, anchor = link.partition("#")
-        target = (ROOT / page).parent / path if path else ROOT / page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target.read_text()), link
-
-
-def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives to headings."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 def test_the_readme_leads_to_every_page():
     for page in PAGES:
         assert page == "README.md" or f"]({page})" in README, page
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_options_of_commands_exist(page):
-    for block in blocks("sh", page):
-        for line in block.replace("\\\n", " ").splitlines():
-            match = re.match(r"(?:python )?tools/(\w+\.py) (.*)", line)
-            if match:
-                tool, rest = match.groups()
-                used = set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest.partition("#")[0]))
-                assert used - options_of(tool) == set(), line
-
-
-OPTIONS: dict[str, set[str]] = {}
-
-
-def options_of(tool: str) -> set[str]:
-    if tool not in OPTIONS:
-        OPTIONS[tool] = set(re.findall(r"--[a-z][\w-]*", run_tool(tool, "--help").stdout))
-    return OPTIONS[tool]
 
 
 # The table of heads: its rows, and the models of test_heads.py and test_optimize.py that they are.
