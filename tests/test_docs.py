@@ -29,7 +29,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.MULTILINE))
 # What else is typed: names of programs that are not this project's.
-OTHERS = {"cd", "export", "git", "pip", "pre-commit", "sbatch", "source", "uv"}
+OTHERS = {"cd", "export", "git", "pip", "pre-commit", "source", "tensorboard", "uv"}
 LAUNCHERS = {"srun", "torchrun"}
 OURS = re.compile(r"(tools/\w|resnest-d2 |make \w|python -m )")
 
@@ -54,9 +54,8 @@ def broken_links(page: str, text: str) -> list[str]:
         target = (ROOT / page).parent / path if path else ROOT / page
         if "://" in link or link.startswith("mailto:"):
             continue
-        if not target.exists():
-            broken.append(link)
-        elif anchor and anchor not in anchors(target.read_text() if path else text):
+        content = target.read_text() if anchor and path and target.exists() else text
+        if not target.exists() or (anchor and anchor not in anchors(content)):
             broken.append(link)
     return broken
 
