@@ -287,10 +287,19 @@ GOOD = detection(1, 1, [0, 0, 20, 20], 0.9)
         ([{k: v for k, v in GOOD.items() if k != "score"}], "must have a score .* got None"),
         ([{k: v for k, v in GOOD.items() if k != "bbox"}], "has no 'bbox' and no 'segmentation'"),
         ([GOOD, {**GOOD, "segmentation": rle([0, 0, 5, 5])}], "prediction 1 has no 'bbox' and no"),
-        ([{**GOOD, "segmentation": [[0, 0, 5, 0, 5, 5]]}], "a mask in compressed RLE .* 120 x 160"),
-        ([{**GOOD, "segmentation": {"size": [9, 9], "counts": "0"}}], "a mask in compressed RLE"),
-        ([{**GOOD, "segmentation": {"size": [120, 160], "counts": "\t"}}], "a mask in compressed"),
-        ([{**GOOD, "segmentation": {"size": [120, 160], "counts": ""}}], "a mask in compressed"),
+        (
+            [{**GOOD, "segmentation": [[0, 0, 5, 0, 5, 5]]}],
+            r"must have compressed RLE .* size, \[120, 160\], as a mask, got \[\[0",
+        ),
+        ([{**GOOD, "segmentation": {"size": [9, 9], "counts": "0"}}], "must have compressed RLE"),
+        (
+            [{**GOOD, "segmentation": {"size": [120, 160], "counts": "\t"}}],
+            "must have compressed RLE",
+        ),
+        (
+            [{**GOOD, "segmentation": {"size": [120, 160], "counts": ""}}],
+            "must have compressed RLE",
+        ),
     ],
 )
 def test_wrong_predictions_are_named(tmp_path, found, words):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.evaluation.testing import flatten_results_dict
 
 from ..config import InputError
@@ -12,7 +13,8 @@ from .page import chart, number, paragraph, table, write_page
 from .report import KINDS, PAPER, TIDE, draw_images
 from .results import TASKS, Analysis
 
-BOOTSTRAPS = 1000
+BOOTSTRAPS = (100, 1000)  # at least and at most
+BOOTSTRAPPED = 20_000_000  # predictions in all of them, which takes about a minute
 CONFIDENCE = 0.95
 COMPARED = ("id", "image_id", "category_id", "bbox", "iscrowd", "width", "height")
 
@@ -92,8 +94,9 @@ def _compare(
     from hotcoco import plot
 
     task, evaluations = TASKS[one.task], (one.evaluation, other.evaluation)
-    options = {"n_bootstrap": BOOTSTRAPS, "confidence": CONFIDENCE}
-    compared = hotcoco.compare(*evaluations, **options)
+    number_of = BOOTSTRAPPED // max(1, len(one.found) + len(other.found))
+    number_of = int(np.clip(number_of, *BOOTSTRAPS))
+    compared = hotcoco.compare(*evaluations, n_bootstrap=number_of, confidence=CONFIDENCE)
     compared |= dict(zip(("name_a", "name_b"), both, strict=True))
     rows = []
     for name, value in one.metrics.items():
@@ -115,7 +118,7 @@ def _compare(
     ]
     columns = [f"{name}: {what}" for name in both for what in ("number", "AP50")]
     text = (
-        f"The interval holds {CONFIDENCE:.0%} of {BOOTSTRAPS} bootstraps over images, and a star "
+        f"The interval holds {CONFIDENCE:.0%} of {number_of} bootstraps over images, and a star "
         "marks those without 0. It does not tell how much training with another seed would change."
     )
     sections = [

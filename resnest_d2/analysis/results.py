@@ -30,12 +30,17 @@ class Analysis:
     data: CocoData
     threshold: float
     """The least score of predictions that count in single images and confusions."""
-    shown: list[dict[str, Any]]
-    """The predictions of at least that score."""
+    found: Sequence[dict[str, Any]]
+    """All predictions."""
     evaluation: Any
     """``hotcoco.COCOeval`` of all predictions, finished."""
     evaluation_shown: Any
-    """``hotcoco.COCOeval`` of those that are shown."""
+    """``hotcoco.COCOeval`` of :attr:`shown`."""
+
+    @cached_property
+    def shown(self) -> list[dict[str, Any]]:
+        """The predictions that reach the threshold."""
+        return _above(self.found, self.threshold)
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -114,7 +119,8 @@ def _problem(
         return f"must have a box of x, y, width and height, got {one['bbox']!r}"
     size = sizes[one["image_id"]]
     if "segmentation" in fields and not _is_mask(one["segmentation"], size):
-        return f"must have a mask in compressed RLE of its image's size, {size[0]} x {size[1]}"
+        given = f"{one['segmentation']!r}"[:60]
+        return f"must have compressed RLE of its image's size, {size}, as a mask, got {given}"
     return ""
 
 
@@ -183,11 +189,15 @@ def analyze(
         evaluation.summary_lines()  # as summarize, without printing
         return evaluation
 
-    shown = [one for one in found if one["score"] >= threshold]
+    shown = _above(found, threshold)
     return [
-        Analysis(task, data, threshold, shown, evaluate(task, found), evaluate(task, shown))
+        Analysis(task, data, threshold, found, evaluate(task, found), evaluate(task, shown))
         for task in tasks
     ]
+
+
+def _above(found: Sequence[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
+    return [one for one in found if one["score"] >= threshold]
 
 
 def _percent(value: float) -> float | None:
