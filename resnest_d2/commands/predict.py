@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.utils.logger import setup_logger
 
@@ -12,7 +13,7 @@ from ..config.settings import Settings
 from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
 from ..files import check_writable
-from ..inference import Outputs, Predictor, predict_inputs, set_score_threshold
+from ..inference import Outputs, Predictor, predict_inputs
 from ..inference.files import list_inputs
 from ..processes import require_alone
 from ..weights.stored_config import load_config_of_weights
@@ -23,6 +24,12 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
+    add(
+        "--model",
+        metavar="MODEL",
+        help="a name of the zoo, a checkpoint, the folder of a training or an exported file, in "
+        "place of --config-file and MODEL.WEIGHTS",
+    )
     add("--config-file", default="", metavar="FILE", help="(default: the one in the checkpoint)")
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
@@ -76,6 +83,8 @@ def check(args: argparse.Namespace) -> None:
     require_int("--batch-size", args.batch_size, least=1)
     if args.no_draw and not (args.json or args.json_per_image or args.save_crops):
         raise InputError("--no-draw leaves nothing to write: add --json FILE or --json-per-image")
+    if args.model and args.config_file:
+        raise InputError("--model has a config of its own: leave --config-file out")
     if args.json:
         check_writable(args.json)
 
@@ -109,22 +118,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         require_alone()
         set_max_pixels(args.max_pixels)
         check(args)
-        settings = Settings.of(load_config_of_weights(args.config_file, args.opts))
+        options: dict[str, Any] = {"optimize": args.optimize, "options": args.opts}
+        model: Any = args.model
+        if model is None:
+            model = Settings.of(load_config_of_weights(args.config_file, options.pop("options")))
         files, outputs = inputs(args)
         outputs.check(files)  # found missing before the model is loaded
-        predictor = Predictor(
-            settings,
-            args.allow_untrained,
-            optimize=args.optimize,
-            tile=args.tile,
-            overlap=args.overlap,
-        )
+        options |= {"tile": args.tile, "overlap": args.overlap}
+        predictor = Predictor(model, args.allow_untrained, **options)
         if args.confidence_threshold is not None:
-            set_score_threshold(predictor.model, args.confidence_threshold)
+            predictor.set_score_threshold(args.confidence_threshold)
         elif args.json or args.json_per_image:  # drawings would be cluttered
             outputs.least = 0.5
         else:
-            set_score_threshold(predictor.model, 0.5, only_raise=True)
+            predictor.set_score_threshold(0.5, only_raise=True)
         skipped = predict_inputs(predictor, files, outputs, args.batch_size)
     what = "drawn" if outputs.draw else "written"
     print(f"{len(files) - len(skipped)} of {len(files)} inputs {what} to {args.output}")

@@ -31,6 +31,7 @@ from .tiles import check_tiles, predict_tiles
 logger = logging.getLogger(__name__)
 
 CONFIGS = (".yaml", ".yml", ".py")
+EXPORTED = (".onnx", ".pt2", ".ts")
 
 
 class Predictor:
@@ -45,8 +46,8 @@ class Predictor:
 
     Args:
         model: a name of the zoo, with the weights that were published; a config, or its file; a
-            checkpoint that holds its config; or the folder of a training or a published model. The
-            weights must be a trained detector's.
+            checkpoint that holds its config; the folder of a training or a published model; or a
+            file of :mod:`resnest_d2.export`. The weights must be a trained detector's.
         allow_untrained: run although the weights leave parameters at random values.
         weights: in place of the config's, as ``MODEL.WEIGHTS``.
         device: as ``MODEL.DEVICE``; by default the config's, if the machine has it.
@@ -78,6 +79,11 @@ class Predictor:
         self._tiles = None if tile is None else (tile, overlap)
         if self._tiles is not None:
             check_tiles(*self._tiles)
+        self._least = 0.0
+        if isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
+            given = {"weights": weights, "device": device, "optimize": optimize, "options": options}
+            self._open_exported(Path(model), [name for name, value in given.items() if value])
+            return
         if isinstance(model, str | Path):
             settings = _find(str(model), str(weights or ""), list(options))
         else:
@@ -98,6 +104,19 @@ class Predictor:
         self._check_names(settings)
         if optimize:
             self.model = optimize_for_inference(self.model, compile=optimize == "compile")
+
+    def _open_exported(self, file: Path, given: Sequence[str]) -> None:
+        """Take everything from an exported file, which cannot be changed any more."""
+        from ..export import load_exported
+
+        if given:
+            raise InputError(f"{file} is exported as it is: {' and '.join(given)} must be left out")
+        self.model = load_exported(file)
+        facts = self.model.metadata
+        self.input_format = facts.input_format
+        sizes = [facts.min_size] * 2, facts.max_size
+        self.augmentation = T.ResizeShortestEdge(*sizes) if facts.min_size else T.NoOpTransform()
+        self.metadata = Metadata(name=str(file), thing_classes=list(facts.classes))
 
     def _check_names(self, settings: Settings) -> None:
         """Name classes by their numbers, with a warning, if there are not as many names."""
@@ -170,10 +189,11 @@ class Predictor:
             whole = [(self._predict, names, image, *self._tiles) for image in images]
             outputs = [predict_tiles(*one) for one in whole]
         sources = [*sources, *[None] * (len(images) - len(sources))]
-        return [
+        results = [
             Result(output, image, self.metadata, source)
             for output, image, source in zip(outputs, images, sources, strict=True)
         ]
+        return [result.above(self._least) for result in results] if self._least else results
 
     def _predict(self, image: np.ndarray) -> dict[str, Any]:
         return self.model([self._input(image)])[0]
@@ -184,6 +204,13 @@ class Predictor:
         self.augmentation(augmented)
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1), dtype=np.float32)
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
+
+    def set_score_threshold(self, threshold: float, only_raise: bool = False) -> None:
+        """Set the least score of a detection, see :func:`set_score_threshold`."""
+        if isinstance(self.model, nn.Module):
+            set_score_threshold(self.model, threshold, only_raise)
+        else:
+            self._least = threshold
 
     def draw(self, image: np.ndarray, output: dict[str, Any], scale: float = 1.0) -> np.ndarray:
         """Draw an output on its image, see :meth:`Result.plot`."""
