@@ -204,7 +204,6 @@ class Targets(HTMLParser):
         self.anchors |= {given[name] for name in ("id", "name") if given.get(name)}
 
 
-@pytest.mark.slow
 def test_the_site_has_all_pages_and_no_broken_link(tmp_path):
     pytest.importorskip("material", reason="needs the extra docs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
