@@ -36,7 +36,7 @@ web: $(VENV)/.package
 	@$(BIN)/python tools/web.py
 
 docs: $(VENV)/.package
-	@$(BIN)/mkdocs build --quiet --strict --site-dir output/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir output/site
 
 test: $(VENV)/.package
 	@$(PYTEST) -m "not slow"
