@@ -9,6 +9,7 @@ import torch
 import torch.fx.experimental._config as fx_config
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from detectron2.modeling.poolers import ROIPooler
 from helpers import (
     assert_features_equal,
     image_shape,
@@ -26,6 +27,7 @@ from resnest_d2 import model_zoo
 from resnest_d2.config.load import load_config
 from resnest_d2.config.settings import Settings
 from resnest_d2.engine.trainer import prepare_to_train
+from resnest_d2.modeling.deform_conv import DeformConv2d
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.split_attention import SplitAttentionConv2d
 from resnest_d2.optimize import optimize_for_inference
@@ -93,9 +95,8 @@ def detections(model):
     return output
 
 
-@pytest.mark.parametrize("kind", MODELS)
-def test_detectors(kind):
-    """Every kind of head in the zoo, plain ResNets too; with statistics that folding would show."""
+def drawn(kind):
+    """A detector of each kind of head in the zoo, with statistics that folding would show."""
     model = build_detector(small_config(kind)).eval()
     mean, std = (getattr(model, name).clone() for name in ("pixel_mean", "pixel_std"))
     if kind == "baseline":  # whose depth random weights would let explode
@@ -105,6 +106,13 @@ def test_detectors(kind):
         randomize(model)
     model.pixel_mean.copy_(mean)
     model.pixel_std.copy_(std)
+    return model
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_detectors(kind):
+    """Plain ResNets too."""
+    model = drawn(kind)
     optimized = optimize_for_inference(model, memory_format=torch.channels_last)
     assert norms(optimized) == []
     image = torch.randn(1, 3, SIZE, SIZE)
@@ -123,6 +131,54 @@ def test_detectors(kind):
         assert relative_difference(*boxes) <= TOLERANCE
         if theirs.has("pred_masks"):
             assert (ours.pred_masks != theirs.pred_masks).float().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_detectors_in_half_precision(kind):
+    """Features are nearly the same; coordinates and what comes out are in fp32."""
+    model = drawn(kind)
+    half = optimize_for_inference(model, dtype=torch.bfloat16)
+    seen = []
+    for pooler in (m for m in half.modules() if isinstance(m, ROIPooler)):
+        pooler.register_forward_pre_hook(lambda _, args: seen.extend(x.dtype for x in args[0]))
+    image = torch.randn(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        features = half.backbone(image)
+        assert_features_equal(features, model.backbone(image), 0.1)
+    assert {value.dtype for value in features.values()} == {torch.float32}
+    weights = {p.dtype for p in half.backbone.parameters()}
+    assert weights == {torch.float32, torch.bfloat16} or kind == "baseline"
+    expected, actual = detections(model), detections(half)
+    assert set(actual) == set(expected)
+    assert set(seen) <= {torch.float32}
+    if "sem_seg" in expected:
+        assert actual["sem_seg"].dtype == torch.float32
+        assert relative_difference(actual["sem_seg"], expected["sem_seg"]) <= 0.1
+    if "instances" in expected:
+        theirs, ours = expected["instances"], actual["instances"]
+        assert len(ours) > 0
+        assert {ours.scores.dtype, ours.pred_boxes.tensor.dtype} == {torch.float32}
+        assert abs(ours.scores.max() - theirs.scores.max()) <= 0.1
+    assert set(detections(copy.deepcopy(half))) == set(expected)
+
+
+def test_half_precision_keeps_deformable_layers_and_refuses(monkeypatch, caplog):
+    model = backbone(DEFORM_ON_PER_STAGE=[False, True, True, True], DEFORM_MODULATED=True)
+    half = optimize_for_inference(model, dtype=torch.bfloat16)
+    deformable = [m for m in half.modules() if isinstance(m, DeformConv2d)]
+    assert {m.weight.dtype for m in deformable} == {torch.float32}
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert_features_equal(half(x), model(x), 0.1)
+    with pytest.raises(ValueError, match=r"torch.float16 is for GPUs; CPUs take torch.bfloat16"):
+        optimize_for_inference(model, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"dtype must be torch.bfloat16, .* got torch.float64"):
+        optimize_for_inference(model, dtype=torch.float64)
+    for has in (True, False):
+        caplog.clear()
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
+        optimize_for_inference(model, dtype=torch.bfloat16)
+        assert ("it will be slower than in float32" in caplog.text) != has
 
 
 @pytest.mark.parametrize("affine", [True, False])

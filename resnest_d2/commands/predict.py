@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size, by SAHI")
     add("--overlap", type=float, default=0.2, help="of tiles, 0 to 0.9 (default: 0.2)")
     add("--optimize", action="store_true", help="fold norms first, which takes less time an image")
+    add("--half", action="store_true", help="compute in half precision: float16, on CPUs bfloat16")
     add_max_pixels(parser)
     add(
         "--allow-untrained",
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model = Settings.of(load_config_of_weights(args.config_file, options.pop("options")))
         files, outputs = inputs(args)
         outputs.check(files)  # found missing before the model is loaded
-        options |= {"tile": args.tile, "overlap": args.overlap}
+        options |= {"half": args.half, "tile": args.tile, "overlap": args.overlap}
         predictor = Predictor(model, args.allow_untrained, **options)
         if args.confidence_threshold is not None:
             predictor.set_score_threshold(args.confidence_threshold)

@@ -52,6 +52,7 @@ class Predictor:
         weights: in place of the config's, as ``MODEL.WEIGHTS``.
         device: as ``MODEL.DEVICE``; by default the config's, if the machine has it.
         optimize: run :func:`~resnest_d2.optimize_for_inference`; "compile" also compiles.
+        half: compute backbone and heads in half precision: float16 on GPUs, bfloat16 on CPUs.
         tile: run on overlapping tiles of so many pixels, for large pictures with small objects.
         overlap: of tiles that are neighbours, as a part of their size.
         options: overrides of the config, pairs of KEY and VALUE.
@@ -70,6 +71,7 @@ class Predictor:
         weights: str | Path | None = None,
         device: str | None = None,
         optimize: bool | Literal["compile"] = False,
+        half: bool = False,
         tile: int | None = None,
         overlap: float = 0.2,
         options: Sequence[str] = (),
@@ -81,7 +83,8 @@ class Predictor:
             check_tiles(*self._tiles)
         self._least = 0.0
         if isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
-            given = {"weights": weights, "device": device, "optimize": optimize, "options": options}
+            given = {"weights": weights, "device": device, "options": options}
+            given |= {"optimize": optimize, "half": half}
             self._open_exported(Path(model), [name for name, value in given.items() if value])
             return
         if isinstance(model, str | Path):
@@ -102,8 +105,11 @@ class Predictor:
         if any(self.metadata.get(key, None) != value for key, value in classes.items()):
             self.metadata = Metadata(name="classes of the checkpoint", **classes)
         self._check_names(settings)
-        if optimize:
-            self.model = optimize_for_inference(self.model, compile=optimize == "compile")
+        if optimize or half:
+            on_gpu = settings.device.startswith("cuda")
+            dtype = (torch.float16 if on_gpu else torch.bfloat16) if half else None
+            is_compiled = optimize == "compile"
+            self.model = optimize_for_inference(self.model, is_compiled, dtype=dtype)
 
     def _open_exported(self, file: Path, given: Sequence[str]) -> None:
         """Take everything from an exported file, which cannot be changed any more."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from .attention import fuse_attention
 from .fold import check_foldable, fold_norms
+from .half import check_half, use_half
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def optimize_for_inference(
     model: nn.Module,
     compile: bool = False,
     memory_format: torch.memory_format | Literal["measure"] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """A copy of a model that gives the same outputs in less time.
 
@@ -45,10 +47,13 @@ def optimize_for_inference(
         memory_format: ``torch.contiguous_format`` or ``torch.channels_last`` for weights and
             features; None takes channels_last on CPUs and contiguous elsewhere; "measure" times
             both on this machine.
+        dtype: ``torch.bfloat16``, or ``torch.float16`` on GPUs, runs backbone and heads in half
+            precision, see :func:`~resnest_d2.optimize.half.use_half`; outputs then differ by what
+            that rounds.
 
     Raises:
         ValueError: the model is in training or cannot be copied, a norm takes its statistics from
-            the batch, or the memory format is another one.
+            the batch, or the memory format or the type is another one.
     """
     if memory_format not in (None, "measure", *FORMATS):
         names = " or ".join(map(str, FORMATS))
@@ -57,6 +62,8 @@ def optimize_for_inference(
     if training is not None:
         what = f"its part {training}" if training else "the model"
         raise ValueError(f"{what} is in training; call model.eval() before it is optimised")
+    if dtype is not None:
+        check_half(model, dtype)
     check_foldable(model)
     try:
         optimized = copy.deepcopy(model)
@@ -75,6 +82,8 @@ def optimize_for_inference(
         on_cpu = all(parameter.device.type == "cpu" for parameter in optimized.parameters())
         memory_format = torch.channels_last if on_cpu else torch.contiguous_format
     optimized.to(memory_format=memory_format)
+    if dtype is not None:
+        use_half(optimized, dtype)
     if compile:
         from .compile import compile_model  # it loads Inductor
 
