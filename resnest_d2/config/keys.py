@@ -32,6 +32,11 @@ RESNEST_DEFAULTS: dict[str, Any] = {
 }
 # Compile the backbone for training with torch.compile.
 COMPILE_DEFAULT = False
+# Large-scale jitter in place of INPUT.MIN_SIZE_TRAIN: images are scaled to fit a random multiple of
+# IMAGE_SIZE, and cropped or padded to it (arXiv:2012.07177).
+LSJ_DEFAULTS = {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "IMAGE_SIZE": 1024}
+# Factor of the learning rate in the bottom-up network, as in MaskFormer's configs.
+MULTIPLIER_DEFAULT = 1.0
 
 # Detectron2's builders of plain ResNets, and the depths that these have.
 PLAIN_BUILDERS = (
@@ -49,7 +54,7 @@ PROJECTS: dict[str, str] = {
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add ``MODEL.COMPILE`` and ResNeSt's keys under ``MODEL.RESNETS``, where they are missing.
+    """Add ResNeSt's keys under ``MODEL.RESNETS``, and this package's others, if they are missing.
 
     The names are those of the reference (``resnest.d2.add_resnest_config``), so its users' YAML
     files load unchanged. Unlike the reference it leaves ``STRIDE_IN_1X1`` alone, which ResNet
@@ -58,6 +63,8 @@ def add_resnest_config(cfg: CfgNode) -> None:
     for key, value in RESNEST_DEFAULTS.items():
         cfg.MODEL.RESNETS.setdefault(key, value)
     cfg.MODEL.setdefault("COMPILE", COMPILE_DEFAULT)
+    cfg.SOLVER.setdefault("BACKBONE_MULTIPLIER", MULTIPLIER_DEFAULT)
+    cfg.INPUT.setdefault("LSJ", CfgNode(LSJ_DEFAULTS))
 
 
 def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -117,7 +124,8 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     defaults = [(cfg.MODEL.RESNETS, *item) for item in RESNEST_DEFAULTS.items()]
-    for node, key, default in (*defaults, (cfg.MODEL, "COMPILE", COMPILE_DEFAULT)):
+    defaults += [(cfg.MODEL, "COMPILE", COMPILE_DEFAULT), (cfg.INPUT, "LSJ", LSJ_DEFAULTS)]
+    for node, key, default in (*defaults, (cfg.SOLVER, "BACKBONE_MULTIPLIER", MULTIPLIER_DEFAULT)):
         if node.get(key) == default:
             node.pop(key, None)
     return cfg

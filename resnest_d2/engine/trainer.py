@@ -17,6 +17,7 @@ from detectron2.data import (
 from detectron2.engine import DefaultTrainer, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventWriter
 from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
@@ -26,7 +27,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..config import ConfigError
 from ..config.settings import Settings
-from ..data.mapper import Mapper
+from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import checked
 from ..modeling.resnest import ResNeSt
@@ -201,8 +202,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
         """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
-        augmentations = {}
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        augmentations = large_scale_jitter(cfg)
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and not augmentations:
             from ..modeling.deeplab import semantic_augmentations
 
             augmentations["augmentations"] = semantic_augmentations(cfg)
@@ -215,6 +216,33 @@ class Trainer(DefaultTrainer):
         mapper = Mapper(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
         return leave_signals_to_the_trainer(loader)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Detectron2's optimizer; the bottom-up network learns by ``SOLVER.BACKBONE_MULTIPLIER``.
+
+        Raises:
+            ConfigError: the factor is negative.
+        """
+        optimizer = super().build_optimizer(cfg, model)
+        factor = cfg.SOLVER.get("BACKBONE_MULTIPLIER", 1.0)
+        if not factor >= 0:
+            raise ConfigError(f"SOLVER.BACKBONE_MULTIPLIER must be 0 or more, got {factor}")
+        if factor == 1:
+            return optimizer
+        prefix = "backbone.bottom_up." if hasattr(model.backbone, "bottom_up") else "backbone."
+        groups = get_default_optimizer_params(
+            model,
+            cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: factor if name.startswith(prefix) else 1.0,
+        )
+        optimizer.param_groups.clear()
+        for group in groups:
+            optimizer.add_param_group(group)
+        return optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
