@@ -328,6 +328,21 @@ def test_what_can_be_left_out_is_told(tmp_path, caplog):
         read(write(tmp_path, [1], [bare], only_masks))
 
 
+def test_names_with_formulas_and_very_thin_pictures_are_drawn(tmp_path):
+    box, thin = [0, 0, 4, 4], tmp_path / "1.png"
+    paths = write(
+        *(tmp_path, [1], [annotation(1, 1, 1, box)], [detection(1, 1, box, 0.9)]),
+        ["$a_^$", "long " * 60],
+    )
+    Image.new("RGB", (4000, 5)).save(thin)
+    content = json.loads(paths[0].read_text())
+    content["images"][0] |= {"width": 4000, "height": 5}
+    paths[0].write_text(json.dumps(content))
+    text = write_report(read(paths, tmp_path), tmp_path).read_text()
+    assert text.count("data:image/jpeg") == 2
+    assert "<td class=text>$a_^$</td>" in text
+
+
 def test_masks_without_boxes_are_evaluated_and_drawn(tmp_path):
     box = [10, 10, 40, 40]
     found = [{k: v for k, v in detection(1, 1, box, 0.9, True).items() if k != "bbox"}]

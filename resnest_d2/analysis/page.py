@@ -15,6 +15,7 @@ from ..files import write_text
 from ..inference.drawing import import_to_draw
 
 DPI = 95
+PLAIN = {"text.parse_math": False}  # names of classes may have $, where formulas would begin
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>$title</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -99,10 +100,10 @@ def chart(text: str, draw: Callable[..., tuple[Any, Any]], *args: Any, **options
     Raises:
         ImportError: as :func:`import_to_draw`.
     """
-    pyplot = import_to_draw("matplotlib.pyplot")
-    figure, _ = draw(*args, **options)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, bbox_inches="tight")
+    pyplot, stream = import_to_draw("matplotlib.pyplot"), io.BytesIO()
+    with pyplot.rc_context(PLAIN):
+        figure, _ = draw(*args, **options)
+        figure.savefig(stream, format="png", dpi=DPI, bbox_inches="tight")
     pyplot.close(figure)
     return _image(stream, "png", text)
 

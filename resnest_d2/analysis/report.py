@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.images import read_image
 from ..inference.drawing import import_to_draw
-from .page import chart, number, paragraph, picture, table, write_page
+from .page import PLAIN, chart, number, paragraph, picture, table, write_page
 from .results import TASKS, Analysis
 
 SIDE = 380  # pixels of a picture's longer side
@@ -201,17 +201,20 @@ def _draw(
     pixels: np.ndarray, numbered: dict[int, dict[str, Any]], states: dict[int, str], one: Analysis
 ) -> np.ndarray:
     module = import_to_draw("detectron2.utils.visualizer")
-    visualizer = module.Visualizer(pixels, scale=SIDE / max(pixels.shape[:2]))
+    shorter, longer = sorted(pixels.shape[:2])
+    visualizer = module.Visualizer(pixels, scale=max(SIDE / longer, 1.01 / shorter))  # not empty
     instances = list(numbered.values())
     boxes = [i["bbox"] for i in instances if "bbox" in i]
     names = [one.data.categories[i["category_id"]] for i in instances]
     scores = [f" {i['score']:.0%}" if "score" in i else "" for i in instances]
     unknown = "" if not states else "ignored"  # by COCO's rules, as crowds are
     labels = [name + score for name, score in zip(names, scores, strict=True)]
-    visualizer.overlay_instances(
-        boxes=[[x, y, x + w, y + h] for x, y, w, h in boxes] or None,
-        masks=[i["segmentation"] for i in instances] if one.task == "segm" and instances else None,
-        labels=labels if instances and len(instances) <= MOST_LABELS else None,
-        assigned_colors=[COLOURS.get(states.get(i, unknown), "tab:gray") for i in numbered],
-    )
+    has_masks = bool(instances) and one.task == "segm"
+    with import_to_draw("matplotlib").rc_context(PLAIN):
+        visualizer.overlay_instances(
+            boxes=[[x, y, x + w, y + h] for x, y, w, h in boxes] or None,
+            masks=[i["segmentation"] for i in instances] if has_masks else None,
+            labels=labels if instances and len(instances) <= MOST_LABELS else None,
+            assigned_colors=[COLOURS.get(states.get(i, unknown), "tab:gray") for i in numbered],
+        )
     return visualizer.output.get_image()

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 TASKS = {"bbox": "boxes", "segm": "masks"}
 FIELDS = {"bbox": "bbox", "segm": "segmentation"}
+LONGEST_NAME = 24  # characters of a class's name in charts
 
 
 @dataclass
@@ -174,7 +175,10 @@ def analyze(
     content = {
         "images": [{key: image[key] for key in keys} for image in data.images],
         "annotations": data.annotations,
-        "categories": [{"id": key, "name": name} for key, name in data.categories.items()],
+        # Charts show these names.
+        "categories": [
+            {"id": key, "name": name[:LONGEST_NAME]} for key, name in data.categories.items()
+        ],
     }
     truth = hotcoco.COCO(content)
 
