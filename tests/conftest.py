@@ -1,6 +1,7 @@
 """Shared fixtures."""
 
 import json
+import logging
 import os
 import random
 from pathlib import Path
@@ -26,6 +27,17 @@ def _seed() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_log_to_streams_of_other_tests():
+    """Commands that a test has run in this process log to what the test has captured."""
+    yield
+    for name in ("detectron2", "fvcore", "resnest_d2"):
+        logger = logging.getLogger(name)
+        for handler in list(logger.handlers):
+            if getattr(getattr(handler, "stream", None), "closed", False):
+                logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,7 @@ def test_keys_for_an_existing_config():
 def test_faster_inference():
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)).eval()
     names = {"model": model, "resnest_d2": resnest_d2}
-    exec(blocks("python", "docs/inference.md")[0], names)
+    exec(blocks("python", "docs/inference.md")[1], names)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in names["fast"].modules())
 
 

@@ -148,6 +148,16 @@ def test_a_signal_saves_and_stops(tmp_path, tiny_digits):
     assert len(set(iterations(folder))) == len(iterations(folder))
 
 
+@pytest.fixture
+def heeded():
+    """Signals do what they do in a terminal, also if nohup or a shell's & has started the tests."""
+    numbers = (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
 class Send(HookBase):
     """Sends this process a signal in an iteration, before or after the weights are updated."""
 
@@ -168,7 +178,7 @@ class Send(HookBase):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_other_signals_and_moments(tmp_path, registered_digits, number, when):
+def test_other_signals_and_moments(tmp_path, registered_digits, heeded, number, when):
     before = signal.getsignal(number)
     trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "6"})
     trainer.register_hooks([Send(number, when)])

@@ -91,7 +91,8 @@ class Predictor:
             settings = _find(str(model), str(weights or ""), list(options))
         else:
             settings = Settings.of(model).copy()
-            settings.weights = str(weights or settings.weights or "")
+            if weights is not None:
+                settings.weights = str(weights)
         if device is not None:
             settings.device = device
         choose_device(settings)
