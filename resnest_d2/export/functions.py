@@ -102,7 +102,8 @@ def find_top_rpn_proposals(
             kept = suppress(boxes.tensor, scores, levels, valid, nms_thresh, post_nms_topk)
         else:
             kept = _suppress_by_level(boxes.tensor, scores, valid, nms_thresh, pre_nms_topk)
-            kept = kept[_best(_take(scores, kept, -torch.inf), post_nms_topk)[1]]
+            best, at = _best(_take(scores, kept, -torch.inf), post_nms_topk)
+            kept = torch.where(best.isfinite(), kept[at], len(scores))
         result = Instances(size)
         result.objectness_logits = _take(scores, kept, -torch.inf)
         result.proposal_boxes = Boxes(_take(boxes.tensor, kept))

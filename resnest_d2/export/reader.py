@@ -1,5 +1,6 @@
 """Running exported files as Detectron2 runs its models."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def _aoti(path: Path) -> Function:
 def _torchscript(path: Path) -> Function:
     import torchvision  # noqa: F401
 
-    return torch.jit.load(path, map_location="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+        return torch.jit.load(path, map_location="cpu")
 
 
 _LOADERS = {"onnx": _onnx, "pt2": _pt2, "aoti": _aoti, "torchscript": _torchscript}

@@ -34,6 +34,7 @@ OPSET = (
 KNOWN_WARNINGS = (
     (DeprecationWarning, "`torch.jit"),
     (FutureWarning, "`torch.jit"),
+    (FutureWarning, "`create_unbacked_symint`"),
     (UserWarning, "torch.meshgrid"),
     (UserWarning, "Symbolic dimension"),
     (torch.jit.TracerWarning, ""),
