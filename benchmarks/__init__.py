@@ -8,6 +8,7 @@ from . import (
     coco,
     detectors,
     endurance,
+    exported,
     growth,
     kills,
     loading,
@@ -29,5 +30,6 @@ SECTIONS: dict[str, Callable[..., Report]] = {
     "growth": growth.run,
     "endurance": endurance.run,
     "kills": kills.run,
+    "exported": exported.run,
     "schedule": schedule.run,
 }

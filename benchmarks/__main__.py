@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import SECTIONS, detectors, endurance
+from benchmarks import SECTIONS, detectors, endurance, exported
 from benchmarks.amp import HEADS
 from benchmarks.peers import TIMM
 from benchmarks.timing import environment
@@ -90,6 +90,19 @@ def make_parser() -> argparse.ArgumentParser:
     group.add_argument("--kill-runs", type=int, default=3, help="of either kind")
     group.add_argument("--kill-iterations", type=int, default=200, help="default: %(default)s")
     group.add_argument("--kill-after", type=float, default=20, help="seconds, on average")
+
+    group = parser.add_argument_group("exported")
+    text = "a checkpoint, or its folder (default: the demo's)"
+    group.add_argument("--export-model", default="output/demo", metavar="MODEL", help=text)
+    default = Path("datasets/digits/val")
+    group.add_argument("--export-images", type=Path, default=default, metavar="DIR")
+    group.add_argument(
+        "--export-formats",
+        nargs="+",
+        choices=exported.FORMATS,
+        default=list(exported.FORMATS),
+        metavar="FORMAT",
+    )
     return parser
 
 

@@ -190,7 +190,7 @@ class Predictor:
             sources: what the results are said to come from.
         """
         if self._tiles is None:
-            outputs = self.model([self._input(image) for image in images])
+            outputs = self.model([self.prepare(image) for image in images])
         else:
             names = self.metadata.thing_classes
             whole = [(self._predict, names, image, *self._tiles) for image in images]
@@ -203,9 +203,10 @@ class Predictor:
         return [result.above(self._least) for result in results] if self._least else results
 
     def _predict(self, image: np.ndarray) -> dict[str, Any]:
-        return self.model([self._input(image)])[0]
+        return self.model([self.prepare(image)])[0]
 
-    def _input(self, image: np.ndarray) -> dict[str, Any]:
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """Resize an image (H, W, 3), uint8, RGB, and turn it into what Detectron2's models take."""
         height, width = image.shape[:2]
         augmented = T.AugInput(convert_PIL_to_numpy(Image.fromarray(image), self.input_format))
         self.augmentation(augmented)
