@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check-data": ("check_data", "check a data set and read every picture of it"),
     "analyze": ("analyze", "write a page about predictions: AP, errors, worst images"),
     "compare": ("compare", "compare two models on one data set"),
+    "attention": ("attention", "draw what a detector looks at"),
     "web": ("web", "serve a page that shows detections in pictures"),
     "demo": ("demo", "train on handwritten digits, evaluate and draw"),
 }
