@@ -277,7 +277,7 @@ def test_a_file_is_the_model_in_detectron2s_contract(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x.ts"]
     inputs = [
         {"image": picture(), "height": 64, "width": 300},
-        {"image": picture(256, 64, 1).to(torch.uint8), "height": 512, "width": 128},
+        {"image": picture(256, 96, 1).to(torch.uint8), "height": 512, "width": 192},
     ]
     expected = [model([one])[0] for one in inputs]
     for actual, wanted in zip(exported(inputs), expected, strict=True):
@@ -299,7 +299,7 @@ def test_a_backbone_is_exported_alone(tmp_path):
     model = make("keypoint_resnest50")
     exported = export(model, tmp_path / "x.ts", "torchscript", backbone=True)
     assert exported.metadata.outputs == ["p2", "p3", "p4", "p5", "p6"]
-    image = picture(64, 128)
+    image = picture(96, 128)
     pixels = (image - model.pixel_mean) / model.pixel_std
     actual = exported.run(image)
     for name, feature in model.backbone(pixels[None]).items():
@@ -383,7 +383,7 @@ def write_onnx(file, boxes, scores, classes, masks):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     data = Metadata(
         *("onnx", list(values), ["circle", "square"], "BGR", [10.0, 20.0, 30.0], [1.0] * 3),
-        *(32, 64, 100, 0.05, 0.5),
+        *(32, 64, 64, 100, 0.05, 0.5),
     )
     helper.set_model_props(model, {"resnest_d2": data.to_json()})
     onnx.save(model, file)
@@ -527,7 +527,9 @@ def test_every_head_in_every_format(tmp_path, head, format):
     exported = export(model, tmp_path / f"x.{ENDINGS[format]}", format)
     names = {f"x.{ENDINGS[format]}"} | ({"run_model.py"} if format == "onnx" else set())
     assert set(os.listdir(tmp_path)) == names
-    for size in ((64, 64), (96, 320)):
+    least = exported.metadata.min_side
+    assert least == (160 if head == "retinanet" else 96)
+    for size in ((least, least), (least, 320)):
         image = picture(*size)
         expected = expected_outputs(DetectorGraph(model), model, image)
         assert not compare(size, expected, exported.run(image)).problem

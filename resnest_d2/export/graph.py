@@ -23,6 +23,16 @@ def stride_of(model: nn.Module) -> int:
     return max(getattr(backbone_of(model), "size_divisibility", 0), STRIDE)
 
 
+def least_side(model: nn.Module) -> int:
+    """Least height and width of the graph's image: all features have two rows and columns then.
+
+    ``torch.export`` takes a single one for another case, which its graph does not hold.
+    """
+    stride = stride_of(model)
+    coarsest = max(shape.stride or 1 for shape in backbone_of(model).output_shape().values())
+    return max(2, coarsest // stride + 1) * stride
+
+
 def backbone_of(model: nn.Module) -> Backbone:
     """A detector's backbone.
 
@@ -49,6 +59,9 @@ def check_exportable(model: nn.Module) -> None:
 
 
 def _reason_against(model: nn.Module) -> str:
+    colours = getattr(model, "input_format", None)
+    if colours not in ("RGB", "BGR", None):
+        return f"a model of the colours {colours}"
     if type(model) is RetinaNet:
         return ""
     if type(model) is not GeneralizedRCNN:

@@ -12,7 +12,7 @@ from torch import nn
 
 from .. import __version__
 from ..config import InputError
-from .graph import BackboneGraph, DetectorGraph, stride_of
+from .graph import BackboneGraph, DetectorGraph, least_side, stride_of
 from .packages import import_for_onnx
 
 # The name of the JSON: a property of ONNX, with the ending .json an extra file of the others.
@@ -34,7 +34,9 @@ class Metadata:
     """Part of the graph; an image is padded with it."""
     pixel_std: Sequence[float]
     size_divisibility: int
-    """Height and width of the image are multiples of it, and twice as large at least."""
+    """Height and width of the image are multiples of it."""
+    min_side: int
+    """The least height and width; in smaller images a level of the pyramid has a single row."""
     min_size: int
     """The shorter side that images are resized to, 0 if they are not."""
     max_size: int
@@ -84,6 +86,7 @@ def describe(
         pixel_mean=model.pixel_mean.flatten().tolist(),
         pixel_std=model.pixel_std.flatten().tolist(),
         size_divisibility=stride_of(model),
+        min_side=least_side(model),
         min_size=min(resize.short_edge_length) if resize else 0,
         max_size=int(resize.max_size) if resize else 0,
         score_threshold=score,

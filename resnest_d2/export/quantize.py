@@ -37,8 +37,8 @@ def quantize(file: Path, images: Sequence[torch.Tensor], metadata: Metadata) -> 
             image = next(self.images, None)
             if image is None:
                 return None
-            mean, divisor = metadata.pixel_mean, metadata.size_divisibility
-            return {"image": pad(image.numpy(), mean, divisor)}
+            sides = metadata.size_divisibility, metadata.min_side
+            return {"image": pad(image.numpy(), metadata.pixel_mean, *sides)}
 
     logger.info("Measuring ranges on %d images", len(images))
     logging.disable(logging.WARNING)  # the quantiser advises a step that fails on these graphs

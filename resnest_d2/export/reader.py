@@ -36,7 +36,8 @@ class ExportedModel:
             image: shape (3, H, W), 0 to 255, in the colours of ``metadata.input_format``.
         """
         data = self.metadata
-        padded = pad(image.cpu().numpy(), data.pixel_mean, data.size_divisibility)
+        sides = data.size_divisibility, data.min_side
+        padded = pad(image.cpu().numpy(), data.pixel_mean, *sides)
         return dict(zip(data.outputs, self._function(torch.from_numpy(padded)), strict=True))
 
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:

@@ -39,16 +39,17 @@ def resized_shape(height: int, width: int, shortest: int, longest: int) -> tuple
     return int(new[0] + 0.5), int(new[1] + 0.5)
 
 
-def pad(image: np.ndarray, mean: list[float], divisor: int) -> np.ndarray:
+def pad(image: np.ndarray, mean: list[float], divisor: int, least: int) -> np.ndarray:
     """Pad an image (C, H, W) at the right and below with the mean colour, which counts as nothing.
 
     Args:
         image: 0 to 255.
         mean: a value a channel.
-        divisor: of the sides, which are twice as long at least.
+        divisor: of the sides.
+        least: length of a side, a multiple of it.
     """
     channels, height, width = image.shape
-    sides = [max(2, -(-side // divisor)) * divisor for side in (height, width)]
+    sides = [max(least, -(-side // divisor) * divisor) for side in (height, width)]
     padded = np.empty((channels, *sides), np.float32)
     padded[:] = np.reshape(mean, (channels, 1, 1))
     padded[:, :height, :width] = image
@@ -79,9 +80,8 @@ def detect(session: Any, metadata: dict[str, Any], picture: Image.Image) -> Dete
     height, width = picture.height, picture.width
     new = resized_shape(height, width, metadata["min_size"], metadata["max_size"])
     image = np.asarray(picture.resize(new[::-1], Image.Resampling.BILINEAR), np.float32)
-    image = pad(
-        image[:, :, order].transpose(2, 0, 1), metadata["pixel_mean"], metadata["size_divisibility"]
-    )
+    sides = metadata["size_divisibility"], metadata["min_side"]
+    image = pad(image[:, :, order].transpose(2, 0, 1), metadata["pixel_mean"], *sides)
     outputs = dict(zip(metadata["outputs"], session.run(None, {"image": image}), strict=True))
     boxes = outputs["boxes"] * np.float32([width / new[1], height / new[0]] * 2)
     boxes = outputs["boxes"] = np.clip(boxes, 0, [width, height] * 2)

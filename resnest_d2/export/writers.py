@@ -19,7 +19,7 @@ from ..files import check_writable, replacing
 from ..optimize import optimize_for_inference
 from . import standalone
 from .check import Comparison, compare, expected_outputs, found_again, make_images, require_equal
-from .graph import BackboneGraph, DetectorGraph, stride_of
+from .graph import BackboneGraph, DetectorGraph
 from .metadata import ENTRY, Metadata, describe
 from .packages import import_for_onnx
 from .reader import load_exported
@@ -89,7 +89,7 @@ def export_model(
         with warnings.catch_warnings():
             for category, start in KNOWN_WARNINGS:
                 warnings.filterwarnings("ignore", start, category)
-            _write(optimize_for_inference(graph), stride_of(model), file, metadata)
+            _write(optimize_for_inference(graph), file, metadata)
         if calibration:
             from .quantize import quantize
 
@@ -126,17 +126,16 @@ def check_format(format: str, target: Path, is_int8: bool) -> None:
 
 
 @torch.no_grad()
-def _write(
-    graph: DetectorGraph | BackboneGraph, stride: int, file: Path, metadata: Metadata
-) -> None:
-    channels = len(metadata.pixel_mean)
+def _write(graph: DetectorGraph | BackboneGraph, file: Path, metadata: Metadata) -> None:
+    channels, stride = len(metadata.pixel_mean), metadata.size_divisibility
     example = torch.rand(channels, 7 * stride, 8 * stride) * 255
     text = metadata.to_json()
     if metadata.format == "torchscript":
         traced = torch.jit.trace(graph, (example,), check_trace=False)
         torch.jit.save(traced, str(file), _extra_files={f"{ENTRY}.json": text})
         return
-    sides = [torch.export.Dim(name, min=2) for name in ("rows", "columns")]
+    least = metadata.min_side // stride
+    sides = [torch.export.Dim(name, min=least) for name in ("rows", "columns")]
     shapes = {"image": {axis: stride * side for axis, side in enumerate(sides, start=1)}}
     program = torch.export.export(graph, (example,), dynamic_shapes=shapes)
     if metadata.format == "pt2":
@@ -165,9 +164,8 @@ def _compare(
     exported = load_exported(file)
     data, comparisons = exported.metadata, []
     for image in images or make_images(len(data.pixel_mean), data.size_divisibility):
-        pixels = torch.from_numpy(
-            standalone.pad(image.numpy(), data.pixel_mean, data.size_divisibility)
-        )
+        sides = data.size_divisibility, data.min_side
+        pixels = torch.from_numpy(standalone.pad(image.numpy(), data.pixel_mean, *sides))
         size = tuple(pixels.shape[-2:])
         expected, actual = expected_outputs(graph, model, pixels), exported.run(pixels)
         comparisons.append(compare(size, expected, actual))
