@@ -138,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not 0 <= args.confidence_threshold <= 1:
             got = f"got {args.confidence_threshold}"
             raise InputError(f"--confidence-threshold must be between 0 and 1, {got}")
-        targets = output_paths(args.images, args.output)
+        targets = output_paths([p.with_suffix(".png") for p in args.images], args.output)
         images = [read_image(file) for file in args.images]
         import_grad_cam()
         predictor = load(args)

@@ -187,8 +187,8 @@ def grad_cam(
 ) -> tuple[dict[str, np.ndarray], str]:
     """Maps of where a feature raises the score of a detection, by the library grad-cam.
 
-    Only HiResCAM is 0 wherever the score does not depend on the feature. A box's score depends on
-    the pyramid inside the box alone, and Grad-CAM shows other objects like it as well.
+    HiResCAM is 0 where the score does not depend on the feature: with a pyramid that is nearly
+    everywhere outside the box. Grad-CAM is often high there too.
 
     Args:
         predictor: the detector.
@@ -219,43 +219,42 @@ def grad_cam(
         others = instances.pred_classes != number
         return instances.scores[distances.masked_fill(others, torch.inf).argmin()]
 
+    detector = _Detector(predictor.model, predictor.prepare(image))
+    pixels = detector.inputs["image"][None].requires_grad_()
     features: dict[str, torch.Tensor] = {}
-    inputs = predictor.prepare(image)
-    detector = _Detector(predictor.model, inputs)
-    pixels = inputs["image"][None].requires_grad_()  # gradients reach backbones that are frozen
     with ExitStack() as stack:
-        for owner in set(owners.values()):
-            keep = owner.register_forward_hook(lambda _, __, output: features.update(output))
-            stack.callback(keep.remove)
+        for parameter in detector.parameters():  # whose gradients would take half of the time
+            stack.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
+        with ExitStack() as hooks:
+            for owner in set(owners.values()):
+                hook = owner.register_forward_hook(lambda _, __, output: features.update(output))
+                hooks.callback(hook.remove)
+            target = score(detector(pixels)[0])
+        if not target.requires_grad:
+            raise InputError(f"{type(predictor.model).__name__} has scores without gradients")
         given = [layer] if layer else list(backbone.output_shape())
-        target = score(detector(pixels)[0])
-    if not target.requires_grad:
-        raise InputError(f"{type(predictor.model).__name__} puts out scores without gradients")
-    gradients = torch.autograd.grad(target, [features[name] for name in given], allow_unused=True)
-    sizes = [0.0 if one is None else one.abs().max().item() for one in gradients]
-    layer = given[int(np.argmax(sizes))]
-    if not max(sizes):
-        raise InputError(f"--layer {layer}: the score of this detection does not depend on it")
+        of = [features[name] for name in given]
+        gradients = torch.autograd.grad(target, of, allow_unused=True)
+        sizes = [0.0 if one is None else one.abs().max().item() for one in gradients]
+        layer = given[int(np.argmax(sizes))]
+        if not max(sizes):
+            raise InputError(f"--layer {layer}: the score of this detection does not depend on it")
 
-    # A feature covers the picture as it is padded to the feature's stride.
-    stride = owners[layer].output_shape()[layer].stride
-    height, width = (side * stride for side in features[layer].shape[-2:])
-    padding = (0, width - pixels.shape[3], 0, height - pixels.shape[2])
-    features.clear()
-    through = owners[layer].register_forward_hook(
-        lambda _, __, output: {**output, layer: detector.feature(output[layer])}
-    )
-    padded = nn.functional.pad(pixels, padding)
-    try:
+        # A feature covers the picture as it is padded to the feature's stride.
+        stride = owners[layer].output_shape()[layer].stride
+        height, width = (side * stride for side in features[layer].shape[-2:])
+        rows, columns = pixels.shape[2:]
+        padded = nn.functional.pad(pixels, (0, width - columns, 0, height - rows))
+        hook = owners[layer].register_forward_hook(
+            lambda _, __, output: {**output, layer: detector.feature(output[layer])}
+        )
+        stack.callback(hook.remove)
         maps = {
             name: getattr(library, name)(detector, [detector.feature])(padded, [score])[0]
             for name in METHODS
         }
-    finally:
-        through.remove()
-        detector.zero_grad()
     size = (image.shape[1], image.shape[0])
-    rows, columns = pixels.shape[2:]
     return {name: cv2.resize(one[:rows, :columns], size) for name, one in maps.items()}, layer
 
 
