@@ -20,6 +20,7 @@ from server import Server, content, cut_off
 from resnest_d2 import Predictor, model_zoo
 from resnest_d2.config.load import load_config
 from resnest_d2.engine import Trainer
+from resnest_d2.export import export_model
 from resnest_d2.inference.sources import each_picture, read_picture
 from resnest_d2.inference.tiles import predict_tiles
 from resnest_d2.modeling.detector import build_detector
@@ -193,6 +194,26 @@ def test_what_a_predictor_is_made_of(checkpoint, predictor, pixels, tmp_path):
     assert torch.allclose(optimized, expected, atol=1e-2)
     low = Predictor(checkpoint, options=["TEST.DETECTIONS_PER_IMAGE", "2"])
     assert len(low(pixels).instances) == 2
+
+
+def test_an_exported_file(checkpoint, predictor, pixels, tmp_path):
+    file = tmp_path / "model.ts"
+    facts = {"input_format": predictor.input_format, "augmentation": predictor.augmentation}
+    names = predictor.metadata.thing_classes
+    images = [predictor.prepare(np.tile(pixels, (2, 2, 1)))["image"]]
+    export_model(predictor.model, file, "torchscript", classes=names, images=images, **facts)
+    exported = Predictor(file)
+    large = np.tile(pixels, (3, 3, 1))
+    expected, found = predictor(large), exported(large)
+    assert found.names == expected.names
+    assert torch.allclose(boxes(found), boxes(expected), atol=0.1)
+    assert (found.instances.pred_masks != expected.instances.pred_masks).float().mean() < 1e-2
+    exported.set_score_threshold(expected.instances.scores[2].item() - 1e-4)
+    assert 3 <= len(exported(large).instances) <= 5
+    with pytest.raises(ValueError, match="model.ts is exported as it is: weights and half must be"):
+        Predictor(file, weights="x.pth", half=True)
+    with pytest.raises(FileNotFoundError, match="there is no file .*absent.onnx"):
+        Predictor(tmp_path / "absent.onnx")
 
 
 def test_a_name_takes_the_weights_that_were_published(monkeypatch):
