@@ -151,7 +151,7 @@ def _sections(one: Analysis) -> Iterator[tuple[str, str]]:
 
 def _images(one: Analysis, most: int) -> Iterator[tuple[str, str]]:
     images, files = one.images, {image["id"]: image["file_name"] for image in one.data.images}
-    # Of images with the same F1, the one with more errors, or more that is right, comes first.
+    # Among images of the same F1 more errors, or more that is right, come first.
     worst = sorted(images, key=lambda k: (images[k]["f1"], -images[k]["fp"] - images[k]["fn"]))
     worst = worst[: (min(most, len(images)) + 1) // 2]
     best = sorted(images.keys() - worst, key=lambda k: (-images[k]["f1"], -images[k]["tp"], k))
@@ -185,7 +185,7 @@ def draw_images(keys: Sequence[int], models: dict[str, Analysis]) -> str:
     for key in keys:
         pixels, name = read_image(files[key]), Path(files[key]).name
         truth = {a["id"]: a for a in first.data.annotations if a["image_id"] == key}
-        # With several models it depends on the model what is missed.
+        # Several models miss different objects.
         states = first.diagnostics["gt_status"] if len(models) == 1 else {}
         row = [picture(_draw(pixels, truth, states, first), f"{name}: ground truth")]
         for model, one in models.items():

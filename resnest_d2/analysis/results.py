@@ -66,7 +66,7 @@ class Analysis:
 
     @cached_property
     def diagnostics(self) -> dict[str, Any]:
-        """What ``hotcoco.COCOeval.image_diagnostics`` tells at the threshold and IoU 0.50."""
+        """The answer of ``hotcoco.COCOeval.image_diagnostics`` at the threshold and IoU 0.50."""
         return self.evaluation_shown.image_diagnostics()
 
     @property

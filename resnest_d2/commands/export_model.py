@@ -84,7 +84,7 @@ def list_calibration(folder: Path | None) -> list[Path]:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """What was compared, one line an image."""
+    """Write what was compared, one line an image."""
     names = list(dict.fromkeys(name for one in comparisons for name in one.differences))
     lines = [["image", "model", "file", *names]]
     for one in comparisons:

@@ -102,7 +102,7 @@ def list_examples(folder: Path | None) -> list[str]:
 
 
 class Detector:
-    """What the page does, apart from its looks.
+    """The work behind the page.
 
     Args:
         device: as ``MODEL.DEVICE``.

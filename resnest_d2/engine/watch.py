@@ -1,4 +1,4 @@
-"""What a user sees of a training while it runs: a progress bar, curves and predictions."""
+"""A progress bar, curves and predictions show a training while it runs."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ class ProgressBar(hooks.HookBase):
         self._bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
         for handler in {h for name in LOGGERS for h in logging.getLogger(name).handlers}:
             stream = getattr(handler, "stream", None)
-            # What goes to a file, also by way of standard output, stays as it is.
+            # A file, also one that standard output goes to, gets all lines.
             if stream in (sys.stdout, sys.stderr) and stream.isatty() == sys.stderr.isatty():
                 handler.addFilter(self._make_room)
                 self._handlers.append(handler)

@@ -32,7 +32,7 @@ class Comparison:
 
     @property
     def problem(self) -> str:
-        """What differs more than it may, or ""."""
+        """Tells what differs more than it may; "" if nothing does."""
         where = "on an image of {}x{} pixels".format(*self.size)
         if self.expected != self.actual:
             return f"the file finds {self.actual} objects {where}, the model {self.expected}"
@@ -62,7 +62,7 @@ def make_images(channels: int, stride: int) -> list[torch.Tensor]:
 def expected_outputs(
     graph: DetectorGraph | BackboneGraph, model: nn.Module, image: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What the model itself computes, by Detectron2's own code.
+    """Compute the outputs of the model itself, by Detectron2's own code.
 
     Args:
         graph: names what the file puts out.

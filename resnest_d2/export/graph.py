@@ -14,12 +14,12 @@ from ..config import InputError
 from .functions import exportable
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
-# Of backbones that ask for none: so an image of any size has whole features.
+# Backbones that ask for none get this one, so that an image of any size has whole features.
 STRIDE = 32
 
 
 def stride_of(model: nn.Module) -> int:
-    """What height and width of the graph's image are multiples of."""
+    """Return the number that height and width of the graph's image are multiples of."""
     return max(getattr(backbone_of(model), "size_divisibility", 0), STRIDE)
 
 

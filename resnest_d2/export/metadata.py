@@ -1,4 +1,4 @@
-"""What an exported file says about itself, as JSON inside it."""
+"""Facts that an exported file holds about itself, as JSON."""
 
 import json
 import zipfile
@@ -44,7 +44,7 @@ class Metadata:
     score_threshold: float | None
     nms_threshold: float | None
     version: str = __version__
-    """Of this package."""
+    """The version of this package."""
 
     def to_json(self) -> str:
         """The JSON that a file holds."""
@@ -95,7 +95,7 @@ def describe(
 
 
 def read_metadata(file: Path) -> Metadata:
-    """What a file says about itself.
+    """Read the facts that a file holds about itself.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -27,10 +27,9 @@ from .reader import load_exported
 logger = logging.getLogger(__name__)
 
 Format = Literal["onnx", "pt2", "aoti", "torchscript"]
-OPSET = (
-    20  # from 16 on RoiAlign can be "aligned", as Detectron2's is; from 19 on there is DeformConv
-)
-# What the warnings of the tools begin with, by category; none is about the graph.
+# RoiAlign can be "aligned", as Detectron2's is, from 16 on; DeformConv is there from 19 on.
+OPSET = 20
+# The tools warn in these words, by category; none is about the graph.
 KNOWN_WARNINGS = (
     (DeprecationWarning, "`torch.jit"),
     (FutureWarning, "`torch.jit"),

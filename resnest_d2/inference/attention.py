@@ -1,4 +1,4 @@
-"""What a detector looks at: weights of split attention, and Grad-CAM of a detection."""
+"""Weights of split attention, and Grad-CAM of a detection, show what a detector looks at."""
 
 import re
 from collections import defaultdict

@@ -30,7 +30,7 @@ FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 
 @dataclass
 class Outputs:
-    """What is written for each file."""
+    """The choice of what is written for each file."""
 
     folder: Path
     draw: bool = True

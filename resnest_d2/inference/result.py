@@ -1,4 +1,4 @@
-"""What a detector found in one picture, in the forms that other programs take."""
+"""Detections in one picture, in the forms that other programs take."""
 
 from collections.abc import Mapping
 from pathlib import Path
