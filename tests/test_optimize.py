@@ -133,7 +133,9 @@ def test_detectors(kind):
             assert (ours.pred_masks != theirs.pred_masks).float().mean() <= 1e-3
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize(
+    "kind", [k if k == "mask" else pytest.param(k, marks=pytest.mark.slow) for k in MODELS]
+)
 def test_detectors_in_half_precision(kind):
     """Features are nearly the same; coordinates and what comes out are in fp32."""
     model = drawn(kind)
