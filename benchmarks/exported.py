@@ -13,7 +13,7 @@ from resnest_d2.data.images import IMAGE_ENDINGS, read_image
 from resnest_d2.export import export_model, load_exported
 from resnest_d2.inference import Predictor
 
-from .timing import Report, as_json, measure, quartiles
+from .timing import Report, as_json, measure
 
 FORMATS = {"onnx": "onnx", "pt2": "pt2", "aoti": "pt2", "torchscript": "ts"}
 EAGER = "eager"
@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> Report:
         "|---|---:|---:|---:|---:|",
     ]
     for name, one in times.items():
-        low, ratio, high = quartiles(
-            [b / a for a, b in zip(one.seconds, times[EAGER].seconds, strict=True)]
-        )
+        ratio, low, high = one.ratio_to(times[EAGER])
         facts = ["", "", ""]
         if name in sizes:
             facts = [

@@ -1,7 +1,6 @@
 """The average precision of trainings that are killed and resumed, beside those that are not."""
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from resnest_d2 import model_zoo
 from resnest_d2.data import build_digits
+from resnest_d2.engine.watch import read_metrics
 
 from .timing import Report
 
@@ -54,9 +54,8 @@ def train(folder: Path, seed: int, kills: int, args: argparse.Namespace) -> dict
             done += 1
     if code:
         raise RuntimeError(f"a training ended with {code}; its log is {log.name}")
-    lines = (folder / "metrics.json").read_text().splitlines()
-    found = [entry for entry in map(json.loads, lines) if METRICS[0] in entry][-1]
-    return {name: found[name] for name in METRICS} | {"kills": done}
+    series = read_metrics(folder / "metrics.json")
+    return {name: series[name][-1][1] for name in METRICS} | {"kills": done}
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -21,6 +21,7 @@ from resnest_d2 import Predictor, model_zoo
 from resnest_d2.config.load import load_config
 from resnest_d2.engine import Trainer
 from resnest_d2.export import export_model
+from resnest_d2.inference import Outputs
 from resnest_d2.inference.sources import each_picture, read_picture
 from resnest_d2.inference.tiles import predict_tiles
 from resnest_d2.modeling.detector import build_detector
@@ -408,3 +409,38 @@ def test_the_command_refuses(checkpoint, files, tmp_path, capsys):
     assert "there is no annotation file absent.json" in line("--input-json", "absent.json")
     assert "results.json" in line("--json", tmp_path / "no/such/results.json")
     assert "--tile must be at least 32" in line("--tile", 0)
+
+
+def test_json_of_classes_that_the_annotation_file_lacks(predictor, pixels, tmp_path, caplog):
+    """They are left out, with a warning; the others stay."""
+    result = predictor(pixels)
+    name = result.names[0]
+    others = set(result.names) - {name}
+    outputs = Outputs(tmp_path, draw=False, json=tmp_path / "r.json", category_ids={name: 9})
+    outputs.check_classes(predictor.metadata.thing_classes)
+    assert "Detections of 9 classes that --input-json lacks are not in the JSON" in caplog.text
+    outputs.add(result, 1, tmp_path / "x.png", None)
+    assert [entry["category_name"] for entry in outputs.results] == [
+        one for one in result.names if one not in others
+    ]
+    assert {entry["category_id"] for entry in outputs.results} == {9}
+    outputs.category_ids = {"cat": 1}
+    with pytest.raises(ValueError, match=r"none of the model's classes \(digit 0, .*it has cat"):
+        outputs.check_classes(predictor.metadata.thing_classes)
+
+
+def test_a_video_that_was_cut_short_is_named(predictor, tmp_path, caplog):
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for _ in range(20):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert 0 < len(list(predictor(path))) < 20
+    assert "clip.avi is damaged: only" in caplog.text
+
+
+def test_tiles_of_a_model_without_instances(monkeypatch, pixels, predictor):
+    pytest.importorskip("sahi")
+    with pytest.raises(ValueError, match="--tile is for models of boxes and masks"):
+        predict_tiles(lambda image: {"sem_seg": 0}, [], pixels, 32, 0.2)

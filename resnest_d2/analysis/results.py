@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import InputError
+from ..config import InputError, import_extra
 from ..data.coco_json import CocoData
 from ..data.rle import decode_counts
 from ..data.values import number, numbers
@@ -152,13 +152,7 @@ def analyze(
         ImportError: hotcoco is not installed.
         InputError: there are only masks, and annotations have none.
     """
-    try:
-        import hotcoco
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "predictions are analysed by hotcoco, which is not installed: "
-            "pip install 'resnest_d2[fast-eval]'"
-        ) from error
+    hotcoco = import_extra("hotcoco", "predictions are analysed by hotcoco, which", "fast-eval")
     tasks = [task for task, field in FIELDS.items() if found and field in found[0]] or ["bbox"]
     without = len(data.annotations) - data.num_masks
     if "segm" in tasks and without:

@@ -12,13 +12,18 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import detectron2.utils.comm as comm
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils.logger import setup_logger
 
 from ..data.loader import UNREADABLE
 from ..files import write_text
+from ..processes import require_alone
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
 
 # Raised in Detectron2, fvcore and PyTorch on every run: category, beginning and module.
 KNOWN_WARNINGS = (
@@ -128,6 +133,59 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
             time.sleep(AFTER_FIRST)  # if the first process says the same, it ends this one
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def setting_up(*packages: str) -> Iterator[None]:
+    """Begin a command of one process: its messages on the terminal, wrong input in one line.
+
+    Args:
+        packages: whose messages are shown, by default those of Detectron2 and fvcore too.
+    """
+    for name in packages or ("resnest_d2", "fvcore", "detectron2"):
+        setup_logger(name=name)
+    with one_line_errors():
+        require_alone()
+        yield
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that :func:`load_predictor` reads; nothing may follow them."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a name of the zoo, a checkpoint, the folder of a training or an exported file, in "
+        "place of --config-file and MODEL.WEIGHTS",
+    )
+    text = "(default: the one in the checkpoint)"
+    which.add_argument("--config-file", default="", metavar="FILE", help=text)
+    text = "run even if MODEL.WEIGHTS leaves parameters at random values"
+    parser.add_argument("--allow-untrained", action="store_true", help=text)
+    text = "KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value"
+    parser.add_argument("--opts", default=[], nargs=argparse.REMAINDER, help=text)
+
+
+def load_predictor(args: argparse.Namespace, **options: Any) -> "Predictor":
+    """Load the detector that a command line names.
+
+    Args:
+        args: with the options of :func:`add_model_arguments`.
+        options: of :class:`~resnest_d2.inference.Predictor`.
+
+    Raises:
+        FileNotFoundError, InputError, UntrainedParametersError: as the predictor.
+    """
+    from ..config.settings import Settings
+    from ..inference import Predictor
+    from ..weights.stored_config import load_config_of_weights
+
+    model: Any = args.model
+    if model is None:
+        model = Settings.of(load_config_of_weights(args.config_file, args.opts))
+    else:
+        options["options"] = args.opts
+    return Predictor(model, args.allow_untrained, **options)
 
 
 def add_max_pixels(parser: argparse.ArgumentParser) -> None:

@@ -4,15 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
 from ..analysis import Analysis, analyze, read_predictions, write_report
 from ..analysis.report import headline
-from ..config import InputError, require_int
+from ..config import require_between, require_int
 from ..data.coco_json import read_coco
 from ..inference.drawing import import_to_draw
-from ..processes import require_alone
-from . import one_line_errors, warnings_again
+from . import setting_up, warnings_again
 
 
 @warnings_again()
@@ -25,9 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--title", default="Predictions", help="heading of the page")
     add_arguments(parser)
     args = parser.parse_args(arguments)
-    setup_logger(name="resnest_d2")
-    with one_line_errors():
-        require_alone()
+    with setting_up("resnest_d2"):
         check_arguments(args)
         analyses = read(args.predictions, args.json, args)
         file = write_report(analyses, args.output, args.title, args.max_images)
@@ -54,9 +49,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         InputError: the message names the option and its value.
         ImportError: as :func:`import_to_draw`.
     """
-    threshold = args.confidence_threshold
-    if not 0 <= threshold <= 1:
-        raise InputError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
+    require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
     require_int("--max-images", args.max_images, 0)
     require_int("--max-detections", args.max_detections, 11)  # above that of AR10
     import_to_draw("detectron2.utils.visualizer")

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 from torch import nn
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
-from ..config import InputError, require_int
-from ..config.settings import Settings
+from ..config import InputError, require_between, require_int
 from ..data.images import read_image
 from ..files import write_text
 from ..inference import Predictor
@@ -29,9 +27,7 @@ from ..inference.attention import (
 )
 from ..inference.files import output_paths
 from ..modeling.split_attention import SplitAttentionConv2d
-from ..processes import require_alone
-from ..weights.stored_config import load_config_of_weights
-from . import one_line_errors, warnings_again
+from . import add_model_arguments, load_predictor, setting_up, warnings_again
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +38,6 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    source = parser.add_mutually_exclusive_group()
-    text = "a name of the zoo, a checkpoint or the folder of a training"
-    source.add_argument("--model", metavar="MODEL", help=text)
-    text = "(default: the one in the checkpoint of --opts MODEL.WEIGHTS)"
-    source.add_argument("--config-file", default="", metavar="FILE", help=text)
     which = parser.add_mutually_exclusive_group()
     text = "explain the N-th detection by score (default: 1, the best)"
     which.add_argument("--detection", type=int, default=1, metavar="N", help=text)
@@ -56,10 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--layer", default="", help=text + "depends on most)")
     text = "least score of a detection, 0 to 1 (default: 0.5)"
     add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help=text)
-    text = "run even if MODEL.WEIGHTS leaves parameters at random values"
-    add("--allow-untrained", action="store_true", help=text)
-    text = "KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value"
-    add("--opts", default=[], nargs=argparse.REMAINDER, help=text)
+    add_model_arguments(parser)
     return parser
 
 
@@ -69,12 +57,9 @@ def load(args: argparse.Namespace) -> Predictor:
     Raises:
         InputError: it is an exported file, or as :class:`Predictor`.
     """
-    model, options = args.model, {"options": args.opts}
-    if model is None:
-        model = Settings.of(load_config_of_weights(args.config_file, options.pop("options")))
-    predictor = Predictor(model, args.allow_untrained, **options)
+    predictor = load_predictor(args)
     if not isinstance(predictor.model, nn.Module):
-        raise InputError(f"{model} is exported and cannot be looked into: give its checkpoint")
+        raise InputError(f"{args.model} is exported and cannot be looked into: give its checkpoint")
     predictor.set_score_threshold(args.confidence_threshold)
     return predictor
 
@@ -130,14 +115,9 @@ def share_in_box(heat: np.ndarray, box: Sequence[float]) -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if an image has no detection to explain, 2 on wrong input."""
     args = make_parser().parse_args(arguments)
-    for name in ("resnest_d2", "fvcore", "detectron2"):
-        setup_logger(name=name)
-    with one_line_errors():
-        require_alone()
+    with setting_up():
         require_int("--detection", args.detection, least=1)
-        if not 0 <= args.confidence_threshold <= 1:
-            got = f"got {args.confidence_threshold}"
-            raise InputError(f"--confidence-threshold must be between 0 and 1, {got}")
+        require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
         targets = output_paths([p.with_suffix(".png") for p in args.images], args.output)
         images = [read_image(file) for file in args.images]
         import_grad_cam()

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -14,8 +13,7 @@ from ..config import InputError
 from ..data.coco_json import CocoData, read_coco
 from ..data.images import read_image, set_max_pixels
 from ..data.repair import Options
-from ..processes import require_alone
-from . import add_max_pixels, one_line_errors, warnings_again
+from . import add_max_pixels, setting_up, warnings_again
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -35,9 +33,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if a picture cannot be read, 2 if the annotations are wrong."""
     args = parse_args(arguments)
-    setup_logger(name="resnest_d2")
-    with one_line_errors():
-        require_alone()
+    with setting_up("resnest_d2"):
         set_max_pixels(args.max_pixels)
         if args.output is not None and args.output.suffix != ".json":
             raise InputError(f"--output: {args.output} does not end in .json")

@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
 from tabulate import tabulate
 
 from ..analysis import Run, write_comparison
@@ -13,8 +12,7 @@ from ..analysis.results import TASKS
 from ..config import InputError
 from ..config.keys import read_yaml
 from ..engine.watch import read_metrics
-from ..processes import require_alone
-from . import one_line_errors, warnings_again
+from . import setting_up, warnings_again
 from .analyze import add_arguments, check_arguments, read
 
 PREDICTIONS = "inference/coco_instances_results.json"
@@ -33,9 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--json", metavar="FILE", help=text)
     add_arguments(parser)
     args = parser.parse_args(arguments)
-    setup_logger(name="resnest_d2")
-    with one_line_errors():
-        require_alone()
+    with setting_up("resnest_d2"):
         check_arguments(args)
         names = args.names or [str(path) for path in args.runs]
         if names[0] == names[1]:

@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import setup_logger
 
 from ..config import InputError
 from ..files import sha256
-from ..processes import require_alone
 from ..weights import FetchError, UnreadableError, read_checkpoint
 from ..weights.catalog import input_format_of
 from ..weights.convert import Conversion, describe_conversion
 from ..weights.files import CLASSES_KEY, ENDINGS, Checkpoint, classes_in, write_checkpoint
 from ..weights.naming import network_of
-from . import one_line_errors
+from . import setting_up
 
 _PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+\.[^.]+")
 
@@ -32,9 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--drop-unknown", action="store_true", help="leave out keys of no known name")
     add("--overwrite", action="store_true", help="replace an existing target")
     args = parser.parse_args(arguments)
-    setup_logger(name="resnest_d2")
-    with one_line_errors():
-        require_alone()
+    with setting_up("resnest_d2"):
         check_target(args.target, args.overwrite)
         conversion, checkpoint = read(args.source, args.drop_unknown)
         write_checkpoint(checkpoint, args.target)

@@ -8,20 +8,15 @@ from typing import get_args
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.utils.logger import setup_logger
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import InputError
-from ..config.settings import Settings
 from ..data.images import IMAGE_ENDINGS, read_image
 from ..export import Format, export_model
 from ..export.check import Comparison
 from ..export.graph import backbone_of, check_exportable
 from ..export.writers import check_format
-from ..inference import Predictor
-from ..processes import require_alone
-from ..weights.stored_config import load_config_of_weights
-from . import one_line_errors, warnings_again
+from . import add_model_arguments, load_predictor, setting_up, warnings_again
 
 MOST_CALIBRATED = 64  # images; more change the ranges little
 
@@ -30,7 +25,6 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("--config-file", default="", metavar="FILE", help="(default: the one in the checkpoint)")
     add("--format", choices=get_args(Format), default="onnx", help="(default: onnx)")
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx, .pt2 or .ts")
     add("--backbone", action="store_true", help="export the backbone and its pyramid alone")
@@ -38,17 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--int8", type=Path, metavar="DIR", help=text)
     text = "pictures to compare file and model on (default: noise)"
     add("--check-images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
-    add(
-        "--allow-untrained",
-        action="store_true",
-        help="export even if MODEL.WEIGHTS leaves parameters at random values",
-    )
-    add(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value",
-    )
+    add_model_arguments(parser)
     return parser
 
 
@@ -103,14 +87,10 @@ def table(comparisons: Sequence[Comparison]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export; the exit code is 2 if something cannot be exported."""
     args = make_parser().parse_args(arguments)
-    for name in ("resnest_d2", "fvcore", "detectron2"):
-        setup_logger(name=name)
-    with one_line_errors():
-        require_alone()
+    with setting_up():
         check_format(args.format, args.output, bool(args.int8))
         calibration = list_calibration(args.int8)
-        settings = Settings.of(load_config_of_weights(args.config_file, args.opts))
-        predictor = Predictor(settings, args.allow_untrained, device="cpu")
+        predictor = load_predictor(args, device="cpu")
         (backbone_of if args.backbone else check_exportable)(predictor.model)
         reading = (predictor.augmentation, predictor.input_format)
         comparisons = export_model(

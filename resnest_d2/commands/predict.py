@@ -3,34 +3,27 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from detectron2.utils.logger import setup_logger
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
-from ..config import InputError, require_int
-from ..config.settings import Settings
+from ..config import InputError, require_between, require_int
 from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
 from ..files import check_writable
-from ..inference import Outputs, Predictor, predict_inputs
+from ..inference import Outputs, predict_inputs
 from ..inference.files import list_inputs
-from ..processes import require_alone
-from ..weights.stored_config import load_config_of_weights
-from . import add_max_pixels, one_line_errors, warnings_again
+from . import (
+    add_max_pixels,
+    add_model_arguments,
+    load_predictor,
+    setting_up,
+    warnings_again,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add(
-        "--model",
-        metavar="MODEL",
-        help="a name of the zoo, a checkpoint, the folder of a training or an exported file, in "
-        "place of --config-file and MODEL.WEIGHTS",
-    )
-    add("--config-file", default="", metavar="FILE", help="(default: the one in the checkpoint)")
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
     add(
@@ -57,17 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--optimize", action="store_true", help="fold norms first, which takes less time an image")
     add("--half", action="store_true", help="compute in half precision: float16, on CPUs bfloat16")
     add_max_pixels(parser)
-    add(
-        "--allow-untrained",
-        action="store_true",
-        help="run even if MODEL.WEIGHTS leaves parameters at random values",
-    )
-    add(
-        "--opts",
-        default=[],
-        nargs=argparse.REMAINDER,
-        help="KEY VALUE pairs, e.g. MODEL.WEIGHTS x; for a .py config key=value",
-    )
+    add_model_arguments(parser)
     return parser
 
 
@@ -78,14 +61,11 @@ def check(args: argparse.Namespace) -> None:
         ValueError: a number is out of range, or nothing would be written.
         OSError: a file cannot be written.
     """
-    threshold = args.confidence_threshold
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ValueError(f"--confidence-threshold must be between 0 and 1, got {threshold}")
+    if args.confidence_threshold is not None:
+        require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
     require_int("--batch-size", args.batch_size, least=1)
     if args.no_draw and not (args.json or args.json_per_image or args.save_crops):
         raise InputError("--no-draw leaves nothing to write: add --json FILE or --json-per-image")
-    if args.model and args.config_file:
-        raise InputError("--model has a config of its own: leave --config-file out")
     if args.json:
         check_writable(args.json)
 
@@ -113,20 +93,14 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
     args = make_parser().parse_args(arguments)
-    for name in ("resnest_d2", "fvcore", "detectron2"):
-        setup_logger(name=name)
-    with one_line_errors():
-        require_alone()
+    with setting_up():
         set_max_pixels(args.max_pixels)
         check(args)
-        options: dict[str, Any] = {"optimize": args.optimize, "options": args.opts}
-        model: Any = args.model
-        if model is None:
-            model = Settings.of(load_config_of_weights(args.config_file, options.pop("options")))
         files, outputs = inputs(args)
         outputs.check(files)  # found missing before the model is loaded
-        options |= {"half": args.half, "tile": args.tile, "overlap": args.overlap}
-        predictor = Predictor(model, args.allow_untrained, **options)
+        options = {name: getattr(args, name) for name in ("optimize", "half", "tile", "overlap")}
+        predictor = load_predictor(args, **options)
+        outputs.check_classes(predictor.metadata.get("thing_classes", None) or ())
         if args.confidence_threshold is not None:
             predictor.set_score_threshold(args.confidence_threshold)
         elif args.json or args.json_per_image:  # drawings would be cluttered

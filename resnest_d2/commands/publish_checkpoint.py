@@ -11,7 +11,6 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import InputError
@@ -19,12 +18,11 @@ from ..config.keys import portable_config
 from ..config.settings import Settings
 from ..files import sha256, write_text
 from ..modeling.detector import build_detector
-from ..processes import require_alone
 from ..weights.files import ENDINGS, Checkpoint, write_checkpoint
 from ..weights.input_format import of_model
 from ..weights.loading import parts, read_config
 from ..weights.stored_config import config_text, load_config_of_weights
-from . import one_line_errors
+from . import setting_up
 from .convert_weights import read
 
 logger = logging.getLogger(__name__)
@@ -57,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--format", choices=[e.lstrip(".") for e in ENDINGS], default="pth")
     add("--opts", default=[], nargs=argparse.REMAINDER, help="overrides of the config")
     args = parser.parse_args(arguments)
-    setup_logger(name="resnest_d2")
-    with one_line_errors():
-        require_alone()
+    with setting_up("resnest_d2"):
         written = publish(args)
     print("\n".join(map(str, written)))
     return 0

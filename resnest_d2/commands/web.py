@@ -13,16 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detectron2.utils.logger import setup_logger
-
 from .. import data, model_zoo
-from ..config import require_int
+from ..config import import_extra, require_int
 from ..data.images import IMAGE_ENDINGS, read_header, read_image, set_max_pixels
 from ..inference import Predictor, Result
 from ..inference.drawing import import_to_draw
 from ..model_zoo.published import PUBLICATIONS
-from ..processes import require_alone
-from . import INPUT_ERRORS, one_line_errors
+from . import INPUT_ERRORS, setting_up
 
 if TYPE_CHECKING:
     import gradio
@@ -58,10 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = f"refuse larger pictures (default: {MAX_PIXELS})"
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=text)
     args = parser.parse_args(arguments)
-    for name in ("resnest_d2", "fvcore", "detectron2"):
-        setup_logger(name=name)
-    with one_line_errors():
-        require_alone()
+    with setting_up():
         require_int("--port", args.port, least=1)
         set_max_pixels(args.max_pixels)
         own = args.models or ([str(DEMO)] if (DEMO / "model_final.pth").is_file() else [])
@@ -188,14 +182,7 @@ def build_page(own: Sequence[str], device: str | None, examples: Sequence[str]) 
         ImportError: Gradio is not installed, or as :func:`import_to_draw`.
     """
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        import gradio as gr
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise ImportError(
-            "the page needs Gradio, which is not installed: pip install 'resnest_d2[web]'"
-        ) from error
+    gr = import_extra("gradio", "the page needs Gradio, which", "web")
     import_to_draw("detectron2.utils.visualizer")
 
     detector = Detector(device)

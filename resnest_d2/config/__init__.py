@@ -1,7 +1,9 @@
 """Configs of both kinds: their keys, reading them, and what the rest asks of them."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 from typing import Any
 
 
@@ -33,6 +35,42 @@ def require_int(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         kind = "" if isinstance(value, int) else "an integer of "
         raise ConfigError(f"{name} must be {kind}at least {least}, got {value!r}")
+
+
+def require_between(name: str, value: float, least: float, most: float) -> None:
+    """Refuse a number outside of a range, NaN too.
+
+    Raises:
+        ConfigError: the message has the name, the range and the value.
+    """
+    if not least <= value <= most:
+        raise ConfigError(f"{name} must be between {least:g} and {most:g}, got {value}")
+
+
+def import_extra(
+    name: str, start: str, extra: str = "", packages: Iterable[str] = ()
+) -> ModuleType:
+    """Import a module of a package that not everybody needs.
+
+    Args:
+        name: of the module.
+        start: the beginning of the message, in which {} stands for the package.
+        extra: of this project that installs it; by default the package is named alone.
+        packages: that may be missing, by default the module's own.
+
+    Raises:
+        ImportError: the package is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in (packages or name.partition(".")[:1]):
+            raise
+        install = f"'resnest_d2[{extra}]'" if extra else missing
+        raise ImportError(
+            f"{start.format(missing)} is not installed: pip install {install}"
+        ) from error
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

@@ -11,12 +11,13 @@ from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import nn
 
 from .. import __version__
-from ..config import InputError
+from ..config import InputError, import_extra
 from .graph import BackboneGraph, DetectorGraph, least_side, stride_of
-from .packages import import_for_onnx
 
 # The name of the JSON: a property of ONNX, with the ending .json an extra file of the others.
 ENTRY = "resnest_d2"
+# The words of import_extra about the packages that ONNX files need.
+ONNX = ("ONNX files need {}, which", "export")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def session_of(file: Path) -> "onnxruntime.InferenceSession":  # noqa: F821
         InputError: it is none.
         ImportError: onnxruntime is not installed.
     """
-    onnxruntime = import_for_onnx("onnxruntime")
+    onnxruntime = import_extra("onnxruntime", *ONNX)
     try:
         return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own classes share no base below it

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from .metadata import ENTRY, Metadata
-from .packages import import_for_onnx
+from ..config import import_extra
+from .metadata import ENTRY, ONNX, Metadata
 from .standalone import pad
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,8 @@ def quantize(file: Path, images: Sequence[torch.Tensor], metadata: Metadata) -> 
     Raises:
         ImportError: a package is not installed.
     """
-    onnx = import_for_onnx("onnx")
-    tools = import_for_onnx("onnxruntime.quantization")
+    onnx = import_extra("onnx", *ONNX)
+    tools = import_extra("onnxruntime.quantization", *ONNX)
 
     class Reader(tools.CalibrationDataReader):
         """Hands out the images, one at a time."""

@@ -14,14 +14,13 @@ import detectron2.data.transforms as T
 import torch
 from torch import nn
 
-from ..config import InputError
+from ..config import InputError, import_extra
 from ..files import check_writable, replacing
 from ..optimize import optimize_for_inference
 from . import standalone
 from .check import Comparison, compare, expected_outputs, found_again, make_images, require_equal
 from .graph import BackboneGraph, DetectorGraph
-from .metadata import ENTRY, Metadata, describe
-from .packages import import_for_onnx
+from .metadata import ENTRY, ONNX, Metadata, describe
 from .reader import load_exported
 
 logger = logging.getLogger(__name__)
@@ -119,7 +118,7 @@ def check_format(format: str, target: Path, is_int8: bool) -> None:
         raise InputError(f"a file of the format {format} must end in {ending}, got {target.name}")
     if format == "onnx":
         for name in ("onnx", "onnxscript", "onnxruntime"):
-            import_for_onnx(name)
+            import_extra(name, *ONNX)
     if format == "aoti" and not shutil.which(os.getenv("CXX", "g++")):
         raise InputError("aoti needs a C++ compiler, g++ or what CXX names: pt2 needs none")
 

@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from ..config import InputError, did_you_mean
+from ..config import InputError, did_you_mean, import_extra
 from ..modeling.split_attention import SplitAttentionConv2d
 from .drawing import import_to_draw
 from .predictor import Predictor
@@ -36,15 +36,7 @@ def import_grad_cam() -> ModuleType:
     """
     import_to_draw("cv2")
     import_to_draw("matplotlib")
-    try:
-        import pytorch_grad_cam.utils.image
-    except ModuleNotFoundError as error:
-        if error.name != "pytorch_grad_cam":
-            raise
-        raise ImportError(
-            "Grad-CAM needs grad-cam, which is not installed: pip install 'resnest_d2[explain]'"
-        ) from error
-    return pytorch_grad_cam
+    return import_extra("pytorch_grad_cam", "Grad-CAM needs grad-cam, which", "explain")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..config import InputError
 from ..data.images import IMAGE_ENDINGS, read_header, read_image
+from ..data.notes import some
 from ..files import write_text
 from .drawing import import_to_draw
 from .predictor import Predictor
@@ -79,7 +80,27 @@ class Outputs:
                 crop.save(path)
         return result
 
+    def check_classes(self, names: Sequence[str]) -> None:
+        """Compare the model's classes with those of the annotation file that ids are taken from.
+
+        Raises:
+            InputError: they have none in common.
+        """
+        others = [name for name in names if name not in (self.category_ids or names)]
+        if others and len(others) == len(names):
+            raise InputError(
+                f"--input-json has none of the model's classes ({some(names)}): it has "
+                f"{some(list(self.category_ids or ()))}"
+            )
+        if others:
+            logger.warning(
+                "Detections of %d classes that --input-json lacks are not in the JSON: %s",
+                *(len(others), some(others)),
+            )
+
     def _note(self, result: Result, number: int, target: Path, frame: int | None) -> None:
+        if self.category_ids is not None:
+            result = result.of_classes(self.category_ids)
         which = {"file_name": str(result.source)} | ({} if frame is None else {"frame": frame})
         entries = result.to_coco(number, self.category_ids)
         found = [
@@ -270,11 +291,6 @@ class _Run:
                     writer = writer or stack.enter_context(_Writer(target, video, result.image))
                     writer.write(result.plot())
                 progress.update()
-        if not video.read:
-            raise InputError(f"{file} cannot be read as a video")
-        if video.read < video.frames:
-            message = "%s is damaged: only %d of its %d frames were read"
-            logger.error(message, file, video.read, video.frames)
         return video.read >= video.frames
 
 

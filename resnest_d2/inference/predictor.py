@@ -192,7 +192,7 @@ class Predictor:
         if self._tiles is None:
             outputs = self.model([self.prepare(image) for image in images])
         else:
-            names = self.metadata.thing_classes
+            names = self.metadata.get("thing_classes", None) or []
             whole = [(self._predict, names, image, *self._tiles) for image in images]
             outputs = [predict_tiles(*one) for one in whole]
         sources = [*sources, *[None] * (len(images) - len(sources))]

@@ -1,15 +1,16 @@
 """Detections in one picture, in the forms that other programs take."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from detectron2.data import Metadata
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..config import InputError
+from ..config import InputError, import_extra
 from .drawing import import_to_draw
 
 if TYPE_CHECKING:
@@ -53,8 +54,15 @@ class Result(dict[str, Any]):
 
     def above(self, threshold: float) -> "Result":
         """The result with the instances of at least this score."""
-        kept = self.instances[self.instances.scores >= threshold]
-        return Result({**self, "instances": kept}, self.image, self.metadata, self.source)
+        return self._where(self.instances.scores >= threshold)
+
+    def of_classes(self, names: Container[str]) -> "Result":
+        """The result with the instances of these classes."""
+        return self._where(torch.tensor([name in names for name in self.names], dtype=torch.bool))
+
+    def _where(self, kept: torch.Tensor) -> "Result":
+        instances = self.instances[kept.to(self.instances.scores.device)]
+        return Result({**self, "instances": instances}, self.image, self.metadata, self.source)
 
     def to_coco(
         self, image_id: int = 0, category_ids: Mapping[str, int] | None = None
@@ -93,12 +101,7 @@ class Result(dict[str, Any]):
         Raises:
             ImportError: supervision is not installed.
         """
-        try:
-            import supervision
-        except ModuleNotFoundError as error:
-            if error.name != "supervision":
-                raise
-            raise ImportError("supervision is not installed: pip install supervision") from error
+        supervision = import_extra("supervision", "{}")
         on_cpu = self.instances.to("cpu")
         detections = supervision.Detections.from_detectron2({"instances": on_cpu})
         detections.data["class_name"] = np.array(self.names, dtype=str)

@@ -1,5 +1,6 @@
 """Pictures of every kind that the predictor takes: files, addresses, arrays, folders, videos."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from PIL import Image
 from ..config import InputError
 from ..data.images import IMAGE_ENDINGS, from_pil, read_image
 from .drawing import import_to_draw
+
+logger = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 ADDRESSES = ("http://", "https://")
@@ -127,7 +130,7 @@ def each_picture(source: Any) -> Iterator[tuple[Any, Picture]]:
 
 
 class Video:
-    """The frames of a video, shape (H, W, 3), uint8, RGB.
+    """The frames of a video, shape (H, W, 3), uint8, RGB; the log says if some are missing.
 
     Attributes:
         frames: their number, as the file has it; 0 if it does not tell.
@@ -143,7 +146,7 @@ class Video:
 
     def __init__(self, file: Path) -> None:
         cv2 = import_to_draw("cv2")
-        self._capture = cv2.VideoCapture(str(file))
+        self._file, self._capture = file, cv2.VideoCapture(str(file))
         self.read = 0
         is_open = self._capture.isOpened()
         self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if is_open else 0
@@ -155,9 +158,14 @@ class Video:
         while True:
             was_read, frame = self._capture.read()
             if not was_read:
-                return
+                break
             self.read += 1
             yield np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
+        if not self.read:
+            raise InputError(f"{self._file} cannot be read as a video")
+        if self.read < self.frames:
+            message = "%s is damaged: only %d of its %d frames were read"
+            logger.error(message, self._file, self.read, self.frames)
 
     def __enter__(self) -> "Video":
         return self

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from ..config import InputError, require_int
+from ..config import InputError, import_extra, require_between, require_int
 
 # A picture without instances; the model says which of these its instances have.
 Predict = Callable[[np.ndarray], Mapping[str, Any]]
@@ -21,16 +21,8 @@ def check_tiles(size: int, overlap: float) -> None:
         ImportError: SAHI is not installed.
     """
     require_int("--tile", size, least=32)
-    if not 0 <= overlap <= 0.9:
-        raise InputError(f"--overlap must be between 0 and 0.9, got {overlap}")
-    try:
-        import sahi  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "sahi":
-            raise
-        raise ImportError(
-            "tiles are put together by SAHI, which is not installed: pip install 'resnest_d2[tile]'"
-        ) from error
+    require_between("--overlap", overlap, 0, 0.9)
+    import_extra("sahi", "tiles are put together by SAHI, which", "tile")
 
 
 def predict_tiles(

@@ -9,11 +9,10 @@ from detectron2.modeling import Backbone
 from torch import nn
 
 from ..modeling.deform_conv import DeformConv2d
-from ..modeling.split_attention import SplitAttentionConv2d
+from ..modeling.split_attention import HALF, SplitAttentionConv2d
 
 logger = logging.getLogger(__name__)
 
-HALF = (torch.bfloat16, torch.float16)
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 # Parts of detectors by their names in Detectron2, with the method that computes features.
 PARTS = {
