@@ -433,7 +433,7 @@ def test_a_video_that_was_cut_short_is_named(predictor, tmp_path, caplog):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
     for _ in range(20):
-        writer.write(np.zeros((48, 64, 3), np.uint8))
+        writer.write(np.random.randint(0, 255, (48, 64, 3)).astype(np.uint8))
     writer.release()
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert 0 < len(list(predictor(path))) < 20
