@@ -26,6 +26,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from resnest_d2 import build_detector, model_zoo
+from resnest_d2.commands.export_model import main as export_command
 from resnest_d2.export import ExportedModel, export_model, functions, load_exported, standalone
 from resnest_d2.export.check import compare, expected_outputs
 from resnest_d2.export.graph import DetectorGraph, check_exportable
@@ -340,6 +341,30 @@ def test_the_check_tells_what_differs():
     assert compare((9, 9), expected, other).problem == (
         "the file finds 1 objects on an image of 9x9 pixels, the model 2"
     )
+
+
+def test_files_of_another_version_are_refused(made):
+    model = onnx.load(made / "x.onnx")
+    facts = json.loads(model.metadata_props[0].value)
+    del facts["min_side"]
+    helper.set_model_props(model, {"resnest_d2": json.dumps(facts)})
+    onnx.save(model, made / "x.onnx")
+    with pytest.raises(ValueError, match="x.onnx was written by another version of resnest_d2"):
+        load_exported(made / "x.onnx")
+    result = run_standalone("x.onnx", "photo.png", folder=made)
+    assert result.returncode == 2
+    assert "x.onnx is of another version than this script: it does not tell 'min_s" in result.stderr
+    del model.metadata_props[:]
+    onnx.save(model, made / "x.onnx")
+    result = run_standalone("x.onnx", "photo.png", folder=made)
+    assert result.stderr == "error: x.onnx was not written by `resnest-d2 export`\n"
+
+
+def test_an_exported_file_is_not_exported(capsys):
+    with pytest.raises(SystemExit):
+        export_command(["--model", "x.onnx", "--output", "y.ts", "--format", "torchscript"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error == "error: --model x.onnx is exported already: give its checkpoint"
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])

@@ -16,6 +16,7 @@ from ..export import Format, export_model
 from ..export.check import Comparison
 from ..export.graph import backbone_of, check_exportable
 from ..export.writers import check_format
+from ..inference.predictor import EXPORTED
 from . import add_model_arguments, load_predictor, setting_up, warnings_again
 
 MOST_CALIBRATED = 64  # images; more change the ranges little
@@ -90,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with setting_up():
         check_format(args.format, args.output, bool(args.int8))
         calibration = list_calibration(args.int8)
+        if Path(args.model or "").suffix in EXPORTED:
+            raise InputError(f"--model {args.model} is exported already: give its checkpoint")
         predictor = load_predictor(args, device="cpu")
         (backbone_of if args.backbone else check_exportable)(predictor.model)
         reading = (predictor.augmentation, predictor.input_format)

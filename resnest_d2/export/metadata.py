@@ -100,7 +100,7 @@ def read_metadata(file: Path) -> Metadata:
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: it was not exported by this package.
+        InputError: it was not exported by this package, or by another version of it.
         ImportError: it is an ONNX file, and onnxruntime is not installed.
     """
     if not file.is_file():
@@ -108,7 +108,13 @@ def read_metadata(file: Path) -> Metadata:
     text = _of_archive(file) if zipfile.is_zipfile(file) else _of_onnx(file)
     if text is None:
         raise InputError(f"{file} was not written by `resnest-d2 export`: it holds no metadata")
-    return Metadata(**json.loads(text))
+    try:
+        return Metadata(**json.loads(text))
+    except TypeError as error:  # other fields
+        raise InputError(
+            f"{file} was written by another version of resnest_d2 than this one, {__version__}: "
+            "export it again"
+        ) from error
 
 
 def _of_archive(file: Path) -> str | None:

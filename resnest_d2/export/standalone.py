@@ -128,13 +128,17 @@ def main() -> int:
 
     try:
         session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
-        metadata = json.loads(session.get_modelmeta().custom_metadata_map["resnest_d2"])
+        facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
+        if facts is None:
+            raise ValueError(f"{args.model} was not written by `resnest-d2 export`")
+        metadata = json.loads(facts)
         picture = read_picture(args.picture)
         if "boxes" not in metadata["outputs"]:
             raise ValueError(f"{args.model} holds a backbone, which finds no objects")
         found = detect(session, metadata, picture)
-    except KeyError:
-        print(f"error: {args.model} was not written by `resnest-d2 export`", file=sys.stderr)
+    except KeyError as error:
+        text = f"{args.model} is of another version than this script: it does not tell {error}"
+        print(f"error: {text}", file=sys.stderr)
         return 2
     except Exception as error:  # onnxruntime's own share no base below it
         print(f"error: {error}", file=sys.stderr)
