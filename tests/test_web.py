@@ -20,6 +20,9 @@ from PIL import Image
 
 from resnest_d2 import model_zoo
 from resnest_d2.commands import web
+from resnest_d2.data.images import read_image
+from resnest_d2.export import export_model
+from resnest_d2.inference import Predictor
 from resnest_d2.modeling.detector import build_detector
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
@@ -67,6 +70,17 @@ def test_it_says_what_it_does(detector, checkpoint, picture):
     assert [row[1] for row in rows] == pytest.approx(scores[:4].tolist(), abs=1e-3)
     assert rows[0][2:] == pytest.approx(result.instances.pred_boxes.tensor[0].tolist(), abs=0.1)
     assert detector.show(None, 0.5) == (None, [], None)
+
+
+def test_exported_files_are_shown_as_they_are(checkpoint, picture, tmp_path):
+    predictor, file = Predictor(checkpoint, device="cpu"), tmp_path / "model.ts"
+    facts = {"input_format": predictor.input_format, "augmentation": predictor.augmentation}
+    images = [predictor.prepare(read_image(picture))["image"]]
+    classes = [str(number) for number in range(10)]
+    export_model(predictor.model, file, "torchscript", classes=classes, images=images, **facts)
+    *_, (text, result) = web.Detector("cpu").detect(str(file), str(picture))
+    assert text.startswith("12 detections of any score in ")
+    assert len(result.instances) == 12
 
 
 def test_what_it_refuses(detector, checkpoint, picture, tmp_path, monkeypatch):

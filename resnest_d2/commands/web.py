@@ -18,6 +18,7 @@ from ..config import import_extra, require_int
 from ..data.images import IMAGE_ENDINGS, read_header, read_image, set_max_pixels
 from ..inference import Predictor, Result
 from ..inference.drawing import import_to_draw
+from ..inference.predictor import EXPORTED
 from ..model_zoo.published import PUBLICATIONS
 from . import INPUT_ERRORS, setting_up
 
@@ -105,7 +106,13 @@ class Detector:
     def __init__(self, device: str | None = None) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="resnest_d2_web_")
         self._lock = threading.Lock()
-        self._load = lru_cache(KEPT)(lambda name: Predictor(name, device=device, optimize=True))
+        self._device = device
+        self._load = lru_cache(KEPT)(self._open)
+
+    def _open(self, name: str) -> Predictor:
+        if Path(name).suffix in EXPORTED:  # which is optimised, and for the CPU
+            return Predictor(name)
+        return Predictor(name, device=self._device, optimize=True)
 
     def detect(self, model: str, file: str | None) -> Iterator[tuple[str, Result | None]]:
         """Run a model on a picture.
