@@ -28,7 +28,7 @@ from PIL import Image
 from resnest_d2 import build_detector, model_zoo
 from resnest_d2.commands.export_model import main as export_command
 from resnest_d2.export import ExportedModel, export_model, functions, load_exported, standalone
-from resnest_d2.export.check import compare, expected_outputs
+from resnest_d2.export.check import compare, expected_outputs, make_images
 from resnest_d2.export.graph import DetectorGraph, check_exportable
 from resnest_d2.export.metadata import Metadata
 from resnest_d2.inference import set_score_threshold
@@ -341,6 +341,22 @@ def test_the_check_tells_what_differs():
     assert compare((9, 9), expected, other).problem == (
         "the file finds 1 objects on an image of 9x9 pixels, the model 2"
     )
+
+
+def test_the_check_draws_noise_until_something_is_found():
+    """Above the best score in the first images there is something in later ones, or in none."""
+    model = make("faster_resnest50")
+    graph = DetectorGraph(model)
+    first = make_images(graph, model)
+    best = [expected_outputs(graph, model, image)["scores"].max().item() for image in first]
+    set_score_threshold(model, max(best))
+    second = make_images(graph, model)
+    assert [image.shape for image in second] == [image.shape for image in first]
+    assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
+    found = [len(expected_outputs(graph, model, image)["scores"]) for image in second]
+    assert max(found) > 0
+    set_score_threshold(model, 1.0)
+    assert [image.shape for image in make_images(graph, model)] == [image.shape for image in first]
 
 
 def test_files_of_another_version_are_refused(made):

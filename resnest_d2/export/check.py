@@ -9,11 +9,13 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 from torch.nn import functional as F
 
-from .graph import BackboneGraph, DetectorGraph, instances_of
+from .graph import BackboneGraph, DetectorGraph, instances_of, stride_of
 
 # Largest differences: of boxes in pixels, of scores and masks, and of features as a share of the
 # largest value.
 BOX_TOLERANCE, VALUE_TOLERANCE = 1e-3, 1e-4
+DRAWN = 10  # images of noise
+SCALES = (1, 8, 32)  # pixels of it
 
 Outputs = Mapping[str, torch.Tensor]
 
@@ -43,17 +45,29 @@ class Comparison:
         return ""
 
 
-def make_images(channels: int, stride: int) -> list[torch.Tensor]:
-    """Two images of noise at several scales, of other sizes than the export's example."""
-    generator = torch.Generator().manual_seed(0)
-    images = []
+def make_images(graph: DetectorGraph | BackboneGraph, model: nn.Module) -> list[torch.Tensor]:
+    """Two images of noise at several scales, of other sizes than the export's example.
+
+    Of :data:`DRAWN` ones of each size the first is taken in which the model finds something.
+
+    Args:
+        graph: of the model.
+        model: the detector.
+    """
+    generator, images = torch.Generator().manual_seed(0), []
+    channels, stride = len(model.pixel_mean), stride_of(model)
     for rows, columns in ((5, 10), (9, 6)):
         size = (rows * stride, columns * stride)
-        image = torch.zeros(1, channels, *size)
-        for scale in (1, 8, 32):
-            small = [side // scale for side in size]
-            noise = torch.rand(1, channels, *small, generator=generator)
-            image += F.interpolate(noise, size, mode="bilinear") * 85
+        for _ in range(DRAWN):
+            image = torch.zeros(1, channels, *size)
+            shares = torch.rand(len(SCALES), generator=generator).softmax(0)
+            for scale, share in zip(SCALES, shares, strict=True):
+                small = [side // scale for side in size]
+                noise = torch.rand(1, channels, *small, generator=generator)
+                image += F.interpolate(noise, size, mode="bilinear") * 255 * share
+            found = expected_outputs(graph, model, image[0])
+            if len(found.get("scores", found)):
+                break
         images.append(image[0])
     return images
 

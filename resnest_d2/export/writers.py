@@ -161,7 +161,7 @@ def _compare(
 ) -> list[Comparison]:
     exported = load_exported(file)
     data, comparisons = exported.metadata, []
-    for image in images or make_images(len(data.pixel_mean), data.size_divisibility):
+    for image in images or make_images(graph, model):
         sides = data.size_divisibility, data.min_side
         pixels = torch.from_numpy(standalone.pad(image.numpy(), data.pixel_mean, *sides))
         size = tuple(pixels.shape[-2:])
