@@ -9,6 +9,7 @@ import torch
 from detectron2.engine import HookBase
 from short_training import loop, make
 
+from resnest_d2.engine.hooks import build_writers
 from resnest_d2.engine.loop import NonFiniteError
 
 pytestmark = pytest.mark.usefixtures("registered_digits")
@@ -198,3 +199,29 @@ def test_metrics_have_each_iteration_once(tmp_path, lazy):
     events.Reload()
     steps = [event.step for event in events.Scalars("total_loss")]
     assert steps == iterations
+
+
+def test_a_run_that_is_extended_keeps_the_metrics_of_its_end(tmp_path):
+    from detectron2.utils.events import EventStorage
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, end in ((0, 2), (2, 4), (2, 4)):  # extended, killed, and extended again
+        writers = build_writers(str(tmp_path), start, end)
+        with EventStorage(start) as storage:
+            for iteration in range(start, end):
+                storage.iter = iteration
+                storage.put_scalars(total_loss=iteration)
+                for writer in writers[1:]:
+                    writer.write()
+            storage.iter = end  # as behind the last iteration
+            storage.put_scalar("bbox/AP", 10 * end, smoothing_hint=False)
+            for writer in writers[1:]:
+                writer.write()
+                writer.close()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "total_loss" in line] == [0, 1, 2, 3]
+    ends = [(line["iteration"], line["bbox/AP"]) for line in lines if "bbox/AP" in line]
+    assert ends == [(2, 20), (4, 40)]
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("bbox/AP")] == [2, 4]
