@@ -137,6 +137,9 @@ def _choose_schedule(
     period = math.ceil(length / EVALUATIONS)
     choose("TEST.EVAL_PERIOD", period, f"{EVALUATIONS} evaluations")
     choose("SOLVER.CHECKPOINT_PERIOD", period, "with them")
+    choose(
+        "TEST.PRECISE_BN.ENABLED", True, f"batches of {batch} leave batch norms rough statistics"
+    )
 
 
 def _batch(kind: str, pixels: int, num_processes: int) -> tuple[int, str]:
