@@ -65,6 +65,7 @@ def test_few_small_images_of_small_objects(make):
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (1000, (666, 888))
     assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (100, 200)
     assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+    assert cfg.TEST.PRECISE_BN.ENABLED
 
 
 def test_large_images_of_many_objects(make):
