@@ -1,5 +1,6 @@
 """Annotations in other formats are named, and converted by the command that the message says."""
 
+import gzip
 import json
 import re
 import shlex
@@ -79,7 +80,18 @@ JSON = {
     "FiftyOne": ({"samples": []}, "is of FiftyOne"),
     "Datumaro": ({"info": {}, "categories": {"label": {}}, "items": []}, "is of Datumaro"),
     "GeoJSON": ({"type": "FeatureCollection", "features": []}, "is GeoJSON"),
-    "a number": (5, "is not in COCO's format: it holds no object"),
+    "a number": (5, "holds no JSON object; it begins with '5'"),
+    "a text": ("x", "holds no JSON object"),
+    "a list of numbers": ([5], "is a list, not an object in COCO's format"),
+    "COCO in a list": ([{**COCO, "annotations": []}], "is a list around an object in COCO's"),
+    "names that are lists": ({"categories": [{"id": 1, "name": ["cat"]}]}, "is not in COCO's"),
+    "categories that are none": ({"categories": 5}, "is not in COCO's format"),
+    "Supervisely": ({"tags": [], "size": {}, "objects": []}, "is of Supervisely, of one image"),
+    "Cityscapes": ({"imgHeight": 1, "imgWidth": 1, "objects": []}, "is of Cityscapes, of one"),
+    "YouTube-VIS": ({"videos": [], "annotations": [], "categories": []}, "is of YouTube-VIS"),
+    "a task of Label Studio": ({"id": 1, "data": {}, "annotations": []}, "is of Label Studio"),
+    "BDD100K": ([{"name": "a.jpg", "labels": []}], "is of BDD100K: export COCO's format there"),
+    "Detectron2's dicts": ([{"file_name": "a", "annotations": []}], "is of Detectron2's own"),
     "an empty list": ([], "is a list, not an object in COCO's format"),
     "an empty object": ({}, "is not in COCO's format: it has no list 'images'"),
 }
@@ -94,7 +106,10 @@ TEXTS = {
         YOLO,
         "holds labels of YOLO, of one image; convert it to COCO's: coco convert --from",
     ),
-    "polygon.txt": ("3 0 0 1 0 1 1\n", "holds labels of YOLO"),
+    "polygon.txt": (
+        "3 0 0 1 0 1 1\n",
+        "holds labels of YOLO, of one image; supervision converts polygons: sv.DetectionDataset",
+    ),
     "data.yaml": ("train: images\nnc: 1\nnames: [cat]\n", "is the description of a YOLO data set"),
     "boxes.csv": ("a.png,5,4,15,14,cat\n", "is a table; export COCO's format where it was made"),
     "oid.csv": (
@@ -102,7 +117,13 @@ TEXTS = {
         "is of Open Images; convert it to COCO's: coco convert --from oid",
     ),
     "lines.json": ('{"a": 1}\n{"a": 2}\n', "holds one JSON object a line"),
-    "empty.json": ("", "is no JSON: "),
+    "empty.json": (" \n", "is empty"),
+    "video.xml": (f"{CVAT[:40]}<annotations><track id='0'>", "is XML of CVAT, of a video; export"),
+    "labelme.xml": ("<annotation><object><polygon>", "is XML of the old LabelMe, whose polygons"),
+    "config.yaml": ("MODEL:\n  DEVICE: cpu\n", "is YAML, not JSON in COCO's format"),
+    "classes.txt": ("cat\ndog\n", "holds no JSON object; it begins with 'cat'"),
+    "pointer.json": ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    "scientific.txt": ("0.0 5e-1 0.5 1.0 2e-1\n", "holds labels of YOLO"),
     "cut.json": ('{"images": [', "is no JSON: "),
 }
 
@@ -124,6 +145,44 @@ def test_files_of_other_formats_are_named(tmp_path, name):
         read_coco(tmp_path / name, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"{}"), "is compressed by gzip: unpack it"),
+        ("{}".encode("utf-16"), "is written in UTF-16: save it in UTF-8"),
+        (b"PAR1\0\0", "is a table in Parquet's format"),
+        (b"{\0\0\0", "is no text, but JSON is"),
+    ],
+)
+def test_files_that_are_no_text_are_named(tmp_path, content, message):
+    (tmp_path / "train.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"train.json {message}"):
+        read_coco(tmp_path / "train.json", tmp_path)
+
+
+def test_supervision_converts_polygons_of_yolo(tmp_path):
+    """As the message says it, with folders in place of capitals."""
+    sv = pytest.importorskip("supervision")
+    folder, images = tmp_path / "labels", tmp_path / "images"
+    folder.mkdir()
+    images.mkdir()
+    Image.new("RGB", (40, 30)).save(images / "a.png")
+    (folder / "a.txt").write_text("0 0.125 0.1 0.375 0.1 0.375 0.5 0.125 0.5\n")
+    (tmp_path / "data.yaml").write_text(TEXTS["data.yaml"][0])
+    with pytest.raises(ValueError, match="supervision converts polygons") as raised:
+        read_coco(folder / "a.txt", images)
+    call = str(raised.value).partition("polygons: ")[2]
+    for word, path in (
+        *(("IMAGES", images), ("LABELS", folder)),
+        *(("data.yaml", tmp_path / "data.yaml"), ("train.json", tmp_path / "train.json")),
+    ):
+        call = call.replace(f"'{word}'", repr(str(path)))
+    eval(call, {"sv": sv})
+    data = read_coco(tmp_path / "train.json", images, masks=True)
+    assert list(data.categories.values()) == ["cat"]
+    assert data.annotations[0]["bbox"] == pytest.approx([5, 3, 10, 12], abs=1)
+
+
 def test_pictures_are_no_annotations_and_files_no_folders(tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="a.png is a picture, not annotations"):
@@ -139,7 +198,15 @@ def test_pictures_are_no_annotations_and_files_no_folders(tmp_path):
         ({"_annotations.coco.json": "{}"}, "is a folder; its annotations may be "),
         ({"a.xml": VOC, "b.xml": VOC}, "is a folder with a.xml, which is XML of Pascal VOC"),
         ({"labels/a.txt": YOLO, "data.yaml": ""}, "is a folder with a.txt, which holds labels of"),
-        (dict.fromkeys(("a.json", "b.json"), json.dumps(LABELME)), "if labelme wrote them: labelm"),
+        (
+            dict.fromkeys(("a.json", "b.json"), json.dumps(LABELME)),
+            "is a folder with a.json, which is of labelme, of one image; convert the folder: ",
+        ),
+        (
+            dict.fromkeys(("a.json", "b.json"), json.dumps({"tags": [], "size": 1, "objects": []})),
+            "is a folder with a.json, which is of Supervisely",
+        ),
+        (dict.fromkeys(("a.json", "b.json"), "{}"), "with a.json, which is one of 2 JSON files"),
         ({"a.png": ""}, "is a folder, not a JSON file"),
     ],
 )

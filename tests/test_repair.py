@@ -1,6 +1,7 @@
 """Annotations as tools write them: what is odd is repaired or refused."""
 
 import copy
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -10,7 +11,7 @@ import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
-from resnest_d2.data.coco_json import read_coco
+from resnest_d2.data.coco_json import CocoData, read_coco
 from resnest_d2.data.repair import Options
 
 SIZES = {"a.png": (40, 30), "sub/b.png": (50, 20)}
@@ -263,7 +264,7 @@ def test_annotations_at_another_size_are_scaled(folder, caplog):
     assert first["segmentation"] == [CORNERS]
     assert (mask_util.decode(second["segmentation"]) == rle()).all()
     assert (first["area"], second["area"]) == (25, 100)
-    assert "1 images were annotated at another size; boxes and masks are scaled: 7 (80 x 60" in (
+    assert "1 images were annotated at another size; their annotations are scaled: 7 (80 x 60" in (
         caplog.text
     )
 
@@ -322,7 +323,9 @@ def test_boxes_that_are_not_their_masks(folder, caplog, pattern):
 
 def test_few_boxes_that_are_not_their_masks_are_named(folder, caplog):
     odd = copy.deepcopy(PLAIN)
-    odd["annotations"] = [{**odd["annotations"][0], "id": n} for n in range(1, 11)]
+    odd["annotations"] = [
+        {**odd["annotations"][0], "id": n, "bbox": [5 - n / 100, 4, 10, 10]} for n in range(1, 11)
+    ]
     odd["annotations"][4]["bbox"] = [25, 20, 10, 10]
     assert read(folder, odd).annotations[4]["bbox"] == [25, 20, 10, 10]
     assert warnings(caplog) == [
@@ -429,3 +432,221 @@ def test_an_only_class_is_no_phantom(folder):
     odd["categories"] = [{"id": 1, "name": "cat", "supercategory": "cat"}]
     odd["annotations"] = []
     assert read(folder, odd).categories == {1: "cat"}
+
+
+def written(data: CocoData, file: Path) -> dict:
+    data.write(file)
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize("kind", ["a list of runs", "pieces", "another size"])
+def test_masks_of_every_kind_are_written(folder, kind):
+    """The encodings of pycocotools are bytes, which JSON does not hold."""
+    odd = copy.deepcopy(PLAIN)
+    encoded = mask_util.encode(np.asfortranarray(rle()))
+    mask = {"size": [30, 40], "counts": encoded["counts"].decode()}
+    if kind == "a list of runs":
+        flat = rle().T.ravel()
+        changes = np.flatnonzero(np.diff(flat)) + 1
+        edges = [0, *changes.tolist(), flat.size]
+        mask["counts"] = [b - a for a, b in itertools.pairwise(edges)]
+    elif kind == "pieces":
+        mask = [mask, mask]
+    else:
+        odd["images"][0].update(width=41)
+        wide = mask_util.encode(np.asfortranarray(np.pad(rle(), ((0, 0), (0, 1)))))
+        mask = {"size": [30, 41], "counts": wide["counts"].decode()}
+    odd["annotations"][0]["segmentation"] = mask
+    content = written(read(folder, odd), folder / "out.json")
+    assert (mask_util.decode(content["annotations"][0]["segmentation"]) == rle()).all()
+
+
+def test_a_file_with_a_byte_order_mark_is_evaluated_on_a_copy(folder):
+    assert read(folder, PLAIN).evaluable
+    file = folder / "data.json"
+    file.write_text(json.dumps(PLAIN), encoding="utf-8-sig")
+    data = read_coco(file, folder / "images", masks=True)
+    assert data.dicts == read(folder, PLAIN).dicts
+    assert not data.evaluable
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("boxes", [False, True])
+def test_coordinates_in_parts_of_the_image_are_refused(folder, masks, boxes):
+    odd = copy.deepcopy(PLAIN)
+    every("images", width=0.0, height=0.0)(odd)
+    parts = [[c / (40, 30)[i % 2] for i, c in enumerate(CORNERS)]]
+    box = [5 / 40, 4 / 30, 10 / 40, 10 / 30] if boxes else None
+    every("annotations", bbox=box, segmentation=parts if masks or not boxes else [], area=None)(odd)
+    with pytest.raises(ValueError, match="3 of 3 annotations lie in the first pixel of .*multiply"):
+        read(folder, odd, masks=masks)
+
+
+def test_keypoints_are_scaled_like_boxes(folder):
+    odd = copy.deepcopy(PLAIN)
+    every("categories", keypoints=["a", "b"], skeleton=[])(odd)
+    every("annotations", keypoints=[12, 10, 2, 28, 26, 1], num_keypoints=2)(odd)
+    odd["images"][0].update(width=80, height=60)
+    for annotation in odd["annotations"][:2]:
+        annotation.update(bbox=[10, 8, 20, 20], segmentation=[[2 * c for c in CORNERS]])
+    first, _, third = read(folder, odd, keypoints=True).annotations
+    assert first["keypoints"] == [6, 5, 2, 14, 13, 1]
+    assert third["keypoints"] == [12, 10, 2, 28, 26, 1]
+
+
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize("size", [(20, 15), (1, 1), (2, 2)])
+def test_a_size_that_annotations_contradict_is_refused(folder, size, masks):
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][0].update(width=size[0], height=size[1])
+    box = [25, 18, 10, 10]
+    mask = [[25, 18, 35, 18, 35, 28]]
+    odd["annotations"][0].update(bbox=None if masks else box, segmentation=mask if masks else [])
+    words = "annotations 1 reach beyond the size .*: 20 x 15 and 40 x 30 of .*a.png; correct"
+    if size != (20, 15):
+        words = f"image 7 is said to be {size[0]} x {size[1]}, but .*a.png is 40 x 30"
+    with pytest.raises(ValueError, match=words):
+        read(folder, odd, masks=masks)
+
+
+def test_one_image_of_two_sizes_is_refused(folder):
+    odd = copy.deepcopy(PLAIN)
+    odd["images"].append({**odd["images"][0], "id": 8, "width": 80, "height": 60})
+    with pytest.raises(ValueError, match=r"'a.png' is listed twice, as \[40, 30\] and \[80, 60\]"):
+        read(folder, odd)
+    odd["images"][-1].update(width=None)
+    assert read(folder, odd).dicts == read(folder, PLAIN).dicts
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_boxes_from_masks_are_clipped_and_looked_at_too(folder, caplog, asked):
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"][0]["segmentation"] = [[30, 20, 60, 20, 60, 50]]
+    odd["annotations"][1]["segmentation"] = [[60, 20, 90, 20, 90, 50]]
+    odd["annotations"][2]["segmentation"] = [[5, 5, 20, 5, 10, 5]]
+    every("annotations", bbox=[5, 4, 10, 10] if asked else None)(odd)
+    data = read(folder, odd, options=Options(boxes_from_masks=asked))
+    (found,) = data.annotations
+    assert found["bbox"] == [30, 20, 10, 10]
+    again = read(folder, written(data, folder / "out.json"))
+    assert [a["bbox"] for a in again.annotations] == [a["bbox"] for a in data.annotations]
+
+
+def test_masks_without_a_pixel_are_none(folder, caplog):
+    nothing = {"size": [30, 40], "counts": [1200]}
+    for mask, words in (
+        ([nothing, nothing], "have an empty RLE, so that these objects count as background"),
+        ([[50, 5, 60, 5, 60, 9]], "have a mask outside of their image, so that"),
+    ):
+        odd = copy.deepcopy(PLAIN)
+        odd["annotations"][0]["segmentation"] = mask
+        assert len(read(folder, odd).annotations) == 2
+        assert f"left out 1 annotations that {words}" in caplog.text
+        assert len(read(folder, odd, masks=False).annotations) == 3
+
+
+def test_a_class_that_can_be_two_of_the_training_sets_is_refused(folder):
+    odd = copy.deepcopy(PLAIN)
+    every("categories", name="cat")(odd)
+    assert read(folder, odd, categories={4: "cat", 90: "cat"}).num_annotations == 3
+    with pytest.raises(ValueError, match="4 'cat' can be any of the training set's 1 and 2, .*mer"):
+        read(folder, odd, categories={1: "cat", 2: "cat"})
+
+
+@pytest.mark.parametrize("names", [("cat", "Cat"), ("cat", "cat "), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_differ_by_their_form_alone(folder, caplog, names):
+    odd = copy.deepcopy(PLAIN)
+    for category, name in zip(odd["categories"], names, strict=True):
+        category["name"] = name
+    assert list(read(folder, odd).categories.values()) == list(names)
+    assert "1 classes differ from another by case, spaces or Unicode's form alone" in caplog.text
+    odd["categories"].pop()
+    every("annotations", category_id=4)(odd)
+    assert read(folder, odd, categories={1: names[1], 2: "dog"}).annotations[0]["category_id"] == 1
+
+
+def test_a_file_name_in_another_form_of_unicode_is_found(folder):
+    (folder / "images/a.png").rename(folder / "images/cafe\u0301.png")
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][0]["file_name"] = "caf\u00e9.png"
+    assert read(folder, odd).images[0]["file_name"].endswith("cafe\u0301.png")
+
+
+def test_what_is_odd_and_stays_is_named(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"] += [{**odd["annotations"][0], "id": n} for n in (4, 5)]
+    odd["annotations"][1].update(area=1e9)
+    odd["annotations"][2].update(area=0.08)
+    odd["annotations"].append(
+        {
+            **{**odd["annotations"][0], "id": 6, "bbox": [1, 1, 5, 5], "area": 25},
+            **{"segmentation": [], "attributes": {"rotation": 45.0}},
+        }
+    )
+    data = read(folder, odd, masks=False, options=Options())
+    assert (
+        "2 annotations repeat another one of their image, and count as objects too: 4 as 1, 5"
+        in (caplog.text)
+    )
+    assert "2 areas do not fit their boxes and were computed anew: 2, 3" in caplog.text
+    assert [a["area"] for a in data.annotations[:3]] == [100, 100, 100]
+    assert "1 boxes are rotated, which is not looked at: 6" in caplog.text
+
+
+def test_images_by_address_and_annotations_by_name(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    every("images", coco_url=lambda e: f"http://images.cocodataset.org/x/{e['file_name']}")(odd)
+    every("images", file_name=None)(odd)
+    assert read(folder, odd).dicts == read(folder, PLAIN).dicts
+    odd = copy.deepcopy(PLAIN)
+    names = {image["id"]: image["file_name"] for image in odd["images"]}
+    every("annotations", image_id=lambda e: names[e["image_id"]])(odd)
+    assert read(folder, odd).dicts == read(folder, PLAIN).dicts
+    assert "3 annotations name their image in place of its id" in caplog.text
+    every("annotations", image_id="lost.png")(odd)
+    with pytest.raises(
+        ValueError, match="no annotation is of .*: image_id is lost.png, .*ids are 7"
+    ):
+        read(folder, odd)
+
+
+def test_links_and_names_that_no_file_can_have(folder):
+    images = folder / "images"
+    (images / "link.png").symlink_to(images / "a.png")
+    (images / "lost.png").symlink_to(images / "nowhere.png")
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][1].update(file_name="link.png", width=40, height=30)
+    assert len(read(folder, odd).images) == 2
+    for name in ("lost.png", "x" * 300 + ".png", "data:image/png;base64," + "A" * 5000):
+        odd["images"][1].update(file_name=name)
+        with pytest.raises(FileNotFoundError, match="1 of the 2 images of .*data.json") as raised:
+            read(folder, odd)
+        assert len(str(raised.value)) < 700
+        assert len(read(folder, odd, options=Options(skip_missing=True)).images) == 1
+
+
+def test_pictures_that_are_none_are_all_named(folder, caplog):
+    (folder / "images/a.png").write_text("<html>")
+    with pytest.raises(ValueError, match="1 of 2 images cannot be read: .*a.png .*--skip-bad-im"):
+        read(folder, PLAIN)
+    data = read(folder, PLAIN, options=Options(skip_bad_images=True))
+    assert ([i["id"] for i in data.images], len(data.annotations)) == ([3], 1)
+    assert "1 images cannot be read and are left out" in caplog.text
+    (folder / "images/sub/b.png").write_text("")
+    with pytest.raises(ValueError, match="2 of 2 images cannot be read"):
+        read(folder, PLAIN, options=Options(skip_bad_images=True))
+
+
+def test_every_id_that_is_no_number_is_counted(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    every("images", id=lambda e: f"x{e['id']}")(odd)
+    every("categories", id=lambda e: f"c{e['id']}")(odd)
+    every("annotations", image_id=lambda e: f"x{e['image_id']}")(odd)
+    every("annotations", category_id=lambda e: f"c{e['category_id']}", id=1.5)(odd)
+    read(folder, odd)
+    assert "2 image ids are no numbers; all images were numbered: x7, x3" in caplog.text
+    assert "2 categories have ids that are no numbers; all were numbered: c4, c90" in caplog.text
+    assert "because 3 of their 3 ids are no numbers: 1.5" in caplog.text
+    odd = copy.deepcopy(PLAIN)
+    every("annotations", image_id=lambda e: f"{e['image_id']}.0")(odd)
+    assert read(folder, odd).dicts == read(folder, PLAIN).dicts

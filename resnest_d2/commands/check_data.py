@@ -4,6 +4,7 @@ import argparse
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tabulate import tabulate
@@ -42,15 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.images,
             masks=not args.boxes,
             keypoints=args.keypoints,
-            options=Options.of(args),
+            options=replace(Options.of(args), skip_bad_images=True),
         )
-        broken = find_broken(data)
+        broken = data.unreadable + find_broken(data)
         if args.output is not None:
             data.write(args.output)
     print(describe(data))
     for problem in broken:
         print(problem)
-    print(f"{len(broken)} of {len(data.images)} images cannot be read")
+    number = len(data.images) + len(data.unreadable)
+    print(f"{len(broken)} of {number} images cannot be read")
     return int(bool(broken))
 
 

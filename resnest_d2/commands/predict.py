@@ -1,6 +1,7 @@
 """Run a trained detector on images, folders and videos: drawings, COCO's results, crops."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from . import (
     setting_up,
     warnings_again,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,7 +86,12 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs]:
         return list_inputs(args.input), outputs
     if len(args.input) != 1:
         raise InputError("--input-json needs one --input, the folder of its images")
-    listed = read_coco(args.input_json, args.input[0])
+    listed = read_coco(args.input_json, args.input[0], annotated=False)
+    if args.json and not listed.evaluable:
+        written = args.json.with_name(f"{args.json.stem}_annotations.json")
+        listed.write(written)
+        message = "%s was repaired: evaluate the results on it as it was read, which is in %s"
+        logger.warning(message, args.input_json, written)
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
     outputs.category_ids = {name: number for number, name in listed.categories.items()}
     return list(outputs.image_ids), outputs

@@ -11,7 +11,7 @@ from ..config import InputError
 from .image_files import CLIPPED, ImageFile
 from .notes import Notes, some
 from .repair import Options
-from .rle import decode_counts
+from .rle import as_text, decode_counts
 from .values import box as read_box
 from .values import number, numbers, polygons
 
@@ -38,7 +38,13 @@ class AnnotationReader:
         self.compared = 0
         # Boxes that reach beyond their images, with these.
         self.beyond: list[tuple[Any, Box, ImageFile]] = []
-        self.read_boxes = 0
+        # Annotations that fit the picture as it is, and not the size that the file gives it.
+        self.other_size: list[tuple[Any, ImageFile]] = []
+        # Annotations inside the first pixel, as coordinates in parts of the image are.
+        self.tiny: list[Any] = []
+        self.read_boxes = self.num_read = 0
+        # Of each box the first annotation's name and mask.
+        self._seen: dict[str, tuple[Any, Mask | None]] = {}
 
     def read(self, name: Any, entry: dict[str, Any], image: ImageFile) -> dict[str, Any] | None:
         """Return box, mask, area and crowd flag of an annotation; None if it is left out.
@@ -68,13 +74,36 @@ class AnnotationReader:
                 name,
             )
             return None
+        area = self._area(name, entry, image, box, mask)
+        self._look_around(name, entry, box, mask)
+        found = {"bbox": box, "area": area, "iscrowd": int(iscrowd)}
+        return found | ({} if mask is None else {"segmentation": mask})
+
+    def _area(
+        self, name: Any, entry: dict[str, Any], image: ImageFile, box: Box, mask: Mask | None
+    ) -> float:
         across, down = image.scale
         area = number(entry.get("area"))
         if entry.get("area") not in (None, "") and area is None:
             raise InputError(f"{self._of(name)}: 'area' must be a number, got {entry['area']!r}")
-        area = area * across * down if area and area > 0 else _area(box, mask, image.size)
-        found = {"bbox": box, "area": area, "iscrowd": int(iscrowd)}
-        return found | ({} if mask is None else {"segmentation": mask})
+        of_box = box[2] * box[3]
+        if area and area > 0:
+            area *= across * down
+            if of_box / 1000 < area < 1.5 * of_box + 1:
+                return area
+            self.notes.add("{n} areas do not fit their boxes and were computed anew", name)
+        return of_box if mask is None else _mask_area(mask, image.size)
+
+    def _look_around(self, name: Any, entry: dict[str, Any], box: Box, mask: Mask | None) -> None:
+        """Note what is odd, and stays as it is."""
+        key = (entry.get("image_id"), entry.get("category_id"), *box)
+        same = self._seen.setdefault(str(key), (name, mask))
+        if same[0] != name and same[1] == mask:
+            kind = "{n} annotations repeat another one of their image, and count as objects too"
+            self.notes.add(kind, f"{name} as {same[0]}")
+        attributes = entry.get("attributes")
+        if mask is None and isinstance(attributes, dict) and number(attributes.get("rotation")):
+            self.notes.add("{n} boxes are rotated, which is not looked at", name)
 
     def _of(self, name: Any) -> str:
         return f"{self.notes.file}: annotation {name}"
@@ -82,14 +111,15 @@ class AnnotationReader:
     def _box(
         self, name: Any, entry: dict[str, Any], image: ImageFile, mask: Mask | None
     ) -> Box | None:
-        given, of_mask = entry.get("bbox"), None if mask is None else mask_box(mask)
+        given = entry.get("bbox")
+        of_mask = None if mask is None else _clip(mask_box(mask), image.size)
         if given in (None, [], "") or (self.options.boxes_from_masks and of_mask):
             if of_mask is None:
                 self.notes.add("left out {n} annotations that have neither box nor mask", name)
                 return None
             reason = "as asked for" if given else "for they have none"
             self.notes.add(f"{{n}} boxes were computed from their masks, {reason}", name)
-            return of_mask
+            return self._inside(name, of_mask, image)
         box = read_box(given)
         if box is None:
             raise InputError(
@@ -98,6 +128,7 @@ class AnnotationReader:
         self.read_boxes += 1
         across, down = image.scale
         if (across, down) != (1, 1):
+            self._note_size(name, box[0] + box[2], box[1] + box[3], image)
             box = [box[0] * across, box[1] * down, box[2] * across, box[3] * down]
         if box[2] <= 0 or box[3] <= 0:
             if of_mask is None or min(of_mask[2:]) <= 0:
@@ -111,8 +142,21 @@ class AnnotationReader:
                 self.strange.append((name, box, of_mask))
         return self._inside(name, box, image)
 
+    def _note_size(self, name: Any, right: float, bottom: float, image: ImageFile) -> None:
+        """Note an annotation that reaches beyond the size that the file gives its image."""
+        beyond = [v > d + CLIPPED for v, d in zip((right, bottom), image.declared, strict=True)]
+        fits = [v <= s + CLIPPED for v, s in zip((right, bottom), image.size, strict=True)]
+        if any(beyond) and all(fits):
+            self.other_size.append((name, image))
+
     def _inside(self, name: Any, box: Box, image: ImageFile) -> Box | None:
         x, y, width, height = box
+        self.num_read += 1
+        if max(x + width, y + height) <= 1.01 and min(image.size) > 2:
+            self.tiny.append(name)
+        if width <= 0 or height <= 0:
+            self.notes.add("left out {n} annotations that have a mask without area", name)
+            return None
         right, bottom = image.size[0], image.size[1]
         excess = max(-x, -y, x + width - right, y + height - bottom)
         if x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
@@ -120,10 +164,8 @@ class AnnotationReader:
             return None
         if excess > CLIPPED:
             self.beyond.append((name, box, image))
-        if excess > CLIPPED or (excess > 0 and image.declared != image.size):
-            left, top = max(x, 0), max(y, 0)
-            return [left, top, min(x + width, right) - left, min(y + height, bottom) - top]
-        return box
+        clips = excess > CLIPPED or (excess > 0 and image.declared != image.size)
+        return _clip(box, image.size) if clips else box
 
     def _mask(self, name: Any, entry: dict[str, Any], image: ImageFile) -> tuple[Mask | None, str]:
         """The mask in the picture's pixels, or what is wrong with it."""
@@ -138,7 +180,8 @@ class AnnotationReader:
                 return (mask, "") if mask_util.area(mask) else (None, "have an empty RLE")
             if is_rle and all(is_rle):  # parts of one object
                 parts = [_read_rle(self._of(name), part, image) for part in value]
-                return mask_util.merge(parts), ""
+                mask = as_text(mask_util.merge(parts))
+                return (mask, "") if mask_util.area(mask) else (None, "have an empty RLE")
             outlines = polygons(value)
             if outlines is None:
                 raise InputError(
@@ -154,9 +197,16 @@ class AnnotationReader:
         kept = [p for p in outlines if len(p) >= 6 and len(p) % 2 == 0]
         if len(kept) < len(outlines) and kept:
             self.notes.add("left out polygons of fewer than three points, of {n} annotations", name)
-        return (
-            (_fit(kept, image), "") if kept else (None, "have no polygon of three points or more")
-        )
+        if not kept:
+            return None, "have no polygon of three points or more, each with x and y"
+        if image.scale != (1, 1):
+            x, y, width, height = mask_box(kept)
+            self._note_size(name, x + width, y + height, image)
+        mask = _fit(kept, image)
+        x, y, width, height = mask_box(mask)
+        if x >= image.size[0] or y >= image.size[1] or x + width <= 0 or y + height <= 0:
+            return None, "have a mask outside of their image"
+        return mask, ""
 
     def check_boxes(self) -> None:
         """See that the boxes of the file mean what COCO's mean.
@@ -169,6 +219,21 @@ class AnnotationReader:
         if turned:
             raise InputError(
                 f"{self.notes.file}: boxes, of annotations {some(turned)}, are {BEFORE_EXIF}"
+            )
+        if self.other_size:
+            name, image = self.other_size[0]
+            sizes = [" x ".join(map(str, size)) for size in (image.declared, image.size)]
+            names = some(list(dict.fromkeys(name for name, _ in self.other_size)))
+            raise InputError(
+                f"{self.notes.file}: annotations {names} reach beyond the size that the file gives "
+                f"their images, and not beyond that of the pictures: {sizes[0]} and {sizes[1]} of "
+                f"{image.path}; correct 'width' and 'height', or take them out"
+            )
+        if len(self.tiny) > 0.5 * self.num_read:
+            raise InputError(
+                f"{self.notes.file}: {len(self.tiny)} of {self.num_read} annotations lie in the "
+                f"first pixel of their images, {some(self.tiny)}: multiply coordinates that are "
+                "parts of the image by its width and height, COCO's are in pixels"
             )
         if len(self.strange) > 0.2 * self.compared:
             likely = [
@@ -238,9 +303,14 @@ def mask_box(mask: Mask) -> Box:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-def _area(box: Box, mask: Mask | None, size: tuple[int, int]) -> float:
-    if mask is None:
-        return box[2] * box[3]
+def _clip(box: Box, size: tuple[int, int]) -> Box:
+    """The part of a box that lies in an image of this width and height."""
+    x, y, width, height = box
+    left, top = max(x, 0), max(y, 0)
+    return [left, top, min(x + width, size[0]) - left, min(y + height, size[1]) - top]
+
+
+def _mask_area(mask: Mask, size: tuple[int, int]) -> float:
     if isinstance(mask, list):
         mask = mask_util.merge(mask_util.frPyObjects(mask, size[1], size[0]))
     return float(mask_util.area(mask))
@@ -285,7 +355,7 @@ def _read_rle(name: str, value: dict[str, Any], image: ImageFile) -> dict[str, A
     mask = {"size": [height, width], "counts": counts}
     if not isinstance(counts, str):
         mask["counts"] = [int(run) for run in runs]
-        mask = mask_util.frPyObjects(mask, height, width)
+        mask = as_text(mask_util.frPyObjects(mask, height, width))
     return mask if image.declared == image.size else _resize(mask, image)
 
 
@@ -300,4 +370,4 @@ def _resize(mask: dict[str, Any], image: ImageFile) -> dict[str, Any]:
     result[inside] = pixels[
         np.ix_(rows[rows < pixels.shape[0]], columns[columns < pixels.shape[1]])
     ]
-    return mask_util.encode(result)
+    return as_text(mask_util.encode(result))

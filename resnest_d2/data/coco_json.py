@@ -4,6 +4,7 @@ Detectron2's own reader (``load_coco_json``) is made for COCO; annotations that 
 themselves have holes, and trip it, or the first training step, in words that name no annotation.
 """
 
+import codecs
 import json
 import logging
 from collections import Counter
@@ -19,7 +20,7 @@ from ..files import write_text
 from .annotations import AnnotationReader
 from .formats import describe_file, describe_json
 from .image_files import find_images
-from .notes import Notes
+from .notes import Notes, some
 from .repair import Options, match_categories, read_categories, read_images
 from .values import identity, numbers
 
@@ -47,6 +48,8 @@ class CocoData:
     """Annotations of the file, with those that were left out."""
     evaluable: bool = True
     """Whether pycocotools can evaluate on the file as it is."""
+    unreadable: list[str] = field(default_factory=list)
+    """Pictures that were left out, with what is wrong with them."""
 
     @property
     def num_masks(self) -> int:
@@ -122,6 +125,7 @@ def read_coco(
     keypoint_names: Sequence[str] | None = None,
     options: Options | None = None,
     named_in_val: Callable[[], Collection[str]] = tuple,
+    annotated: bool = True,
 ) -> CocoData:
     """Read, check and repair a COCO-format file.
 
@@ -137,6 +141,7 @@ def read_coco(
         keypoint_names: the keypoints that a model finds, in its order; None takes the file's own.
         options: the user's decisions.
         named_in_val: returns the names of classes that the validation set uses; those stay.
+        annotated: whether the file must have a list of annotations; COCO's test sets have none.
 
     Raises:
         FileNotFoundError: the file, the folder or an image is not there.
@@ -145,7 +150,7 @@ def read_coco(
     """
     file, options = Path(file), options or Options()
     root = None if image_root is None else Path(image_root)
-    content = load_json(file)
+    content = load_json(file, annotated)
     notes = Notes(file)
     entries = content["annotations"]
     classes = [identity(entry.get("category_id")) for entry in entries]
@@ -164,15 +169,21 @@ def read_coco(
             f"{list(keypoint_names)}"
         )
     listed, to_image = read_images(notes, content["images"])
-    images = find_images(notes, root, listed, options.skip_missing)
+    images, unreadable = find_images(notes, root, listed, options)
+    by_name = {entry["file_name"]: key for key, entry in listed.items()}
+    names_as_ids = by_name.keys() - to_image.keys()
+    to_image = by_name | to_image
     reader = AnnotationReader(notes, images, masks, options)
     ids = _annotation_ids(notes, entries)
     annotations = []
     for index, (entry, key, number) in enumerate(zip(entries, classes, ids, strict=True)):
         name = number if number == identity(entry.get("id")) else f"number {index + 1} of the list"
         image = identity(entry.get("image_id"))
+        if image in names_as_ids:
+            notes.add("{n} annotations name their image in place of its id", name)
         if image not in to_image:
-            notes.add("left out {n} annotations of images that are not listed", name)
+            kind = "left out {n} annotations of images that are not listed"
+            notes.add(kind, f"{name} (image_id {entry.get('image_id')!r})")
             continue
         if to_image[image] not in images:
             continue  # its file is missing, and was noted
@@ -184,24 +195,30 @@ def read_coco(
         if found is None:
             continue
         if keypoints:
-            found |= _read_keypoints(f"{file}: annotation {name}", entry, len(names))
+            scale = images[to_image[image]].scale
+            found |= _read_keypoints(f"{file}: annotation {name}", entry, len(names), scale)
         found |= {"id": number, "image_id": to_image[image], "category_id": to_id[key]}
         annotations.append(found)
     reader.check_boxes()
     if entries and all(identity(entry.get("image_id")) not in to_image for entry in entries):
-        raise InputError(f"{file}: no annotation is of an image that is listed")
+        given, known = [entry.get("image_id") for entry in entries], list(by_name.values())
+        raise InputError(
+            f"{file}: no annotation is of an image that is listed: image_id is {some(given)}, ids "
+            f"are {some(known)}"
+        )
     records = [
         {"id": n, "file_name": str(i.path), "width": i.size[0], "height": i.size[1]}
         for n, i in images.items()
     ]
     data = CocoData(file, root, dict(categories or own), records, annotations, names, skeleton)
     data.num_annotations, data.evaluable = len(entries), _is_as_written(data, content)
+    data.unreadable = unreadable
     notes.report()
     _report(data)
     return data
 
 
-def load_json(file: Path) -> dict[str, Any]:
+def load_json(file: Path, annotated: bool = True) -> dict[str, Any]:
     """Load a file in COCO's format.
 
     Raises:
@@ -220,6 +237,8 @@ def load_json(file: Path) -> dict[str, Any]:
     other = describe_json(content)
     if other:
         raise InputError(f"{file} {other}")
+    if not annotated and isinstance(content, dict):
+        content = {"annotations": [], **content}
     for key in LISTS:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise InputError(f"{file} is not in COCO's format: it has no list {key!r}")
@@ -281,7 +300,9 @@ def _read_keypoint_names(
     return names, [(a - first, b - first) for a, b in skeleton]
 
 
-def _read_keypoints(name: str, entry: dict[str, Any], number: int) -> dict[str, Any]:
+def _read_keypoints(
+    name: str, entry: dict[str, Any], number: int, scale: tuple[float, float]
+) -> dict[str, Any]:
     # All instances must have as many; without a label they count for nothing.
     values = numbers(entry.get("keypoints") or [0] * 3 * number)
     if values is None or len(values) != 3 * number:
@@ -289,11 +310,16 @@ def _read_keypoints(name: str, entry: dict[str, Any], number: int) -> dict[str, 
             f"{name}: 'keypoints' must be {number} times x, y and visibility, as many as its "
             "category names"
         )
+    if scale != (1, 1):
+        values = [value * (*scale, 1)[at % 3] for at, value in enumerate(values)]
     return {"keypoints": values, "num_keypoints": sum(v > 0 for v in values[2::3])}
 
 
 def _is_as_written(data: CocoData, content: Mapping[str, Any]) -> bool:
     """Whether pycocotools would read from the file what was read here."""
+    with data.file.open("rb") as stream:
+        if stream.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            return False
     written = {c.get("id"): c.get("name") for c in content["categories"]}
     sizes = {i.get("id"): (i.get("width"), i.get("height")) for i in content["images"]}
     return (

@@ -13,9 +13,10 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from ..config import InputError
-from .images import IMAGE_ENDINGS, read_header
+from .images import IMAGE_ENDINGS, Header, read_header
 from .notes import Notes, some
-from .values import integers, numbers
+from .repair import Options
+from .values import integers, numbers, plain
 
 SHOW_PROGRESS = 2000  # from so many images on
 CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
@@ -65,21 +66,21 @@ class ImageFolder:
         for folder, _, names in os.walk(self.root):
             for name in sorted(names):
                 path = Path(folder, name)
-                if path.suffix.lower() in IMAGE_ENDINGS:
-                    by_name[name.lower()].append(path)
-                    by_stem[path.stem.lower()].append(path)
+                if path.suffix.lower() in IMAGE_ENDINGS and path.is_file():
+                    by_name[plain(name)].append(path)
+                    by_stem[plain(path.stem)].append(path)
         return by_name, by_stem
 
     def exactly(self, name: str) -> Path | None:
         """Return the file of a name as it stands, if there is one."""
         path = self.root / name
-        return path if name and path.is_file() else None
+        return path if name and os.path.isfile(path) else None
 
     def nearly(self, name: str, taken: set[Path]) -> Path | None:
         """Find the only file that a name can mean.
 
         The name may have backslashes, be URL-encoded, have folders too many or too few, or be of
-        another case or ending.
+        another case, form of Unicode or ending.
 
         Args:
             name: a path, of any machine, or an address.
@@ -88,13 +89,13 @@ class ImageFolder:
         Raises:
             InputError: it can mean several files.
         """
-        plain = unquote(re.sub(r"[?#].*", "", name) if "://" in name else name)
-        parts = PurePosixPath(plain.strip().replace("\\", "/")).parts
+        decoded = unquote(re.sub(r"[?#].*", "", name) if "://" in name else name)
+        parts = PurePosixPath(decoded.strip().replace("\\", "/")).parts
         for start in range(len(parts)):
             path = self.root.joinpath(*parts[start:])
-            if parts[start] not in ("/", "..") and path.is_file() and path not in taken:
+            if parts[start] not in ("/", "..") and os.path.isfile(path) and path not in taken:
                 return path
-        last = parts[-1].lower() if parts else ""
+        last = plain(parts[-1]) if parts else ""
         by_name, by_stem = self._files
         for found in (by_name.get(last), by_stem.get(PurePosixPath(last).stem)):
             rest = [path for path in found or () if path not in taken]
@@ -111,25 +112,25 @@ def _common_end(path: Path, parts: Sequence[str]) -> int:
     """How many folders in front of the name are the same."""
     count = 0
     for ours, theirs in zip(path.parts[-2::-1], parts[-2::-1], strict=False):
-        if ours.lower() != theirs.lower():
+        if plain(ours) != plain(theirs):
             break
         count += 1
     return count
 
 
 def find_images(
-    notes: Notes, root: Path | None, entries: dict[Any, dict[str, Any]], skip_missing: bool
-) -> dict[Any, ImageFile]:
+    notes: Notes, root: Path | None, entries: dict[Any, dict[str, Any]], options: Options
+) -> tuple[dict[Any, ImageFile], list[str]]:
     """Find the pictures of an annotation file and read their sizes.
 
     Args:
         notes: of the annotation file.
         root: the folder of its pictures; None trusts the sizes in the file and opens none.
         entries: "images" by id; each has a "file_name".
-        skip_missing: leave out pictures that are not there.
+        options: whether pictures that are not there, or cannot be read, are left out.
 
     Returns:
-        the pictures that are there, by id.
+        the pictures that are there, by id; what is wrong with those that cannot be read.
 
     Raises:
         FileNotFoundError: the folder or a picture is not there.
@@ -137,7 +138,7 @@ def find_images(
             picture, a picture is of another shape than the annotations say, or of no known size.
     """
     if root is None:
-        return {number: _as_declared(notes, number, entry) for number, entry in entries.items()}
+        return {key: _as_declared(notes, key, entry) for key, entry in entries.items()}, []
     folder = ImageFolder(root)
     paths = {number: folder.exactly(entry["file_name"]) for number, entry in entries.items()}
     missing = [number for number, path in paths.items() if path is None]
@@ -151,7 +152,7 @@ def find_images(
     absent = [entries[number]["file_name"] for number, path in paths.items() if path is None]
     if absent:
         message = f"{len(absent)} of the {len(entries)} images of {notes.file} are not in {root}"
-        if not skip_missing or len(absent) == len(entries):
+        if not options.skip_missing or len(absent) == len(entries):
             way = "; --skip-missing goes on without them" if len(absent) < len(entries) else ""
             raise FileNotFoundError(f"{message}: {some(absent)}{way}")
         for name in absent:
@@ -159,13 +160,29 @@ def find_images(
     present = {number: path for number, path in paths.items() if path is not None}
     owners: dict[Path, Any] = {}
     for number, path in present.items():
-        if (owner := owners.setdefault(path.resolve(), number)) != number:
+        if (owner := owners.setdefault(Path(os.path.normpath(path)), number)) != number:
             names = " and ".join(repr(entries[n]["file_name"]) for n in (owner, number))
             raise InputError(f"{notes.file}: images {names} can only be the same file, {path}")
     shown = tqdm(
         present.items(), f"images of {notes.file.name}", disable=len(present) < SHOW_PROGRESS
     )
-    return {number: _read_size(notes, number, entries[number], path) for number, path in shown}
+    images, unreadable = {}, []
+    for number, path in shown:
+        try:
+            header = read_header(path)
+        except InputError as error:
+            unreadable.append(str(error))
+        else:
+            images[number] = _read_size(notes, number, entries[number], path, header)
+    if unreadable and not (options.skip_bad_images and images):
+        way = "; training goes on without them with --skip-bad-images" if images else ""
+        raise InputError(
+            f"{notes.file}: {len(unreadable)} of {len(present)} images cannot be read: "
+            f"{some(unreadable)}{way}"
+        )
+    for problem in unreadable:
+        notes.add("{n} images cannot be read and are left out", problem)
+    return images, unreadable
 
 
 def _as_declared(notes: Notes, number: Any, entry: dict[str, Any]) -> ImageFile:
@@ -178,11 +195,9 @@ def _as_declared(notes: Notes, number: Any, entry: dict[str, Any]) -> ImageFile:
     return ImageFile(Path(entry["file_name"]), integers(size), integers(size))
 
 
-def _read_size(notes: Notes, number: Any, entry: dict[str, Any], path: Path) -> ImageFile:
-    try:
-        header = read_header(path)
-    except InputError as error:
-        raise InputError(f"{notes.file}: image {number}: {error}") from None
+def _read_size(
+    notes: Notes, number: Any, entry: dict[str, Any], path: Path, header: Header
+) -> ImageFile:
     if header.pages > 1:
         notes.add("{n} images have several pages, of which the first is read", path.name)
     size = numbers([entry.get("width"), entry.get("height")])
@@ -200,7 +215,8 @@ def _read_size(notes: Notes, number: Any, entry: dict[str, Any], path: Path) -> 
     image = ImageFile(path, header.size, declared)
     across, down = image.scale
     # A width and a height that were rounded to pixels leave the ratios a little apart.
-    if abs(across - down) > across / declared[0] + down / declared[1]:
+    apart = min(across / declared[0] + down / declared[1], 0.1 * max(across, down))
+    if abs(across - down) > apart:
         raise InputError(
             f"{notes.file}: image {number} is said to be {declared[0]} x {declared[1]}, but {path} "
             f"is {header.size[0]} x {header.size[1]}, which is another shape"
@@ -208,6 +224,6 @@ def _read_size(notes: Notes, number: Any, entry: dict[str, Any], path: Path) -> 
     if image.scale == (1, 1):
         kind = "{n} images have a width or height that is a pixel or two off; boxes are clipped"
     else:
-        kind = "{n} images were annotated at another size; boxes and masks are scaled"
+        kind = "{n} images were annotated at another size; their annotations are scaled"
     notes.add(kind, said)
     return image

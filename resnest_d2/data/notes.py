@@ -9,6 +9,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 LISTED = 5  # so many examples are named in a message
+LONGEST = 200  # characters of an example
 
 
 class Notes:
@@ -39,5 +40,6 @@ class Notes:
 
 def some(values: Sequence[Any]) -> str:
     """List the first few of some values."""
-    listed = ", ".join(map(str, values[:LISTED]))
+    texts = [str(value) for value in values[:LISTED]]
+    listed = ", ".join(t if len(t) <= LONGEST else f"{t[:LONGEST]}..." for t in texts)
     return f"{listed}, ..." if len(values) > LISTED else listed

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from ..config import InputError, did_you_mean
 from .notes import Notes
-from .values import identity
+from .values import identity, numbers, plain
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Options:
     crowd_as_instances: bool = False
     merge_classes: bool = False
     boxes_from_masks: bool = False
+    skip_bad_images: bool = False
+    """Leave out pictures that cannot be read; an option of training."""
 
     HELP: ClassVar = {
         "skip_missing": "leave out images whose files are not there",
@@ -38,7 +40,8 @@ class Options:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Options":
         """Take them from parsed arguments; those that a parser does not have are False."""
-        return cls(**{name: vars(args).get(name, False) for name in cls.HELP})
+        names = (*cls.HELP, "skip_bad_images")
+        return cls(**{name: vars(args).get(name, False) for name in names})
 
 
 def read_categories(
@@ -86,9 +89,15 @@ def read_categories(
     ids = {key: key for key in names}
     if not all(isinstance(key, int) for key in names):
         ids = {key: index for index, key in enumerate(names, 1)}
-        notes.add("{n} categories have ids that are no numbers; they were numbered", list(names))
+        for key in names:
+            if not isinstance(key, int):
+                notes.add("{n} categories have ids that are no numbers; all were numbered", key)
     first: dict[str, int] = {}
+    alike: dict[str, str] = {}
     for key, name in sorted(names.items(), key=lambda item: ids[item[0]]):
+        if (other := alike.setdefault(plain(name), name)) != name:
+            kind = "{n} classes differ from another by case, spaces or Unicode's form alone"
+            notes.add(f"{kind}, and are learned apart", f"{name!r} from {other!r}")
         if first.setdefault(name, ids[key]) == ids[key]:
             continue
         listed = f"{name!r} ({first[name]} and {ids[key]})"
@@ -129,7 +138,7 @@ def match_categories(
         the training set's id for each id of the file.
 
     Raises:
-        InputError: annotations are of a class that the training set does not have.
+        InputError: annotations are of a class that the training set does not have, or has twice.
     """
     matched = {}
     for key, name in own.items():
@@ -137,9 +146,15 @@ def match_categories(
             matched[key] = key
             continue
         same = [other for other, theirs_name in theirs.items() if theirs_name == name]
-        alike = [o for o, n in theirs.items() if n.strip().casefold() == name.strip().casefold()]
-        if same or len(alike) == 1:
-            matched[key] = (same or alike)[0]
+        same = same or [other for other, n in theirs.items() if plain(n) == plain(name)]
+        if len(same) > 1 and key in used:
+            raise InputError(
+                f"{notes.file}: category {key} {name!r} can be any of the training set's "
+                f"{' and '.join(map(str, same))}, which have this name; --merge-classes makes them "
+                "one"
+            )
+        if len(same) == 1:
+            matched[key] = same[0]
             kind = "{n} categories were matched to the training set's by their names"
             notes.add(kind, f"{key} {name!r} to {matched[key]} {theirs[matched[key]]!r}")
         elif key in used:
@@ -163,7 +178,8 @@ def read_images(
         entries by id, each file once, and the id that stands for each id of the list.
 
     Raises:
-        InputError: the list is empty, an entry lacks an id or a name, or one id has two names.
+        InputError: the list is empty, an entry lacks an id or a name, one id has two names, or one
+            name two sizes.
     """
     if not entries:
         raise InputError(f"{notes.file}: 'images' is empty")
@@ -171,7 +187,8 @@ def read_images(
     ids: dict[Any, Any] = {}
     by_name: dict[str, Any] = {}
     for entry in entries:
-        key, name = identity(entry.get("id")), entry.get("file_name") or entry.get("path")
+        key = identity(entry.get("id"))
+        name = entry.get("file_name") or entry.get("path") or entry.get("coco_url")
         if key is None or not isinstance(name, str):
             raise InputError(
                 f"{notes.file}: an image needs an 'id' and a 'file_name', got {entry}"[:300]
@@ -182,12 +199,25 @@ def read_images(
                 f"for {name!r}"
             )
         if name in by_name:
+            sizes = [_size(one) for one in (images[by_name[name]], entry)]
+            if None not in sizes and sizes[0] != sizes[1]:
+                raise InputError(
+                    f"{notes.file}: image {name!r} is listed twice, as {sizes[0]} and {sizes[1]} "
+                    "(width, height): its annotations cannot be put together"
+                )
             notes.add("{n} images are listed twice; their annotations were put together", key)
         ids[key] = by_name.setdefault(name, key)
         images.setdefault(ids[key], {**entry, "file_name": name})
     if not all(isinstance(key, int) for key in images):
         numbered = {key: index for index, key in enumerate(images, 1)}
-        notes.add("{n} image ids are no numbers; the images were numbered", next(iter(images)))
+        for key in images:
+            if not isinstance(key, int):
+                notes.add("{n} image ids are no numbers; all images were numbered", key)
         images = {numbered[key]: entry for key, entry in images.items()}
         ids = {key: numbered[kept] for key, kept in ids.items()}
     return images, ids
+
+
+def _size(entry: Mapping[str, Any]) -> list[float] | None:
+    size = numbers([entry.get("width"), entry.get("height")])
+    return size if size and min(size) > 0 else None

@@ -23,9 +23,13 @@ def encode_masks(masks: torch.Tensor) -> list[dict[str, object]]:
     found = []
     for mask, has_any in zip(arrays, rows, strict=True):
         rle = {"size": [height, width], "counts": _counts(mask, has_any)}
-        compressed = mask_util.frPyObjects(rle, height, width)
-        found.append({"size": [height, width], "counts": compressed["counts"].decode("ascii")})
+        found.append(as_text(mask_util.frPyObjects(rle, height, width)))
     return found
+
+
+def as_text(rle: dict[str, object]) -> dict[str, object]:
+    """Return a compressed RLE of pycocotools, whose counts are bytes, as JSON needs it."""
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def _counts(mask: np.ndarray, has_any: np.ndarray) -> list[int]:

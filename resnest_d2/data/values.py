@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,10 +39,15 @@ def integers(values: Sequence[float]) -> tuple[int, ...]:
 def identity(value: Any) -> int | str | None:
     """Return an id, an integer where it stands for one ("1", 1.0), else a text; None for none."""
     if isinstance(value, str) and value.strip():
-        return int(value) if re.fullmatch(r"\s*-?\d+\s*", value) else value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+        return int(value.partition(".")[0]) if re.fullmatch(r"\s*-?\d+(\.0*)?\s*", value) else value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else str(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def plain(name: str) -> str:
+    """Return a name without what makes no other one: case, spaces around it, its Unicode form."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
 
 
 def box(value: Any) -> list[int | float] | None:

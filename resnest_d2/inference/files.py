@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..config import InputError
 from ..data.images import IMAGE_ENDINGS, read_header, read_image
 from ..data.notes import some
+from ..data.values import plain
 from ..files import write_text
 from .drawing import import_to_draw
 from .predictor import Predictor
@@ -86,6 +87,10 @@ class Outputs:
         Raises:
             InputError: they have none in common.
         """
+        for known, number in list((self.category_ids or {}).items()):
+            for name in names:  # another case of it is the same class, as in training
+                if name not in self.category_ids and plain(name) == plain(known):
+                    self.category_ids = {**self.category_ids, name: number}
         others = [name for name in names if name not in (self.category_ids or names)]
         if others and len(others) == len(names):
             raise InputError(
