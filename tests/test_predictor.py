@@ -429,6 +429,29 @@ def test_json_of_classes_that_the_annotation_file_lacks(predictor, pixels, tmp_p
         outputs.check_classes(predictor.metadata.thing_classes)
 
 
+def test_a_list_of_images_without_annotations(files, tmp_path, caplog):
+    """COCO's test sets; ids that are no numbers are numbered, in a file that results fit."""
+    from resnest_d2.commands.predict import inputs, make_parser
+
+    names = sorted(path.name for path in files.iterdir())[:2]
+    content = {
+        "images": [{"id": f"x{n}", "file_name": name} for n, name in enumerate(names)],
+        "categories": [{"id": 5, "name": "Digit 0 "}],
+    }
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    words = ["--input", files, "--output", tmp_path, "--input-json", tmp_path / "test.json"]
+    args = make_parser().parse_args(map(str, [*words, "--json", tmp_path / "r.json"]))
+    found, outputs = inputs(args)
+    assert [path.name for path in found] == names
+    assert list(outputs.image_ids.values()) == [1, 2]
+    written = tmp_path / "r_annotations.json"
+    assert "test.json was repaired: evaluate the results on it as it was read, which" in caplog.text
+    assert [image["id"] for image in json.loads(written.read_text())["images"]] == [1, 2]
+    outputs.check_classes(["digit 0"])
+    assert outputs.category_ids["digit 0"] == 5
+    assert "lacks" not in caplog.text
+
+
 def test_a_video_that_was_cut_short_is_named(predictor, tmp_path, caplog):
     path = tmp_path / "clip.avi"
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
