@@ -60,10 +60,10 @@ def test_few_small_images_of_small_objects(make):
     assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 448
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [16], [32], [64], [128]]
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
-    # 2,000 images in batches of 2, at an eighth of the rate for 16.
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (2, 0.02 / 8)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (1000, (666, 888))
-    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (100, 200)
+    # 2,000 images in batches of 4, at a quarter of the rate for 16.
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (4, 0.02 / 4)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (500, (333, 444))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (50, 100)
     assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
     assert cfg.TEST.PRECISE_BN.ENABLED
 
@@ -73,7 +73,7 @@ def test_large_images_of_many_objects(make):
     assert cfg.INPUT.MIN_SIZE_TEST == 384
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES[0][0] == 32  # 64 pixels: the config's own are right
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 450
-    assert cfg.SOLVER.MAX_ITER == 2000  # batches of 2, 20 times 200
+    assert cfg.SOLVER.MAX_ITER == 1000  # batches of 4, 20 times 200
     cfg = automatic("faster_resnest50", make(2, 1600, 1200, 200, 700))
     assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST == 2 * cfg.TEST.DETECTIONS_PER_IMAGE == 2100
     assert cfg.MODEL.RPN.PRE_NMS_TOPK_TEST == 4200

@@ -145,8 +145,8 @@ def _choose_schedule(
 def _batch(kind: str, pixels: int, num_processes: int) -> tuple[int, str]:
     """Images a batch, and why."""
     if kind == "cpu":
-        small = pixels <= 400 * 400
-        return (4, "a CPU and small images") if small else (2, "a CPU")
+        small = pixels <= 200 * 200
+        return (8, "a CPU and small images") if small else (4, "a CPU")
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
     images = max(2, min(16, 2 * int(memory / GIGABYTES_PER_IMAGE / 2)))
     return images * num_processes, f"{images} for each GPU of {memory:.0f} GB"
