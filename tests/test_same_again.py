@@ -81,7 +81,6 @@ def test_another_seed_gives_other_losses(tmp_path):
     first = run(tmp_path / "a", keys=keys, deterministic=True)
     seed_all_rng(1)
     other = run(tmp_path / "b", keys={**keys, "SEED": "2"}, deterministic=True)
-    assert first.files == other.files
     assert first.losses != other.losses
 
 

@@ -347,7 +347,7 @@ def test_a_run_that_is_resumed_draws_its_whole_history(lazy, registered_digits, 
     again = make(tmp_path, lazy, keys=second, resume=True, tensorboard_images=1)
     again.train()
     assert figures[-1]["total_loss"][0] == figures[-1]["lr"][0] == [1, 3]
-    assert figures[-1]["bbox/AP"][0] == [0, 2, 4]
+    assert figures[-1]["bbox/AP"][0] == [0, 1, 2, 4]
     assert loop(again).model.training
     events = EventAccumulator(str(tmp_path)).Reload()
     (tag,) = events.Tags()["images"]

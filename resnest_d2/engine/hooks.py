@@ -140,33 +140,34 @@ def build_hooks(
 def build_writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
     """Detectron2's writers; what they have written of iterations that come again is forgotten.
 
-    The evaluation behind the last iteration of a run that is extended stays: it bears the number of
-    the iteration that comes next. A run that begins anew leaves the ``metrics.json`` of another one
-    as ``metrics.previous.json``.
+    The evaluation behind the last iteration of a run that is extended bears the number of the
+    iteration that comes next; in ``metrics.json`` it gets the number of the one before. A run that
+    begins anew leaves the ``metrics.json`` of another one as ``metrics.previous.json``.
     """
     metrics = Path(output_dir) / "metrics.json"
     metrics.parent.mkdir(parents=True, exist_ok=True)
     folder = metrics.parent
     if not start_iter and metrics.is_file():
         metrics.replace(folder / "metrics.previous.json")
-    kept: list[str] = []
     if start_iter and metrics.is_file():
         lines = metrics.read_text().splitlines()
-        kept = [line for line in lines if _is_before(line, start_iter)]
-        if len(kept) < len(lines):
+        kept = [line for old in lines if (line := _before(old, start_iter))]
+        if kept != lines:
             write_text(metrics, "".join(f"{line}\n" for line in kept))
     events = list(folder.glob("events.out.tfevents.*"))
-    purged = start_iter + any(json.loads(line)["iteration"] == start_iter for line in kept)
     return [
         CommonMetricPrinter(max_iter),
         JSONWriter(str(metrics)),
-        TensorboardXWriter(output_dir, purge_step=purged if events else None),
+        TensorboardXWriter(output_dir, purge_step=start_iter if events else None),
     ]
 
 
-def _is_before(line: str, iteration: int) -> bool:
+def _before(line: str, iteration: int) -> str | None:
+    """A line of ``metrics.json`` if it is of an earlier iteration."""
     try:
         entry = json.loads(line)
-        return entry["iteration"] < iteration + ("total_loss" not in entry)
+        if entry["iteration"] == iteration and "total_loss" not in entry:  # behind the last one
+            return json.dumps({**entry, "iteration": iteration - 1}, sort_keys=True)
+        return line if entry["iteration"] < iteration else None
     except (ValueError, KeyError, TypeError):  # cut off where a machine died
-        return False
+        return None
