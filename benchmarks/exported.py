@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> Report:
     files = sorted(p for p in args.export_images.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
     inputs = [predictor.prepare(read_image(file)) for file in files[: args.images]]
     facts = {
-        "classes": predictor.metadata.thing_classes,
+        "names": predictor.metadata,
         "input_format": predictor.input_format,
         "augmentation": predictor.augmentation,
         "images": [one["image"] for one in inputs[:4]],

@@ -285,7 +285,10 @@ GOOD = detection(1, 1, [0, 0, 20, 20], 0.9)
         ([{**GOOD, "score": float("nan")}], "must have a score from 0 to 1, got nan"),
         ([{k: v for k, v in GOOD.items() if k != "score"}], "must have a score .* got None"),
         ([{k: v for k, v in GOOD.items() if k != "bbox"}], "has no 'bbox' and no 'segmentation'"),
-        ([GOOD, {**GOOD, "segmentation": rle([0, 0, 5, 5])}], "prediction 1 has no 'bbox' and no"),
+        (
+            [GOOD, {**GOOD, "segmentation": rle([0, 0, 5, 5])}],
+            "1 has no 'segmentation', as others have",
+        ),
         (
             [{**GOOD, "segmentation": [[0, 0, 5, 0, 5, 5]]}],
             r"must have compressed RLE .* size, \[120, 160\], as a mask, got \[\[0",
@@ -308,6 +311,22 @@ def test_wrong_predictions_are_named(tmp_path, found, words):
     data = read_coco(truth, None)
     with pytest.raises(InputError, match=words):
         read_predictions(file, data)
+
+
+def test_predictions_as_other_tools_write_them(tmp_path):
+    truth, file = write(tmp_path, [1], [annotation(1, 1, 1, [0, 0, 20, 20])], [GOOD])
+    plain = read_predictions(file, read_coco(truth, None))
+    text = {"image_id": "1", "category_id": 1.0, "score": "0.9", "bbox": list("0099")}
+    file.write_text(json.dumps([{**GOOD, **text}]))
+    data = read_coco(truth, None)
+    assert read_predictions(file, data) == [{**plain[0], "bbox": [0, 0, 9, 9]}]
+    assert analyze(data, read_predictions(file, data))
+    content = json.loads(truth.read_text())
+    content["images"][0]["id"] = content["annotations"][0]["image_id"] = "img1"
+    truth.write_text(json.dumps(content))
+    file.write_text(json.dumps([{**GOOD, "image_id": "img1"}]))
+    (one,) = read((truth, file))
+    assert one.metrics["AP"] == pytest.approx(100)
 
 
 def test_what_can_be_left_out_is_told(tmp_path, caplog):

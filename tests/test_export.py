@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from commands import run_tool
+from detectron2.data import Metadata as CatalogMetadata
 from detectron2.data import transforms as T
 from detectron2.layers import paste_masks_in_image
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
@@ -27,10 +28,12 @@ from PIL import Image
 
 from resnest_d2 import build_detector, model_zoo
 from resnest_d2.commands.export_model import main as export_command
+from resnest_d2.data.images import read_image
 from resnest_d2.export import ExportedModel, export_model, functions, load_exported, standalone
 from resnest_d2.export.check import compare, expected_outputs, make_images
 from resnest_d2.export.graph import DetectorGraph, check_exportable
 from resnest_d2.export.metadata import Metadata
+from resnest_d2.export.writers import check_format
 from resnest_d2.inference import set_score_threshold
 
 SMALL = {
@@ -65,7 +68,9 @@ HEADS = {
 }
 ENDINGS = {"onnx": "onnx", "pt2": "pt2", "aoti": "pt2", "torchscript": "ts"}
 RESIZE = T.ResizeShortestEdge([128, 128], 200)
-FACTS = {"classes": list("abcde"), "input_format": "RGB", "augmentation": RESIZE}
+IDS = {2 * index + 3: index for index in range(5)}
+NAMES = CatalogMetadata(thing_classes=list("abcde"), thing_dataset_id_to_contiguous_id=IDS)
+FACTS = {"names": NAMES, "input_format": "RGB", "augmentation": RESIZE}
 
 
 def make(name, options=None, least=None):
@@ -376,6 +381,24 @@ def test_files_of_another_version_are_refused(made):
     assert result.stderr == "error: x.onnx was not written by `resnest-d2 export`\n"
 
 
+def test_a_script_of_someone_else_is_not_overwritten(tmp_path):
+    (tmp_path / "run_model.py").write_text("print('mine')")
+    with pytest.raises(ValueError, match="run_model.py is not this package's and would be overwr"):
+        check_format("onnx", tmp_path / "x.onnx", False)
+    shutil.copy(standalone.__file__, tmp_path / "run_model.py")
+    check_format("onnx", tmp_path / "x.onnx", False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "pt2", "aoti"])
+@pytest.mark.parametrize("head", ["mask", "cascade mask", "retinanet"])
+def test_a_file_finds_nothing_where_nothing_is(tmp_path, head, format):
+    model = make(*HEADS[head])
+    set_score_threshold(model, 1.0)
+    exported = export(model, tmp_path / f"x.{ENDINGS[format]}", format)
+    assert (exported.run(picture(160, 192))["scores"] == -1).all()
+
+
 def test_an_exported_file_is_not_exported(capsys):
     with pytest.raises(SystemExit):
         export_command(["--model", "x.onnx", "--output", "y.ts", "--format", "torchscript"])
@@ -423,7 +446,7 @@ def write_onnx(file, boxes, scores, classes, masks):
     graph = helper.make_graph(nodes, "made", [image], outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     data = Metadata(
-        *("onnx", list(values), ["circle", "square"], "BGR", [10.0, 20.0, 30.0], [1.0] * 3),
+        *("onnx", list(values), ["circle", "square"], [7, 9], "BGR", [10.0, 20.0, 30.0], [1.0] * 3),
         *(32, 64, 64, 100, 0.05, 0.5),
     )
     helper.set_model_props(model, {"resnest_d2": data.to_json()})
@@ -476,6 +499,7 @@ def test_the_script_runs_where_torch_is_not(made):
         assert list(map(float, line.split()[3:])) == pytest.approx(box, abs=0.051)
     records = json.loads((made / "found.json").read_text())
     assert [record["category"] for record in records] == ["square", "circle"]
+    assert [record["category_id"] for record in records] == [9, 7]
     x, y, width, height = records[1]["bbox"]
     assert [x, y, x + width, y + height] == pytest.approx(boxes[1], abs=1e-4)
     drawn = np.asarray(Image.open(made / "drawn.png"))
@@ -510,6 +534,29 @@ def test_the_script_names_what_it_cannot_use(made, arguments, words):
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
     assert re.search(words, result.stderr)
+
+
+@pytest.mark.parametrize("option", ["--output", "--json"])
+def test_the_script_names_what_it_cannot_write(made, option):
+    result = run_standalone("x.onnx", "photo.png", option, "absent/found.png", folder=made)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert "absent/found.png" in result.stderr
+
+
+def test_the_script_reads_pictures_as_the_package_does(tmp_path):
+    values = np.linspace(0, 65535, 12 * 8).reshape(12, 8)
+    for name, pixels in (
+        ("deep.png", values.astype(np.uint16)),
+        ("deep.tif", values.astype(np.uint16)),
+        ("grey.png", (values // 257).astype(np.uint8)),
+    ):
+        Image.fromarray(pixels).save(tmp_path / name)
+        found = np.asarray(standalone.read_picture(str(tmp_path / name)))
+        assert (found == read_image(tmp_path / name)).all()
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "f.tif")
+    with pytest.raises(ValueError, match="f.tif has pixels of 32 bits, whose range is not known"):
+        standalone.read_picture(str(tmp_path / "f.tif"))
 
 
 def test_the_scripts_sizes_are_detectron2s():

@@ -21,7 +21,7 @@ from resnest_d2 import Predictor, model_zoo
 from resnest_d2.config.load import load_config
 from resnest_d2.engine import Trainer
 from resnest_d2.export import export_model
-from resnest_d2.inference import Outputs
+from resnest_d2.inference import Outputs, predict_inputs
 from resnest_d2.inference.sources import each_picture, read_picture
 from resnest_d2.inference.tiles import predict_tiles
 from resnest_d2.modeling.detector import build_detector
@@ -195,18 +195,30 @@ def test_what_a_predictor_is_made_of(checkpoint, predictor, pixels, tmp_path):
     assert torch.allclose(optimized, expected, atol=1e-2)
     low = Predictor(checkpoint, options=["TEST.DETECTIONS_PER_IMAGE", "2"])
     assert len(low(pixels).instances) == 2
+    absent = ["MODEL.WEIGHTS", "absent.pth"]  # counts, as the command line does
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth"):
+        Predictor(checkpoint, options=absent)
+    with pytest.raises(ValueError, match="options are for names and files: set them in the config"):
+        Predictor(model_zoo.get_config("mask_resnest14_digits"), options=absent)
+    for device in ("gpu", "mps"):
+        with pytest.raises(ValueError, match=f"device '{device}' is no device of PyTorch, or not"):
+            Predictor(checkpoint, device=device)
+    assert torch.equal(boxes(Predictor(checkpoint, device=torch.device("cpu"))(pixels)), expected)
 
 
 def test_an_exported_file(checkpoint, predictor, pixels, tmp_path):
     file = tmp_path / "model.ts"
     facts = {"input_format": predictor.input_format, "augmentation": predictor.augmentation}
-    names = predictor.metadata.thing_classes
     images = [predictor.prepare(np.tile(pixels, (2, 2, 1)))["image"]]
-    export_model(predictor.model, file, "torchscript", classes=names, images=images, **facts)
+    export_model(
+        predictor.model, file, "torchscript", names=predictor.metadata, images=images, **facts
+    )
     exported = Predictor(file)
     large = np.tile(pixels, (3, 3, 1))
     expected, found = predictor(large), exported(large)
     assert found.names == expected.names
+    ids = [[one["category_id"] for one in result.to_coco()] for result in (found, expected)]
+    assert ids[0] == ids[1]
     assert torch.allclose(boxes(found), boxes(expected), atol=0.1)
     assert (found.instances.pred_masks != expected.instances.pred_masks).float().mean() < 1e-2
     exported.set_score_threshold(expected.instances.scores[2].item() - 1e-4)
@@ -407,7 +419,7 @@ def test_the_command_refuses(checkpoint, files, tmp_path, capsys):
     assert "--no-draw leaves nothing to write: add --json FILE" in line("--no-draw")
     assert "--batch-size must be at least 1, got 0" in line("--batch-size", 0)
     assert "there is no annotation file absent.json" in line("--input-json", "absent.json")
-    assert "results.json" in line("--json", tmp_path / "no/such/results.json")
+    assert "notes.txt" in line("--json", files / "notes.txt/results.json")
     assert "--tile must be at least 32" in line("--tile", 0)
 
 
@@ -429,6 +441,73 @@ def test_json_of_classes_that_the_annotation_file_lacks(predictor, pixels, tmp_p
         outputs.check_classes(predictor.metadata.thing_classes)
 
 
+def test_inputs_are_not_overwritten(checkpoint, files, tmp_path, capsys):
+    from resnest_d2.commands.predict import main
+
+    (tmp_path / "a.json").write_text("{}")
+    contents = {path: path.read_bytes() for path in (files / "a.png", tmp_path / "a.json")}
+    for options, message in (
+        (["--json", files / "a.png"], "a.png is an input and would be overwritten"),
+        (["--json", tmp_path / "a.json", "--input-json", tmp_path / "a.json"], "a.json is --input"),
+        (["--overlap", 0.5], "--overlap is of tiles: add --tile PIXELS"),
+    ):
+        words = ["--input", files, "--output", tmp_path / "out", *options]
+        with pytest.raises(SystemExit) as raised:
+            main([*map(str, words), "--opts", "MODEL.WEIGHTS", str(checkpoint)])
+        assert raised.value.code == 2
+        assert message in capsys.readouterr().err
+    assert all(path.read_bytes() == content for path, content in contents.items())
+
+
+def test_names_that_differ_in_their_endings_have_json_of_their_own(predictor, files, tmp_path):
+    with Image.open(files / "a.png") as image:
+        image.save(files / "a.jpg")
+    outputs = Outputs(tmp_path / "out", per_image=True, crops=True)
+    inputs = [files / "a.jpg", files / "a.png"]
+    assert predict_inputs(predictor, inputs, outputs) == []
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert names == {"a.jpg", "a.json", "a_2.png", "a_2.json"}
+    many = len(predictor(inputs[0]).instances) + len(predictor(inputs[1]).instances)
+    assert len(list((tmp_path / "out/crops").rglob("*.png"))) == many
+    # What is not drawn cannot overwrite an input.
+    predict_inputs(predictor, [files / "a.png"], Outputs(files, draw=False, per_image=True))
+    assert (files / "a.json").is_file()
+
+
+def test_a_run_that_is_interrupted_leaves_its_json(predictor, files, tmp_path, monkeypatch):
+    run, calls = predictor.run, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(predictor, "run", interrupted)
+    outputs = Outputs(tmp_path / "out", draw=False, json=tmp_path / "r.json")
+    with pytest.raises(KeyboardInterrupt):
+        predict_inputs(predictor, [files / "a.png", files / "b.png"], outputs)
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {Path(one["file_name"]).name for one in found} == {"a.png"}
+
+
+def test_a_picture_that_is_one_tile(checkpoint, predictor, pixels):
+    pytest.importorskip("sahi")
+    assert torch.equal(boxes(Predictor(checkpoint, tile=5000)(pixels)), boxes(predictor(pixels)))
+
+
+def test_sources_that_are_no_pictures(predictor, pixels):
+    for source, message in (
+        (torch.zeros(3, 9, 9), "a Tensor holds no pictures"),
+        (np.zeros((0, 9, 3), np.uint8), "expected an RGB image .* got .0, 9, 3. uint8"),
+        ("http://127.0.0.1:abc/a b\u00fc.png", "http://127.0.0.1:abc/a b.* cannot be fetched"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predictor(source)
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got '2'"):
+        predictor([pixels], batch_size="2")
+
+
 def test_a_list_of_images_without_annotations(files, tmp_path, caplog):
     """COCO's test sets; ids that are no numbers are numbered, in a file that results fit."""
     from resnest_d2.commands.predict import inputs, make_parser
@@ -441,12 +520,17 @@ def test_a_list_of_images_without_annotations(files, tmp_path, caplog):
     (tmp_path / "test.json").write_text(json.dumps(content))
     words = ["--input", files, "--output", tmp_path, "--input-json", tmp_path / "test.json"]
     args = make_parser().parse_args(map(str, [*words, "--json", tmp_path / "r.json"]))
-    found, outputs = inputs(args)
+    found, outputs, unreadable = inputs(args)
+    assert not unreadable
     assert [path.name for path in found] == names
     assert list(outputs.image_ids.values()) == [1, 2]
     written = tmp_path / "r_annotations.json"
     assert "test.json was repaired: evaluate the results on it as it was read, which" in caplog.text
     assert [image["id"] for image in json.loads(written.read_text())["images"]] == [1, 2]
+    (files / names[0]).write_text("")
+    found, _, (problem,) = inputs(args)
+    assert len(found) == 1
+    assert problem.startswith(f"{files / names[0]} cannot be read as a picture")
     outputs.check_classes(["digit 0"])
     assert outputs.category_ids["digit 0"] == 5
     assert "lacks" not in caplog.text

@@ -151,13 +151,15 @@ def test_without_a_config_anywhere(weights, tmp_path):
     content = torch.load(weights, weights_only=True)
     old = tmp_path / "old.pth"
     torch.save({key: value for key, value in content.items() if key != "config"}, old)
-    with pytest.raises(InputError, match=f"--config-file is needed, .*{old} holds no config"):
+    with pytest.raises(InputError, match=f"a config is needed .*{old} holds no config"):
         load_config_of_weights("", ["MODEL.WEIGHTS", str(old)])
     cut = tmp_path / "cut.pth"
     cut.write_bytes(weights.read_bytes()[:10000])
     with pytest.raises(InputError, match=r"cut\.pth is damaged or cut off"):
         load_config_of_weights("", ["MODEL.WEIGHTS", str(cut)])
-    with pytest.raises(InputError, match="--config-file is needed, because no MODEL.WEIGHTS"):
+    with pytest.raises(
+        InputError, match="a config is needed .--config-file, or --model., because no MODEL.WEIGHTS"
+    ):
         load_config_of_weights("")
     with pytest.raises(FileNotFoundError, match=r"there is no file absent\.pth"):
         load_config_of_weights("", ["MODEL.WEIGHTS", "absent.pth"])

@@ -76,8 +76,9 @@ def test_exported_files_are_shown_as_they_are(checkpoint, picture, tmp_path):
     predictor, file = Predictor(checkpoint, device="cpu"), tmp_path / "model.ts"
     facts = {"input_format": predictor.input_format, "augmentation": predictor.augmentation}
     images = [predictor.prepare(read_image(picture))["image"]]
-    classes = [str(number) for number in range(10)]
-    export_model(predictor.model, file, "torchscript", classes=classes, images=images, **facts)
+    export_model(
+        predictor.model, file, "torchscript", names=predictor.metadata, images=images, **facts
+    )
     *_, (text, result) = web.Detector("cpu").detect(str(file), str(picture))
     assert text.startswith("12 detections of any score in ")
     assert len(result.instances) == 12
@@ -103,7 +104,10 @@ def test_what_it_refuses(detector, checkpoint, picture, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (["absent.pth"], "there is no checkpoint or folder absent.pth"),
-        (["--port", "0"], "--port must be at least 1, got 0"),
+        (["README.md"], "README.md is neither a checkpoint nor an exported file nor a config"),
+        (["--device", "gpu"], "--device 'gpu' is no device of PyTorch, or not one of this machine"),
+        (["--port", "70000"], "--port must be between 1 and 65535, got 70000"),
+        (["--port", "0"], "--port must be between 1 and 65535, got 0"),
         (["--examples", "absent"], "--examples: there is no folder absent"),
         (["--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
     ],

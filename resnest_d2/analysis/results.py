@@ -14,7 +14,7 @@ import numpy as np
 from ..config import InputError, import_extra
 from ..data.coco_json import CocoData
 from ..data.rle import decode_counts
-from ..data.values import number, numbers
+from ..data.values import identity, number, numbers
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +94,7 @@ def read_predictions(file: str | Path, data: CocoData) -> list[dict[str, Any]]:
         raise InputError(f"{file} does not hold COCO's results, a list of predictions")
     sizes = {image["id"]: [image["height"], image["width"]] for image in data.images}
     fields = [field for field in FIELDS.values() if any(field in one for one in found)]
+    found = [_plain(one, data) for one in found]
     for index, one in enumerate(found, 1):
         if problem := _problem(one, fields, sizes, data):
             raise InputError(f"{file}: prediction {index} {problem}")
@@ -104,15 +105,26 @@ def read_predictions(file: str | Path, data: CocoData) -> list[dict[str, Any]]:
     return found
 
 
+def _plain(one: dict[str, Any], data: CocoData) -> dict[str, Any]:
+    """A prediction with numbers where they are written as text, and with the data set's ids."""
+    known = {"image_id": data.image_ids, "category_id": data.category_ids}
+    read = {key: ids.get(identity(one.get(key)), one.get(key)) for key, ids in known.items()}
+    read["score"] = one.get("score") if (value := number(one.get("score"))) is None else value
+    if (box := numbers(one.get("bbox"))) is not None:
+        read["bbox"] = box
+    return {**one, **read}
+
+
 def _problem(
     one: dict[str, Any], fields: list[str], sizes: dict[int, list[int]], data: CocoData
 ) -> str:
     """Tell what is wrong with a prediction; empty if nothing is."""
     for key, known in (("image_id", sizes), ("category_id", data.categories)):
-        if not isinstance(one.get(key), int) or one[key] not in known:
+        if type(one[key]) is not int or one[key] not in known:
             return f"has {key} {one.get(key)!r}, which {data.file} does not have"
-    if not fields or any(field not in one for field in fields):
-        return f"has no {' and no '.join(repr(f) for f in fields or FIELDS.values())}"
+    lacking = [field for field in fields or FIELDS.values() if field not in one]
+    if lacking:
+        return f"has no {' and no '.join(map(repr, lacking))}{', as others have' if fields else ''}"
     score, box = number(one.get("score")), numbers(one.get("bbox", [0] * 4))
     if score is None or not 0 <= score <= 1:
         return f"must have a score from 0 to 1, got {one.get('score')!r}"

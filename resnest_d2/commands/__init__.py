@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 import time
 import traceback
@@ -116,6 +117,9 @@ def one_line_errors(kinds: tuple[type[Exception], ...] = INPUT_ERRORS) -> Iterat
     """
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except kinds as error:
         message = str(error)
         if isinstance(error, AssertionError | KeyError):

@@ -8,6 +8,7 @@ from ..analysis import Analysis, analyze, read_predictions, write_report
 from ..analysis.report import headline
 from ..config import require_between, require_int
 from ..data.coco_json import read_coco
+from ..data.repair import Options
 from ..inference.drawing import import_to_draw
 from . import setting_up, warnings_again
 
@@ -61,6 +62,6 @@ def read(predictions: str | Path, json: str | Path, args: argparse.Namespace) ->
     Raises:
         FileNotFoundError, InputError: as ``read_coco``, ``read_predictions`` and ``analyze``.
     """
-    data = read_coco(json, args.images)
+    data = read_coco(json, args.images, options=Options(offered=False))
     found = read_predictions(predictions, data)
     return analyze(data, found, args.confidence_threshold, args.max_detections)

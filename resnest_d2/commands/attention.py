@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
-from ..config import InputError, require_between, require_int
+from ..config import InputError, did_you_mean, require_between, require_int
 from ..data.images import read_image
 from ..files import write_text
 from ..inference import Predictor
@@ -20,6 +20,7 @@ from ..inference.attention import (
     choose_detection,
     draw_grad_cam,
     draw_weights,
+    features_of,
     grad_cam,
     import_grad_cam,
     split_attention_weights,
@@ -55,12 +56,19 @@ def load(args: argparse.Namespace) -> Predictor:
     """The detector.
 
     Raises:
-        InputError: it is an exported file, or as :class:`Predictor`.
+        InputError: it is an exported file, or has no such class or feature, or as
+            :class:`Predictor`.
     """
     predictor = load_predictor(args)
     if not isinstance(predictor.model, nn.Module):
         raise InputError(f"{args.model} is exported and cannot be looked into: give its checkpoint")
     predictor.set_score_threshold(args.confidence_threshold)
+    if args.layer and args.layer not in (owners := features_of(predictor.model)):
+        raise InputError(f"--layer {args.layer} is none of {', '.join(owners)}")
+    known = predictor.metadata.get("thing_classes", None) or ()
+    if args.name and args.name not in known:
+        hint = did_you_mean(args.name, known)
+        raise InputError(f"--class: the model knows no {args.name!r}{hint}")
     return predictor
 
 
@@ -70,7 +78,7 @@ def explain(
     """Draw the figures of an image, and give their numbers.
 
     Raises:
-        InputError: as :func:`choose_detection` and :func:`grad_cam`.
+        InputError: as :func:`grad_cam`.
     """
     with split_attention_weights(predictor.model) as weights:
         (result,) = predictor.run([image], [file])
@@ -79,11 +87,10 @@ def explain(
     if weights:
         draw_weights(weights, target.with_name(f"{target.stem}_weights.png"))
     if index is None:
-        what = f"detection of class {args.name!r}" if args.name else "detection"
+        what = f"detection of class {args.name!r}" if args.name else f"detection {args.detection}"
         logger.warning(
-            "%s has no %s of score %g or more, so there is no Grad-CAM: lower "
-            "--confidence-threshold",
-            *(file, what, args.confidence_threshold),
+            "%s has no %s of score %g or more (it has %d in all), so there is no Grad-CAM",
+            *(file, what, args.confidence_threshold, len(result.instances)),
         )
         return numbers
     found = result.instances[index]
@@ -118,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with setting_up():
         require_int("--detection", args.detection, least=1)
         require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
-        targets = output_paths([p.with_suffix(".png") for p in args.images], args.output)
+        files = [path.with_suffix(".png") for path in args.images]
+        targets = output_paths(files, args.output, drawn=False)
         images = [read_image(file) for file in args.images]
         import_grad_cam()
         predictor = load(args)

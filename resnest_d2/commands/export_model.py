@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             predictor.model,
             args.output,
             args.format,
-            classes=predictor.metadata.get("thing_classes", None) or [],
+            names=predictor.metadata,
             input_format=predictor.input_format,
             augmentation=predictor.augmentation,
             backbone=args.backbone,

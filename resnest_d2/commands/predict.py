@@ -9,6 +9,7 @@ from .. import data  # noqa: F401  (class names of the data sets that come with 
 from ..config import InputError, require_between, require_int
 from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
+from ..data.repair import Options
 from ..files import check_writable
 from ..inference import Outputs, predict_inputs
 from ..inference.files import list_inputs
@@ -49,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--save-crops", action="store_true", help="write each detection's part of the picture")
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size, by SAHI")
-    add("--overlap", type=float, default=0.2, help="of tiles, 0 to 0.9 (default: 0.2)")
+    add("--overlap", type=float, help="of tiles, 0 to 0.9 (default: 0.2)")
     add("--optimize", action="store_true", help="fold norms first, which takes less time an image")
     add("--half", action="store_true", help="compute in half precision: float16, on CPUs bfloat16")
     add_max_pixels(parser)
@@ -69,12 +70,17 @@ def check(args: argparse.Namespace) -> None:
     require_int("--batch-size", args.batch_size, least=1)
     if args.no_draw and not (args.json or args.json_per_image or args.save_crops):
         raise InputError("--no-draw leaves nothing to write: add --json FILE or --json-per-image")
+    if args.overlap is not None and args.tile is None:
+        raise InputError("--overlap is of tiles: add --tile PIXELS")
     if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         check_writable(args.json)
+    if args.json and args.input_json and args.json.resolve() == args.input_json.resolve():
+        raise InputError(f"--json: {args.json} is --input-json's file and would be overwritten")
 
 
-def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs]:
-    """List the files, and what is written of them.
+def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs, list[str]]:
+    """List the files, what is written of them, and what is wrong with listed ones left out.
 
     Raises:
         InputError, FileNotFoundError: as :func:`list_inputs` and :func:`read_coco`.
@@ -83,10 +89,11 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs]:
     written = {"per_image": args.json_per_image, "json": args.json}
     outputs = Outputs(args.output, **drawn, **written)
     if not args.input_json:
-        return list_inputs(args.input), outputs
+        return list_inputs(args.input), outputs, []
     if len(args.input) != 1:
         raise InputError("--input-json needs one --input, the folder of its images")
-    listed = read_coco(args.input_json, args.input[0], annotated=False)
+    reading = Options(skip_bad_images=True, offered=False)
+    listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
     if args.json and not listed.evaluable:
         written = args.json.with_name(f"{args.json.stem}_annotations.json")
         listed.write(written)
@@ -94,7 +101,7 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs]:
         logger.warning(message, args.input_json, written)
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
     outputs.category_ids = {name: number for number, name in listed.categories.items()}
-    return list(outputs.image_ids), outputs
+    return list(outputs.image_ids), outputs, listed.unreadable
 
 
 @warnings_again()
@@ -104,9 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with setting_up():
         set_max_pixels(args.max_pixels)
         check(args)
-        files, outputs = inputs(args)
+        files, outputs, unreadable = inputs(args)
         outputs.check(files)  # found missing before the model is loaded
-        options = {name: getattr(args, name) for name in ("optimize", "half", "tile", "overlap")}
+        options = {name: getattr(args, name) for name in ("optimize", "half", "tile")}
+        options["overlap"] = 0.2 if args.overlap is None else args.overlap
         predictor = load_predictor(args, **options)
         outputs.check_classes(predictor.metadata.get("thing_classes", None) or ())
         if args.confidence_threshold is not None:
@@ -115,9 +123,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outputs.least = 0.5
         else:
             predictor.set_score_threshold(0.5, only_raise=True)
+        for problem in unreadable:
+            logger.error("Skipped %s", problem)
         skipped = predict_inputs(predictor, files, outputs, args.batch_size)
     what = "drawn" if outputs.draw else "written"
-    print(f"{len(files) - len(skipped)} of {len(files)} inputs {what} to {args.output}")
+    number = len(files) + len(unreadable)
+    print(f"{len(files) - len(skipped)} of {number} inputs {what} to {args.output}")
     if skipped:
         print(f"Not {what}, or not to their end: {', '.join(map(str, skipped))}")
-    return 1 if skipped else 0
+    return 1 if skipped or unreadable else 0

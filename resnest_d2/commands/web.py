@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import data, model_zoo
-from ..config import import_extra, require_int
+from ..config import import_extra, require_between
+from ..config.load import check_device
 from ..data.images import IMAGE_ENDINGS, read_header, read_image, set_max_pixels
 from ..inference import Predictor, Result
 from ..inference.drawing import import_to_draw
-from ..inference.predictor import EXPORTED
+from ..inference.predictor import EXPORTED, check_source
 from ..model_zoo.published import PUBLICATIONS
 from . import INPUT_ERRORS, setting_up
 
@@ -57,12 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help=text)
     args = parser.parse_args(arguments)
     with setting_up():
-        require_int("--port", args.port, least=1)
+        require_between("--port", args.port, 1, 65535)
         set_max_pixels(args.max_pixels)
         own = args.models or ([str(DEMO)] if (DEMO / "model_final.pth").is_file() else [])
         for model in own:
-            if not Path(model).exists():
-                raise FileNotFoundError(f"there is no checkpoint or folder {model}")
+            check_source(model)
+        if args.device is not None:
+            check_device("--device", args.device)
         page = build_page(own, args.device, list_examples(args.examples))
         page.queue(default_concurrency_limit=1)
         try:
@@ -70,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 server_name=args.host, server_port=args.port, quiet=True, prevent_thread_lock=True
             )
         except OSError as error:
-            raise OSError(f"--port {args.port}: {error}") from error
+            where = f"--host {args.host} --port {args.port}"
+            raise OSError(
+                f"{where} cannot be served: the port is taken, or the host is not this machine"
+            ) from error
     print(f"The page is at http://{args.host}:{args.port}; Ctrl-C ends it", flush=True)
     page.block_thread()
     return 0

@@ -75,18 +75,33 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictCon
     return cfg
 
 
+def check_device(name: str, device: str) -> None:
+    """Refuse a device that PyTorch does not know, or this machine does not have; GPUs may lack.
+
+    Args:
+        name: of the key or option.
+        device: its value.
+
+    Raises:
+        ConfigError: the message names both.
+    """
+    try:
+        kind = torch.device(device).type
+        if kind not in ("cuda", "meta"):
+            torch.empty(0, device=device)
+    except (RuntimeError, TypeError, NotImplementedError, AssertionError):
+        raise ConfigError(
+            f"{name} {device!r} is no device of PyTorch, or not one of this machine"
+        ) from None
+
+
 def check(settings: Settings) -> None:
     """Refuse settings that Detectron2 trips over late, or in words that do not name the key.
 
     Raises:
         ConfigError: the message names the key and its value.
     """
-    try:
-        torch.device(settings.device)
-    except (RuntimeError, TypeError):
-        raise ConfigError(
-            f"{settings.key('device')} {settings.device!r} is no device of PyTorch"
-        ) from None
+    check_device(settings.key("device"), settings.device)
     for key in POSITIVE_KEYS[settings.is_lazy]:
         require_int(key, settings.get(key, 1), 1)
     if settings.is_lazy:

@@ -48,6 +48,10 @@ class CocoData:
     """Annotations of the file, with those that were left out."""
     evaluable: bool = True
     """Whether pycocotools can evaluate on the file as it is."""
+    image_ids: dict[Any, int] = field(default_factory=dict)
+    """The id of an image by what the file calls it."""
+    category_ids: dict[Any, int] = field(default_factory=dict)
+    """Likewise of categories."""
     unreadable: list[str] = field(default_factory=list)
     """Pictures that were left out, with what is wrong with them."""
 
@@ -212,9 +216,9 @@ def read_coco(
     ]
     data = CocoData(file, root, dict(categories or own), records, annotations, names, skeleton)
     data.num_annotations, data.evaluable = len(entries), _is_as_written(data, content)
-    data.unreadable = unreadable
+    data.image_ids, data.category_ids, data.unreadable = to_image, to_id, unreadable
     notes.report()
-    _report(data)
+    _report(data, options)
     return data
 
 
@@ -337,7 +341,7 @@ def _is_as_written(data: CocoData, content: Mapping[str, Any]) -> bool:
     )
 
 
-def _report(data: CocoData) -> None:
+def _report(data: CocoData, options: Options) -> None:
     empty = len(data.images) - len({a["image_id"] for a in data.annotations})
     logger.info(
         "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
@@ -350,8 +354,7 @@ def _report(data: CocoData) -> None:
     if data.num_crowds:
         logger.warning(
             "%s: %d of %d annotations are crowds (iscrowd 1), which are not learned, and on which "
-            "detections do not count; --crowd-as-instances takes them as objects",
-            data.file,
-            data.num_crowds,
-            len(data.annotations),
+            "detections do not count%s",
+            *(data.file, data.num_crowds, len(data.annotations)),
+            options.hint("--crowd-as-instances takes them as objects"),
         )

@@ -153,7 +153,8 @@ def find_images(
     if absent:
         message = f"{len(absent)} of the {len(entries)} images of {notes.file} are not in {root}"
         if not options.skip_missing or len(absent) == len(entries):
-            way = "; --skip-missing goes on without them" if len(absent) < len(entries) else ""
+            some_are = len(absent) < len(entries)
+            way = options.hint("--skip-missing goes on without them") if some_are else ""
             raise FileNotFoundError(f"{message}: {some(absent)}{way}")
         for name in absent:
             notes.add(f"{{n}} of {len(entries)} images are not in {root} and are left out", name)
@@ -175,7 +176,7 @@ def find_images(
         else:
             images[number] = _read_size(notes, number, entries[number], path, header)
     if unreadable and not (options.skip_bad_images and images):
-        way = "; training goes on without them with --skip-bad-images" if images else ""
+        way = options.hint("training goes on without them with --skip-bad-images") if images else ""
         raise InputError(
             f"{notes.file}: {len(unreadable)} of {len(present)} images cannot be read: "
             f"{some(unreadable)}{way}"

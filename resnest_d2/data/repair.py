@@ -23,6 +23,8 @@ class Options:
     boxes_from_masks: bool = False
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read; an option of training."""
+    offered: bool = True
+    """Whether messages tell the user of these decisions."""
 
     HELP: ClassVar = {
         "skip_missing": "leave out images whose files are not there",
@@ -30,6 +32,10 @@ class Options:
         "merge_classes": "make one class of categories that have the same name",
         "boxes_from_masks": "compute every box from its mask",
     }
+
+    def hint(self, text: str) -> str:
+        """The end of a message, of which option is the way out, where there are options."""
+        return f"; {text}" if self.offered else ""
 
     @classmethod
     def add_arguments(cls, parser: argparse._ActionsContainer) -> None:

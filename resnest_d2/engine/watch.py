@@ -228,7 +228,10 @@ def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
     """
     series: dict[str, dict[int, float]] = {}
     for line in Path(file).read_text().splitlines():
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut off where a machine died
+            continue
         for name, value in entry.items():
             if name != "iteration" and isinstance(value, (int, float)):
                 series.setdefault(name, {})[entry["iteration"]] = value

@@ -55,9 +55,11 @@ def suppress(
     """
     boxes = torch.where(valid[:, None], boxes, 0)
     moved = boxes + (groups * (boxes.max() + 1))[:, None]
-    at = valid.nonzero()[:, 0]
+    none = torch.full((rows + 2,), len(boxes), dtype=torch.int64, device=boxes.device)
+    # Two empty boxes more: torch.export takes 0 and 1 for other cases, which no graph would hold.
+    at = torch.cat([valid.nonzero()[:, 0], none[:2]])
+    moved, scores = F.pad(moved, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-torch.inf)
     kept = at[nms(moved[at], scores[at], threshold)]
-    none = torch.full((rows,), len(boxes), dtype=torch.int64, device=boxes.device)
     return torch.cat([kept, none])[:rows]
 
 

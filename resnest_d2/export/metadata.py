@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import detectron2.data.transforms as T
+from detectron2.data import Metadata as CatalogMetadata
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from torch import nn
 
@@ -29,6 +30,8 @@ class Metadata:
     outputs: Sequence[str]
     """Boxes, scores, classes and masks, or the names of a backbone's features."""
     classes: Sequence[str]
+    category_ids: Sequence[int]
+    """Ids of the classes in the annotations that the model was trained on, if they are known."""
     input_format: str
     """The order of the image's colours, as ``INPUT.FORMAT``."""
     pixel_mean: Sequence[float]
@@ -56,7 +59,7 @@ def describe(
     graph: DetectorGraph | BackboneGraph,
     model: nn.Module,
     format: str,
-    classes: Sequence[str],
+    names: CatalogMetadata,
     input_format: str,
     augmentation: T.Augmentation,
 ) -> Metadata:
@@ -66,7 +69,7 @@ def describe(
         graph: of the model.
         model: the detector.
         format: of the file.
-        classes: their names.
+        names: of the classes, in Detectron2's form.
         input_format: as ``INPUT.FORMAT``.
         augmentation: the resizing at inference.
     """
@@ -82,7 +85,8 @@ def describe(
     return Metadata(
         format=format,
         outputs=list(graph.names),
-        classes=list(classes),
+        classes=list(names.get("thing_classes", None) or []),
+        category_ids=list(names.get("thing_dataset_id_to_contiguous_id", None) or []),
         input_format=input_format,
         pixel_mean=model.pixel_mean.flatten().tolist(),
         pixel_std=model.pixel_std.flatten().tolist(),

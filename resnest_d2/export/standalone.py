@@ -20,7 +20,12 @@ Detections = dict[str, np.ndarray]
 
 def read_picture(file: str) -> Image.Image:
     """Read a picture upright, in RGB, with white where it is transparent."""
-    picture = ImageOps.exif_transpose(Image.open(file))
+    picture = ImageOps.exif_transpose(opened := Image.open(file))
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and opened.format == "PNG"):
+        values = np.asarray(picture).astype(np.uint32) // 257
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{file} has pixels of 32 bits, whose range is not known")
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
@@ -124,18 +129,8 @@ def main() -> int:
     parser.add_argument("--json", metavar="FILE", help="write the detections, boxes as x, y, w, h")
     parser.add_argument("--threshold", type=float, default=0.5, help="least score (default: 0.5)")
     args = parser.parse_args()
-    import onnxruntime
-
     try:
-        session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
-        facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
-        if facts is None:
-            raise ValueError(f"{args.model} was not written by `resnest-d2 export`")
-        metadata = json.loads(facts)
-        picture = read_picture(args.picture)
-        if "boxes" not in metadata["outputs"]:
-            raise ValueError(f"{args.model} holds a backbone, which finds no objects")
-        found = detect(session, metadata, picture)
+        run(args)
     except KeyError as error:
         text = f"{args.model} is of another version than this script: it does not tell {error}"
         print(f"error: {text}", file=sys.stderr)
@@ -143,19 +138,34 @@ def main() -> int:
     except Exception as error:  # onnxruntime's own share no base below it
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Find objects, print them, and write what is asked for."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
+    if facts is None:
+        raise ValueError(f"{args.model} was not written by `resnest-d2 export`")
+    metadata = json.loads(facts)
+    picture = read_picture(args.picture)
+    if "boxes" not in metadata["outputs"]:
+        raise ValueError(f"{args.model} holds a backbone, which finds no objects")
+    found = detect(session, metadata, picture)
     confident = found["scores"] >= args.threshold
     found = {name: values[confident] for name, values in found.items()}
-    names, records = metadata["classes"], []
+    names, ids, records = metadata["classes"], metadata["category_ids"], []
     rows = (found["boxes"], found["scores"], found["classes"])
     for (x0, y0, x1, y1), score, number in zip(*(values.tolist() for values in rows), strict=True):
         print(f"{names[number]} {score:.3f} at {x0:.1f} {y0:.1f} {x1:.1f} {y1:.1f}")
-        box = [x0, y0, x1 - x0, y1 - y0]
-        records.append({"category": names[number], "score": score, "bbox": box})
+        kind = {"category": names[number], "category_id": ids[number] if ids else number}
+        records.append({**kind, "score": score, "bbox": [x0, y0, x1 - x0, y1 - y0]})
     if args.json:
         Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
     if args.output:
         draw(picture, found, names).save(args.output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import detectron2.data.transforms as T
 import torch
+from detectron2.data import Metadata
 from torch import nn
 
 from ..config import InputError, import_extra
@@ -20,7 +21,8 @@ from ..optimize import optimize_for_inference
 from . import standalone
 from .check import Comparison, compare, expected_outputs, found_again, make_images, require_equal
 from .graph import BackboneGraph, DetectorGraph
-from .metadata import ENTRY, ONNX, Metadata, describe
+from .metadata import ENTRY, ONNX, describe
+from .metadata import Metadata as Facts
 from .reader import load_exported
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 Format = Literal["onnx", "pt2", "aoti", "torchscript"]
 # RoiAlign can be "aligned", as Detectron2's is, from 16 on; DeformConv is there from 19 on.
 OPSET = 20
+SCRIPT = "run_model.py"
 # The tools warn in these words, by category; none is about the graph.
 KNOWN_WARNINGS = (
     (DeprecationWarning, "`torch.jit"),
@@ -44,7 +47,7 @@ def export_model(
     target: Path,
     format: Format,
     *,
-    classes: Sequence[str],
+    names: Metadata,
     input_format: str,
     augmentation: T.Augmentation,
     backbone: bool = False,
@@ -60,7 +63,7 @@ def export_model(
         model: in evaluation mode, on the CPU.
         target: the file.
         format: its kind.
-        classes: names of classes.
+        names: of the classes, as Detectron2's catalog has them.
         input_format: as ``INPUT.FORMAT``.
         augmentation: the resizing of images at inference.
         backbone: export the backbone and its pyramid alone.
@@ -80,7 +83,7 @@ def export_model(
     graph = (BackboneGraph if backbone else DetectorGraph)(model).eval()
     check_format(format, target, bool(calibration))
     check_writable(target)
-    metadata = describe(graph, model, format, classes, input_format, augmentation)
+    metadata = describe(graph, model, format, names, input_format, augmentation)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
         file = Path(folder) / target.name
         logger.info("Exporting to %s, which takes a minute or more", format)
@@ -97,7 +100,7 @@ def export_model(
         with replacing(target) as temporary:
             os.replace(file, temporary)
     if format == "onnx" and not backbone:
-        shutil.copy(standalone.__file__, target.with_name("run_model.py"))
+        shutil.copy(standalone.__file__, target.with_name(SCRIPT))
     return comparisons
 
 
@@ -105,8 +108,8 @@ def check_format(format: str, target: Path, is_int8: bool) -> None:
     """See that a format can be written here, before the minutes that it takes.
 
     Raises:
-        InputError: there is no such format, the file's ending or the compiler is another one, or
-            8 bits are asked for where there are none.
+        InputError: there is no such format, the file's ending or the compiler is another one, 8
+            bits are asked for where there are none, or a script of someone else is in the way.
         ImportError: a package is not installed.
     """
     if format not in get_args(Format):
@@ -117,6 +120,9 @@ def check_format(format: str, target: Path, is_int8: bool) -> None:
     if target.suffix != ending:
         raise InputError(f"a file of the format {format} must end in {ending}, got {target.name}")
     if format == "onnx":
+        script = target.with_name(SCRIPT)
+        if script.is_file() and "resnest-d2 export" not in script.read_text("utf-8", "replace"):
+            raise InputError(f"{script} is not this package's and would be overwritten: move it")
         for name in ("onnx", "onnxscript", "onnxruntime"):
             import_extra(name, *ONNX)
     if format == "aoti" and not shutil.which(os.getenv("CXX", "g++")):
@@ -124,7 +130,7 @@ def check_format(format: str, target: Path, is_int8: bool) -> None:
 
 
 @torch.no_grad()
-def _write(graph: DetectorGraph | BackboneGraph, file: Path, metadata: Metadata) -> None:
+def _write(graph: DetectorGraph | BackboneGraph, file: Path, metadata: Facts) -> None:
     channels, stride = len(metadata.pixel_mean), metadata.size_divisibility
     example = torch.rand(channels, 7 * stride, 8 * stride) * 255
     text = metadata.to_json()

@@ -14,7 +14,7 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from ..config import InputError, did_you_mean, import_extra
+from ..config import InputError, import_extra
 from ..modeling.split_attention import SplitAttentionConv2d
 from .drawing import import_to_draw
 from .predictor import Predictor
@@ -26,6 +26,15 @@ METHODS = ("GradCAM", "HiResCAM")
 LEGIBLE = 512  # pixels of a drawing's longer side, at least
 
 Weights = Mapping[str, torch.Tensor]
+
+
+def features_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The backbone, or the part of it, that gives each feature, by the features' names."""
+    backbone = model.backbone
+    owners = dict.fromkeys(backbone.output_shape(), backbone)
+    if inner := getattr(backbone, "bottom_up", None):
+        owners |= dict.fromkeys(inner.output_shape(), inner)
+    return owners
 
 
 def import_grad_cam() -> ModuleType:
@@ -141,24 +150,16 @@ def draw_weights(weights: Weights, file: Path) -> None:
 
 
 def choose_detection(result: Result, number: int = 1, name: str = "") -> int | None:
-    """The index of a detection, None if there is not any.
+    """The index of a detection, None if there are fewer.
 
     Args:
         result: of the detector.
         number: by the score, 1 is the best.
         name: of a class, among whose detections is counted.
-
-    Raises:
-        InputError: there are fewer detections, or no such class.
     """
-    known = result.metadata.get("thing_classes", None) or sorted(set(result.names))
-    if name and name not in known:
-        raise InputError(f"--class: the model knows no {name!r}{did_you_mean(name, known)}")
     order = result.instances.scores.argsort(descending=True, stable=True).tolist()
     order = [index for index in order if name in ("", result.names[index])]
-    if order and number > len(order):
-        raise InputError(f"--detection {number}: {result.source} has {len(order)} detections")
-    return order[number - 1] if order else None
+    return order[number - 1] if number <= len(order) else None
 
 
 class _Detector(nn.Module):
@@ -194,16 +195,11 @@ def grad_cam(
         A map is 0 everywhere if the feature does not raise the score.
 
     Raises:
-        InputError: there is no such feature, or the score does not depend on it.
+        InputError: the score does not depend on the feature.
         ImportError: as :func:`import_grad_cam`.
     """
     library, cv2 = import_grad_cam(), import_to_draw("cv2")
-    backbone = predictor.model.backbone
-    owners = dict.fromkeys(backbone.output_shape(), backbone)
-    if inner := getattr(backbone, "bottom_up", None):
-        owners |= dict.fromkeys(inner.output_shape(), inner)
-    if layer and layer not in owners:
-        raise InputError(f"--layer {layer} is none of {', '.join(owners)}")
+    owners, backbone = features_of(predictor.model), predictor.model.backbone
     box, number = detection.pred_boxes.tensor, detection.pred_classes
 
     def score(instances: Instances) -> torch.Tensor:

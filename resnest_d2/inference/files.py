@@ -57,7 +57,9 @@ class Outputs:
         Raises:
             ValueError, ImportError: as :func:`output_paths`, :func:`import_to_draw`.
         """
-        targets = output_paths(files, self.folder)
+        targets = output_paths(files, self.folder, self.draw)
+        if self.json and self.json.resolve() in {file.resolve() for file in files}:
+            raise InputError(f"--json: {self.json} is an input and would be overwritten")
         if self.draw:
             import_to_draw("detectron2.utils.visualizer")
         return targets
@@ -146,8 +148,13 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
     return files
 
 
-def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
+def output_paths(files: Sequence[Path], folder: Path, drawn: bool = True) -> list[Path]:
     """A path below ``folder`` for each file, different even where names are the same.
+
+    Args:
+        files: the inputs.
+        folder: of the outputs.
+        drawn: whether these paths are written; else others are that differ in their endings.
 
     Raises:
         ValueError: an output would overwrite one of the inputs, or the folder is a file.
@@ -155,19 +162,18 @@ def output_paths(files: Sequence[Path], folder: Path) -> list[Path]:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output: {folder} is not a folder")
     inputs = {file.resolve() for file in files}
-    taken: dict[Path, None] = {}
+    taken: dict[str, Path] = {}  # by names without endings, which JSON and crops have too
     for file in files:
         ending = ".mp4" if is_video(file) else ".png"
         if file.suffix.lower() in IMAGE_ENDINGS:
             ending = file.suffix
-        target = folder / f"{file.stem}{ending}"
-        numbers = count(2)
-        while target in taken:
-            target = folder / f"{file.stem}_{next(numbers)}{ending}"
-        if target.resolve() in inputs:
+        stem, numbers = file.stem, count(2)
+        while stem in taken:
+            stem = f"{file.stem}_{next(numbers)}"
+        taken[stem] = target = folder / f"{stem}{ending}"
+        if drawn and target.resolve() in inputs:
             raise ValueError(f"--output: {target} is an input and would be overwritten")
-        taken[target] = None
-    return list(taken)
+    return list(taken.values())
 
 
 def predict_inputs(
@@ -199,11 +205,13 @@ def predict_inputs(
     run = _Run(predictor, outputs, batch_size, count(1) if ids is None else ids)
     with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
         bar = tqdm(total=len(pairs), unit="file", disable=len(pairs) < 2)
-        for start, end in _batches([file for file, _ in pairs], batch_size):
-            run.images(pairs[start:end]) if end > start + 1 else run.file(*pairs[start])
-            bar.update(end - start)
-        bar.close()
-    outputs.finish()
+        try:
+            for start, end in _batches([file for file, _ in pairs], batch_size):
+                run.images(pairs[start:end]) if end > start + 1 else run.file(*pairs[start])
+                bar.update(end - start)
+        finally:  # Ctrl-C, too, leaves what was found so far
+            bar.close()
+            outputs.finish()
     return run.skipped
 
 

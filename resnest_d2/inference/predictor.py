@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 
 from .. import model_zoo
-from ..config import InputError
-from ..config.load import choose_device
+from ..config import InputError, require_int
+from ..config.load import check_device, choose_device
 from ..config.settings import Config, Settings
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
@@ -90,11 +90,14 @@ class Predictor:
         if isinstance(model, str | Path):
             settings = _find(str(model), str(weights or ""), list(options))
         else:
+            if options:
+                raise InputError("options are for names and files: set them in the config given")
             settings = Settings.of(model).copy()
             if weights is not None:
                 settings.weights = str(weights)
         if device is not None:
-            settings.device = device
+            check_device("device", str(device))
+            settings.device = str(device)
         choose_device(settings)
         self.augmentation = settings.test_augmentation()
         self.input_format = settings.input_format
@@ -124,6 +127,9 @@ class Predictor:
         sizes = [facts.min_size] * 2, facts.max_size
         self.augmentation = T.ResizeShortestEdge(*sizes) if facts.min_size else T.NoOpTransform()
         self.metadata = Metadata(name=str(file), thing_classes=list(facts.classes))
+        if facts.category_ids:
+            ids = {number: index for index, number in enumerate(facts.category_ids)}
+            self.metadata.thing_dataset_id_to_contiguous_id = ids
 
     def _check_names(self, settings: Settings) -> None:
         """Name classes by their numbers, with a warning, if there are not as many names."""
@@ -166,8 +172,7 @@ class Predictor:
         Raises:
             ValueError, InputError, FileNotFoundError: as :func:`read_picture`.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_int("batch_size", batch_size, least=1)
         require_pictures(source)
         results = self.stream(source, batch_size, color)
         if is_picture(source):
@@ -237,8 +242,25 @@ def _find(name: str, weights: str, options: list[str]) -> Settings:
     else:
         config, weights = model_zoo.get_config_file(name), weights or _published(name)
     settings = Settings.of(load_config_of_weights(config, options, weights=weights))
-    settings.weights = weights or settings.weights
+    if not any(option.partition("=")[0] == settings.key("weights") for option in options):
+        settings.weights = weights or settings.weights
     return settings
+
+
+def check_source(model: str) -> None:
+    """See that a path can be a detector's, before it is opened.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        InputError: it holds no weights, or is a file of another kind.
+    """
+    path = Path(model)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint or folder {model}")
+    if path.is_dir():
+        _weights_in(path)
+    elif path.suffix not in (*ENDINGS, *EXPORTED, *CONFIGS):
+        raise InputError(f"{model} is neither a checkpoint nor an exported file nor a config")
 
 
 def _published(name: str) -> str:

@@ -5,12 +5,15 @@ import os
 import shutil
 import tempfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ..config import InputError
@@ -52,7 +55,7 @@ def require_pictures(source: Any) -> None:
             raise FileNotFoundError(f"there is no file or folder {source}")
         if path.is_dir() and not list_folder(path):
             raise FileNotFoundError(f"folder {source} holds no image or video")
-    elif not isinstance(source, Iterable | Image.Image):
+    elif not isinstance(source, Iterable | Image.Image) or isinstance(source, torch.Tensor):
         raise ValueError(f"a {type(source).__name__} holds no pictures")
 
 
@@ -73,7 +76,7 @@ def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
     if color not in ("RGB", "BGR"):
         raise ValueError(f'color must be "RGB" or "BGR", got {color!r}')
     if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8:
+        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             found = f"{source.shape} {source.dtype}"
             raise ValueError(f"expected an {color} image (H, W, 3) uint8, got {found}")
         return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
@@ -90,11 +93,12 @@ def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
 def _read_address(address: str) -> np.ndarray:
     with tempfile.NamedTemporaryFile() as file:
         try:
-            with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+            quoted = urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
+            with urllib.request.urlopen(quoted, timeout=TIMEOUT) as answer:
                 shutil.copyfileobj(answer, file)
             file.flush()
             return read_image(file.name)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (urllib.error.URLError, TimeoutError, ConnectionError, HTTPException) as error:
             raise InputError(f"{address} cannot be fetched: {error}") from error
         except InputError as error:
             raise InputError(str(error).replace(file.name, address)) from error

@@ -28,7 +28,7 @@ def check_tiles(size: int, overlap: float) -> None:
 def predict_tiles(
     predict: Predict, names: Sequence[str], image: np.ndarray, size: int, overlap: float
 ) -> dict[str, Instances]:
-    """Run a model on tiles of a picture and on the whole of it.
+    """Run a model on tiles of a picture and on the whole of it; a small one is one tile.
 
     What tiles cut apart is merged where it overlaps, class by class (SAHI's GREEDYNMM). Masks are
     polygons on the way, so that they may change by a pixel.
@@ -46,6 +46,8 @@ def predict_tiles(
     Raises:
         InputError: the model finds no instances, or keypoints, which SAHI does not put together.
     """
+    if max(image.shape[:2]) <= size:
+        return dict(predict(image))
     from sahi.postprocess.combine import GreedyNMMPostprocess
     from sahi.predict import get_sliced_prediction
 

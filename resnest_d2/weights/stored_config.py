@@ -110,7 +110,7 @@ def load_config_of_weights(
         if os.path.isfile(path):
             read_checkpoint(path, with_weights=False)  # tells of a file that is damaged
         reason = f"MODEL.WEIGHTS {path} holds no config" if path else "no MODEL.WEIGHTS are given"
-        raise InputError(f"--config-file is needed, because {reason}")
+        raise InputError(f"a config is needed (--config-file, or --model), because {reason}")
     source = f"the config in {path}"
     trained = parse_yaml(text, source)
     is_lazy = "model" in trained
