@@ -38,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write JSON too")
 
     group = parser.add_argument_group("backbones, detectors, sizes, training")
+    group.add_argument("--half", action="store_true", help="detectors in half precision, too")
     group.add_argument(
         "--compile", action="store_true", help="measure compiled models too (not of sizes)"
     )

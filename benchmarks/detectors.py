@@ -27,7 +27,7 @@ def make_detector(name: str, device: str) -> nn.Module:
 
 
 def measure_detector(
-    name: str, size: tuple[int, int], rounds: int, device: str, compiled: bool
+    name: str, size: tuple[int, int], rounds: int, device: str, compiled: bool, half: bool
 ) -> tuple[dict[str, Times], int]:
     """Time a detector from an image to its detections and pasted masks.
 
@@ -37,6 +37,7 @@ def measure_detector(
         rounds: how often.
         device: "cpu" or "cuda".
         compiled: measure ``compile=True`` too.
+        half: measure half precision too, float16 on GPUs and bfloat16 on CPUs.
 
     Returns:
         times by competitor, and how many objects were detected.
@@ -45,6 +46,9 @@ def measure_detector(
     models = {EAGER: eager, f"{EAGER}, optimised": optimize_for_inference(eager)}
     if compiled:
         models[f"{EAGER}, compiled"] = optimize_for_inference(eager, compile=True)
+    if half:
+        dtype = torch.bfloat16 if device == "cpu" else torch.float16
+        models[f"{EAGER}, {dtype}"] = optimize_for_inference(eager, dtype=dtype)
     inputs = [{"image": torch.rand(3, *size) * 255, "height": size[0], "width": size[1]}]
     with torch.no_grad():
         runs = {key: (lambda model=model: model(inputs)) for key, model in models.items()}
@@ -85,8 +89,9 @@ def run_detectors(args: argparse.Namespace) -> Report:
     report = {}
     for name in args.detectors:
         size = (args.height, args.width)
-        times, detected = measure_detector(name, size, args.rounds, args.device, args.compile)
-        title = f"Detector {name}, {size[0]}x{size[1]}, one image, fp32, {detected} detections"
+        choice = (args.device, args.compile, args.half)
+        times, detected = measure_detector(name, size, args.rounds, *choice)
+        title = f"Detector {name}, {size[0]}x{size[1]}, one image, {detected} detections"
         lines += ["", *table(title, times, EAGER)]
         report[name] = as_json(times, EAGER)
     return lines[1:], report
