@@ -395,8 +395,9 @@ def test_a_script_of_someone_else_is_not_overwritten(tmp_path):
 def test_a_file_finds_nothing_where_nothing_is(tmp_path, head, format):
     model = make(*HEADS[head])
     set_score_threshold(model, 1.0)
-    exported = export(model, tmp_path / f"x.{ENDINGS[format]}", format)
-    assert (exported.run(picture(160, 192))["scores"] == -1).all()
+    target = tmp_path / f"x.{ENDINGS[format]}"
+    export_model(model, target, format, **FACTS)
+    assert (load_exported(target).run(picture(160, 192))["scores"] == -1).all()
 
 
 def test_an_exported_file_is_not_exported(capsys):
