@@ -204,7 +204,7 @@ def test_goes_on_where_it_stopped(replay, publish, tmp_path, monkeypatch, capsys
         return original(cfg, model)
 
     monkeypatch.setattr(module, "evaluate_model", spy)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):
         run(tmp_path, *names, args=["--any-dataset"])
     assert list(report(tmp_path)) == ["faster_resnest50"]
     assert run(tmp_path, *names, args=["--any-dataset"]) == 0

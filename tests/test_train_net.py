@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -254,7 +255,7 @@ def test_the_fine_tuning_of_the_readme(tiny_digits, tmp_path):
     environment.pop("DETECTRON2_DATASETS", None)
     for step in steps:
         result = subprocess.run(
-            step.replace("tools/", f"{sys.executable} tools/"),
+            step.replace("tools/", f"{shlex.quote(sys.executable)} tools/"),
             shell=True,
             cwd=tmp_path,
             env=environment,

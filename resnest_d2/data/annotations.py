@@ -43,7 +43,7 @@ class AnnotationReader:
         # Annotations inside the first pixel, as coordinates in parts of the image are.
         self.tiny: list[Any] = []
         self.read_boxes = self.num_read = 0
-        # Of each box the first annotation's name and mask.
+        # The name and the mask of each box's first annotation.
         self._seen: dict[str, tuple[Any, Mask | None]] = {}
 
     def read(self, name: Any, entry: dict[str, Any], image: ImageFile) -> dict[str, Any] | None:

@@ -51,7 +51,7 @@ class CocoData:
     image_ids: dict[Any, int] = field(default_factory=dict)
     """The id of an image by what the file calls it."""
     category_ids: dict[Any, int] = field(default_factory=dict)
-    """Likewise of categories."""
+    """The id of a category by what the file calls it."""
     unreadable: list[str] = field(default_factory=list)
     """Pictures that were left out, with what is wrong with them."""
 
