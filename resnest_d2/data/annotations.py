@@ -58,7 +58,11 @@ class AnnotationReader:
             InputError: it contradicts itself.
         """
         mask, problem = self._mask(name, entry, image)
-        box = self._box(name, entry, image, mask)
+        of_mask = None if mask is None else mask_box(mask)
+        if of_mask and _is_outside(of_mask, image.size):
+            mask = of_mask = None
+            problem = "have a mask outside of their image"
+        box = self._box(name, entry, image, of_mask and _clip(of_mask, image.size))
         if box is None:
             return None
         iscrowd = number(int(c) if isinstance(c := entry.get("iscrowd", 0), bool) else c or 0)
@@ -109,10 +113,9 @@ class AnnotationReader:
         return f"{self.notes.file}: annotation {name}"
 
     def _box(
-        self, name: Any, entry: dict[str, Any], image: ImageFile, mask: Mask | None
+        self, name: Any, entry: dict[str, Any], image: ImageFile, of_mask: Box | None
     ) -> Box | None:
         given = entry.get("bbox")
-        of_mask = None if mask is None else _clip(mask_box(mask), image.size)
         if given in (None, [], "") or (self.options.boxes_from_masks and of_mask):
             if of_mask is None:
                 self.notes.add("left out {n} annotations that have neither box nor mask", name)
@@ -157,9 +160,8 @@ class AnnotationReader:
         if width <= 0 or height <= 0:
             self.notes.add("left out {n} annotations that have a mask without area", name)
             return None
-        right, bottom = image.size[0], image.size[1]
-        excess = max(-x, -y, x + width - right, y + height - bottom)
-        if x >= right or y >= bottom or x + width <= 0 or y + height <= 0:
+        excess = max(-x, -y, x + width - image.size[0], y + height - image.size[1])
+        if _is_outside(box, image.size):
             self.notes.add("left out {n} annotations that lie outside of their image", name)
             return None
         if excess > CLIPPED:
@@ -202,11 +204,7 @@ class AnnotationReader:
         if image.scale != (1, 1):
             x, y, width, height = mask_box(kept)
             self._note_size(name, x + width, y + height, image)
-        mask = _fit(kept, image)
-        x, y, width, height = mask_box(mask)
-        if x >= image.size[0] or y >= image.size[1] or x + width <= 0 or y + height <= 0:
-            return None, "have a mask outside of their image"
-        return mask, ""
+        return _fit(kept, image), ""
 
     def check_boxes(self) -> None:
         """See that the boxes of the file mean what COCO's mean.
@@ -245,7 +243,8 @@ class AnnotationReader:
             raise InputError(
                 f"{self.notes.file}: {len(self.strange)} of {self.compared} boxes are not those of "
                 f"their masks{looks}, where COCO's are (x, y, width, height), of annotations "
-                f"{some([name for name, *_ in self.strange])}; --boxes-from-masks makes new ones"
+                f"{some([name for name, *_ in self.strange])}"
+                f"{self.options.hint('--boxes-from-masks makes new ones')}"
             )
         for name, *_ in self.strange:
             self.notes.add("{n} boxes are not those of their masks and stay as they are", name)
@@ -301,6 +300,11 @@ def mask_box(mask: Mask) -> Box:
     xs = [x for polygon in mask for x in polygon[::2]]
     ys = [y for polygon in mask for y in polygon[1::2]]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _is_outside(box: Box, size: tuple[int, int]) -> bool:
+    x, y, width, height = box
+    return x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0
 
 
 def _clip(box: Box, size: tuple[int, int]) -> Box:

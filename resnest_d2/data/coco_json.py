@@ -158,9 +158,7 @@ def read_coco(
     notes = Notes(file)
     entries = content["annotations"]
     classes = [identity(entry.get("category_id")) for entry in entries]
-    own, to_own = read_categories(
-        notes, content["categories"], set(classes), options.merge_classes, named_in_val
-    )
+    own, to_own = read_categories(notes, content["categories"], set(classes), options, named_in_val)
     to_id = to_own
     if categories is not None:
         used = {to_own[key] for key in classes if key in to_own}

@@ -54,7 +54,7 @@ def read_categories(
     notes: Notes,
     entries: Sequence[dict[str, Any]],
     used: Collection[Any],
-    merge: bool = False,
+    options: Options,
     named_in_val: Callable[[], Collection[str]] = tuple,
 ) -> tuple[dict[int, str], dict[Any, int]]:
     """Read the classes.
@@ -63,7 +63,7 @@ def read_categories(
         notes: of the annotation file.
         entries: "categories" of the file.
         used: ids that annotations have.
-        merge: make one class of those of one name.
+        options: whether those of one name become one class.
         named_in_val: returns the names of classes that the validation set uses.
 
     Returns:
@@ -107,11 +107,12 @@ def read_categories(
         if first.setdefault(name, ids[key]) == ids[key]:
             continue
         listed = f"{name!r} ({first[name]} and {ids[key]})"
-        if merge:
+        if options.merge_classes:
             ids[key] = first[name]
             notes.add("{n} categories of the same name became one class", listed)
         else:
-            notes.add("{n} classes have another's name; --merge-classes makes them one", listed)
+            way = options.hint("--merge-classes makes them one")
+            notes.add(f"{{n}} classes have another's name{way}", listed)
     return dict(sorted((ids[key], name) for key, name in names.items())), ids
 
 

@@ -89,10 +89,11 @@ class Outputs:
         Raises:
             InputError: they have none in common.
         """
-        for known, number in list((self.category_ids or {}).items()):
-            for name in names:  # another case of it is the same class, as in training
-                if name not in self.category_ids and plain(name) == plain(known):
-                    self.category_ids = {**self.category_ids, name: number}
+        ids = self.category_ids or {}
+        for name in names:  # another case of it is the same class, as in training
+            same = [number for known, number in ids.items() if plain(known) == plain(name)]
+            if name not in ids and len(same) == 1:
+                self.category_ids = {**self.category_ids, name: same[0]}
         others = [name for name in names if name not in (self.category_ids or names)]
         if others and len(others) == len(names):
             raise InputError(
