@@ -54,6 +54,9 @@ def test_what_was_repaired_is_written(nuclei):
         annotation["image_id"] = str(annotation["image_id"])
         del annotation["bbox"]
     (nuclei / "val.json").write_text(json.dumps(data))
+    refused = check(nuclei, "--output", nuclei / "val.json")
+    assert (refused.returncode, json.loads(val(nuclei))) == (2, data)
+    assert "val.json is --json's file and would be overwritten" in refused.stderr
     result = check(nuclei, "--output", nuclei / "repaired.json")
     assert result.returncode == 0, result.stderr
     assert "351 boxes were computed from their masks, for they have none" in result.stdout

@@ -68,7 +68,7 @@ HEADS = {
 }
 ENDINGS = {"onnx": "onnx", "pt2": "pt2", "aoti": "pt2", "torchscript": "ts"}
 RESIZE = T.ResizeShortestEdge([128, 128], 200)
-IDS = {2 * index + 3: index for index in range(5)}
+IDS = {2 * index + 3: index for index in reversed(range(5))}
 NAMES = CatalogMetadata(thing_classes=list("abcde"), thing_dataset_id_to_contiguous_id=IDS)
 FACTS = {"names": NAMES, "input_format": "RGB", "augmentation": RESIZE}
 
@@ -281,6 +281,7 @@ def test_a_file_is_the_model_in_detectron2s_contract(tmp_path):
     model = make("mask_resnest50", None, 8)
     exported = export(model, tmp_path / "x.ts", "torchscript")
     assert [path.name for path in tmp_path.iterdir()] == ["x.ts"]
+    assert exported.metadata.category_ids == [3, 5, 7, 9, 11]  # in the order of the classes
     inputs = [
         {"image": picture(), "height": 64, "width": 300},
         {"image": picture(256, 96, 1).to(torch.uint8), "height": 512, "width": 192},
@@ -385,6 +386,7 @@ def test_a_script_of_someone_else_is_not_overwritten(tmp_path):
     (tmp_path / "run_model.py").write_text("print('mine')")
     with pytest.raises(ValueError, match="run_model.py is not this package's and would be overwr"):
         check_format("onnx", tmp_path / "x.onnx", False)
+    check_format("onnx", tmp_path / "x.onnx", False, backbone=True)  # has no script
     shutil.copy(standalone.__file__, tmp_path / "run_model.py")
     check_format("onnx", tmp_path / "x.onnx", False)
 

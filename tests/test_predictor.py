@@ -472,6 +472,8 @@ def test_names_that_differ_in_their_endings_have_json_of_their_own(predictor, fi
     # What is not drawn cannot overwrite an input.
     predict_inputs(predictor, [files / "a.png"], Outputs(files, draw=False, per_image=True))
     assert (files / "a.json").is_file()
+    with pytest.raises(ValueError, match="a.json is there beside the inputs: take another folder"):
+        predict_inputs(predictor, [files / "a.png"], Outputs(files, draw=False, per_image=True))
 
 
 def test_a_run_that_is_interrupted_leaves_its_json(predictor, files, tmp_path, monkeypatch):

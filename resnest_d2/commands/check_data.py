@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_max_pixels(args.max_pixels)
         if args.output is not None and args.output.suffix != ".json":
             raise InputError(f"--output: {args.output} does not end in .json")
+        if args.output is not None and args.output.resolve() == Path(args.json).resolve():
+            raise InputError(f"--output: {args.output} is --json's file and would be overwritten")
         data = read_coco(
             args.json,
             args.images,

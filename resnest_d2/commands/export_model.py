@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export; the exit code is 2 if something cannot be exported."""
     args = make_parser().parse_args(arguments)
     with setting_up():
-        check_format(args.format, args.output, bool(args.int8))
+        check_format(args.format, args.output, bool(args.int8), args.backbone)
         calibration = list_calibration(args.int8)
         if Path(args.model or "").suffix in EXPORTED:
             raise InputError(f"--model {args.model} is exported already: give its checkpoint")

@@ -75,6 +75,7 @@ def describe(
     """
     steps = getattr(augmentation, "augs", [augmentation])
     resize = next((step for step in steps if isinstance(step, T.ResizeShortestEdge)), None)
+    numbers = names.get("thing_dataset_id_to_contiguous_id", None) or {}
     score = nms = None
     if isinstance(graph, DetectorGraph):
         head = model
@@ -86,7 +87,7 @@ def describe(
         format=format,
         outputs=list(graph.names),
         classes=list(names.get("thing_classes", None) or []),
-        category_ids=list(names.get("thing_dataset_id_to_contiguous_id", None) or []),
+        category_ids=sorted(numbers, key=numbers.get),
         input_format=input_format,
         pixel_mean=model.pixel_mean.flatten().tolist(),
         pixel_std=model.pixel_std.flatten().tolist(),

@@ -81,7 +81,7 @@ def export_model(
         ValueError: the file's outputs are not the model's.
     """
     graph = (BackboneGraph if backbone else DetectorGraph)(model).eval()
-    check_format(format, target, bool(calibration))
+    check_format(format, target, bool(calibration), backbone)
     check_writable(target)
     metadata = describe(graph, model, format, names, input_format, augmentation)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
@@ -104,7 +104,7 @@ def export_model(
     return comparisons
 
 
-def check_format(format: str, target: Path, is_int8: bool) -> None:
+def check_format(format: str, target: Path, is_int8: bool, backbone: bool = False) -> None:
     """See that a format can be written here, before the minutes that it takes.
 
     Raises:
@@ -121,7 +121,8 @@ def check_format(format: str, target: Path, is_int8: bool) -> None:
         raise InputError(f"a file of the format {format} must end in {ending}, got {target.name}")
     if format == "onnx":
         script = target.with_name(SCRIPT)
-        if script.is_file() and "resnest-d2 export" not in script.read_text("utf-8", "replace"):
+        text = "" if backbone or not script.is_file() else script.read_text("utf-8", "replace")
+        if text and "resnest-d2 export" not in text:
             raise InputError(f"{script} is not this package's and would be overwritten: move it")
         for name in ("onnx", "onnxscript", "onnxruntime"):
             import_extra(name, *ONNX)

@@ -60,6 +60,12 @@ class Outputs:
         targets = output_paths(files, self.folder, self.draw)
         if self.json and self.json.resolve() in {file.resolve() for file in files}:
             raise InputError(f"--json: {self.json} is an input and would be overwritten")
+        beside = {file.parent.resolve() for file in files if self.per_image}
+        for target in targets if self.folder.resolve() in beside else ():
+            if (file := target.with_suffix(".json")).exists():  # labelme's, for example
+                raise InputError(
+                    f"--output: {file} is there beside the inputs: take another folder"
+                )
         if self.draw:
             import_to_draw("detectron2.utils.visualizer")
         return targets

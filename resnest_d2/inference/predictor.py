@@ -23,7 +23,7 @@ from ..optimize import optimize_for_inference
 from ..weights import load_detector, read_classes
 from ..weights.files import ENDINGS
 from ..weights.loading import number_of_classes
-from ..weights.stored_config import load_config_of_weights
+from ..weights.stored_config import load_config_of_weights, weights_named
 from .result import Result
 from .sources import each_picture, is_picture, read_picture, require_pictures
 from .tiles import check_tiles, predict_tiles
@@ -231,8 +231,8 @@ class Predictor:
 
 
 def _find(name: str, weights: str, options: list[str]) -> Settings:
-    """Read the config that a name, a file or a folder stands for."""
-    path = Path(name)
+    """Read the config that a name, a file or a folder stands for; options may name weights."""
+    path, weights = Path(name), weights or weights_named(options)
     if path.is_dir():
         path = _weights_in(path)
     if path.suffix in CONFIGS and path.is_file():
@@ -242,8 +242,7 @@ def _find(name: str, weights: str, options: list[str]) -> Settings:
     else:
         config, weights = model_zoo.get_config_file(name), weights or _published(name)
     settings = Settings.of(load_config_of_weights(config, options, weights=weights))
-    if not any(option.partition("=")[0] == settings.key("weights") for option in options):
-        settings.weights = weights or settings.weights
+    settings.weights = weights or settings.weights
     return settings
 
 

@@ -101,7 +101,7 @@ def load_config_of_weights(
             is wrong.
     """
     given = load_config(config_file, opts) if config_file else None
-    path = weights or (_named(opts) if given is None else weights_to_evaluate(given, resume))
+    path = weights or (weights_named(opts) if given is None else weights_to_evaluate(given, resume))
     text = read_config(path)
     if not text:
         if given is not None:
@@ -126,7 +126,7 @@ def load_config_of_weights(
     return cfg
 
 
-def _named(opts: Sequence[str]) -> str:
+def weights_named(opts: Sequence[str]) -> str:
     """The weights that options of either kind name."""
     named = dict(zip(opts[::2], opts[1::2], strict=False))
     named |= dict(option.split("=", 1) for option in opts if "=" in option)
