@@ -148,11 +148,12 @@ def test_files_of_other_formats_are_named(tmp_path, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(b"{}"), "is compressed by gzip: unpack it"),
+        (gzip.compress(b"{}", mtime=0), "is compressed by gzip: unpack it"),
         ("{}".encode("utf-16"), "is written in UTF-16: save it in UTF-8"),
         (b"PAR1\0\0", "is a table in Parquet's format"),
         (b"{\0\0\0", "is no text, but JSON is"),
     ],
+    ids=["gzip", "utf-16", "parquet", "binary"],
 )
 def test_files_that_are_no_text_are_named(tmp_path, content, message):
     (tmp_path / "train.json").write_bytes(content)
