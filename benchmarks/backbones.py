@@ -14,10 +14,8 @@ from resnest_d2.optimize import optimize_for_inference
 
 from .cost import count_macs
 from .peers import REFERENCE, TIMM, config, reference_backbone
-from .timing import Report, Times, as_json, measure, table
+from .timing import MATMUL_SIZE, Report, Times, as_json, matrix_product, measure, table
 
-# Of the square matrices whose product is the machine's limit.
-MATMUL_SIZE = 4096
 # fp32 values that are copied to measure a GPU's memory.
 COPY_SIZE = 1 << 28
 
@@ -73,8 +71,7 @@ def measure_backbones(
     models = competitors(depth, compiled, device)
     with torch.no_grad():
         runs: dict[str, Callable[[], Any]] = {k: (lambda m=m: m(image)) for k, m in models.items()}
-        a, b = (torch.rand(MATMUL_SIZE, MATMUL_SIZE, device=device) for _ in range(2))
-        runs["matrix product"] = lambda: a @ b
+        runs["matrix product"] = matrix_product(device)
         if device != "cpu":
             source = torch.rand(COPY_SIZE, device=device)
             runs["copy"] = source.clone

@@ -94,17 +94,17 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
     parts["backbone"], features = _count_backbone(model.backbone, image_size)
     if isinstance(model, RetinaNet):
         inputs = [features[name] for name in model.head_in_features]
-        parts["dense head"], _ = _count(model.head, inputs)
+        parts["dense head"], _ = count_call(model.head, inputs)
     if isinstance(model, GeneralizedRCNN):  # PanopticFPN is one too
         generator = model.proposal_generator
         inputs = [features[name] for name in generator.in_features]
-        parts["proposals"], _ = _count(generator.rpn_head, inputs)
+        parts["proposals"], _ = count_call(generator.rpn_head, inputs)
         proposals = generator.post_nms_topk[False]
         parts |= _count_roi_heads(cfg, model, proposals)
         if {"masks", "keypoints"} & set(parts):
             detections = _detections(model.roi_heads)
     if isinstance(model, PanopticFPN | SemanticSegmentor):
-        parts["semantic head"], _ = _count(model.sem_seg_head, features, None)
+        parts["semantic head"], _ = count_call(model.sem_seg_head, features, None)
     return Cost(_parameters(model), parts, image_size, proposals, detections)
 
 
@@ -117,7 +117,7 @@ def backbone_cost(cfg: CfgNode, side: int = 224) -> Cost:
     """
     backbone = _build(cfg, build_backbone)
     backbone = getattr(backbone, "bottom_up", backbone)
-    macs, _ = _count(backbone, _empty(1, 3, side, side))
+    macs, _ = count_call(backbone, _empty(1, 3, side, side))
     return Cost(_parameters(backbone), {"backbone": macs}, (side, side))
 
 
@@ -156,16 +156,16 @@ def _count_backbone(
     key = (str(backbone), str(backbone.output_shape()), image_size)
     if key not in _COUNTED_BACKBONES:
         image = _empty(1, 3, *_padded(image_size, backbone.size_divisibility))
-        _COUNTED_BACKBONES[key] = _count(backbone, image)
+        _COUNTED_BACKBONES[key] = count_call(backbone, image)
     return _COUNTED_BACKBONES[key]
 
 
 def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
     """Multiply-adds of a backbone as it is, for one image of a height and width in pixels."""
-    return _count(copy.deepcopy(backbone).to("meta"), _empty(1, 3, *image_size))[0]
+    return count_call(copy.deepcopy(backbone).to("meta"), _empty(1, 3, *image_size))[0]
 
 
-def _count(function: Callable, *inputs) -> tuple[int, object]:
+def count_call(function: Callable, *inputs) -> tuple[int, object]:
     """Multiply-adds of a call, and what it returns."""
     formulas = {
         torch.ops.torchvision.deform_conv2d: _deform_conv_flops,
@@ -221,13 +221,15 @@ def _count_roi_heads(cfg: CfgNode, model: GeneralizedRCNN, proposals: int) -> di
     parts = {"boxes": 0}
     boxes = pooled(proposals, heads.box_in_features, heads.box_pooler.output_size)
     for head, predictor in zip(_stages(heads.box_head), _stages(heads.box_predictor), strict=True):
-        parts["boxes"] += _count(nn.Sequential(head, predictor), boxes)[0]
+        parts["boxes"] += count_call(nn.Sequential(head, predictor), boxes)[0]
     if heads.keypoint_on:
         inputs = pooled(detections, heads.keypoint_in_features, heads.keypoint_pooler.output_size)
-        parts["keypoints"], _ = _count(heads.keypoint_head.layers, inputs)
+        parts["keypoints"], _ = count_call(heads.keypoint_head.layers, inputs)
     if heads.mask_on and heads.mask_pooler is not None:
         inputs = pooled(detections, heads.mask_in_features, heads.mask_pooler.output_size)
-        parts["masks"] = sum(_count(head.layers, inputs)[0] for head in _stages(heads.mask_head))
+        parts["masks"] = sum(
+            count_call(head.layers, inputs)[0] for head in _stages(heads.mask_head)
+        )
     elif heads.mask_on:
         channels = {name: shape.channels for name, shape in shapes.items()}
         parts["masks"] = _count_point_rend(heads.mask_head, channels, detections)
@@ -238,7 +240,7 @@ def _count_point_rend(head: nn.Module, channels: dict[str, int], detections: int
     """Detectron2's ``PointRendMaskHead``: a coarse mask, then logits at points in growing grids."""
     pooled = sum(channels[name] for name in head.roi_pooler_in_features)
     size = head.roi_pooler_size
-    macs, coarse = _count(head.coarse_head, _empty(detections, pooled, size, size))
+    macs, coarse = count_call(head.coarse_head, _empty(detections, pooled, size, size))
     if not head.mask_point_on:
         return macs
     side = head.mask_point_subdivision_init_resolution
@@ -248,4 +250,4 @@ def _count_point_rend(head: nn.Module, channels: dict[str, int], detections: int
         points += min(side**2, head.mask_point_subdivision_num_points)
     fine = sum(channels[name] for name in head.mask_point_in_features)
     inputs = (_empty(detections, n, points) for n in (fine, coarse.shape[1]))
-    return macs + _count(head.point_head, *inputs)[0]
+    return macs + count_call(head.point_head, *inputs)[0]

@@ -18,6 +18,8 @@ import resnest_d2
 # Whose versions figures may depend on, where they are installed.
 PACKAGES = ("torchvision", "resnest", "timm", "numpy", "pillow", "simplejpeg", "pycocotools")
 PACKAGES += ("hotcoco", "faster-coco-eval")
+# Of the square matrices whose product is the machine's limit.
+MATMUL_SIZE = 4096
 
 # Lines of Markdown, and what goes into the JSON file.
 Report = tuple[list[str], dict[str, Any]]
@@ -96,6 +98,12 @@ def measure(
             if index >= warmup:
                 found[name].append(time.perf_counter() - start)
     return {name: Times(tuple(seconds), warmup) for name, seconds in found.items()}
+
+
+def matrix_product(device: str) -> Callable[[], torch.Tensor]:
+    """A competitor of ``MATMUL_SIZE ** 3`` multiply-adds, which nothing is faster at."""
+    a, b = (torch.rand(MATMUL_SIZE, MATMUL_SIZE, device=device) for _ in range(2))
+    return lambda: a @ b
 
 
 def synchronize(device: str) -> None:

@@ -1,4 +1,4 @@
-"""Making a trained model fast: norms folded, attention fused, a fitting memory format."""
+"""Making a trained model fast: norms folded, attention fused, boxes pooled over all channels."""
 
 import copy
 import logging
@@ -11,8 +11,9 @@ from detectron2.modeling.backbone import ResNet
 from torch import nn
 
 from .attention import fuse_attention
-from .fold import check_foldable, fold_norms
+from .fold import CONVOLUTIONS_WITH_NORM, check_foldable, fold_norms, has_hooks, takes_norm
 from .half import check_half, use_half
+from .pooling import replace_pooling
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +32,10 @@ def optimize_for_inference(
     """A copy of a model that gives the same outputs in less time.
 
     Batch norms are folded into the convolutions before them, in backbone, pyramid and heads, also
-    in deformable convolutions; ResNeSt's attention is fused; parameters are constant. Any model in
-    evaluation will do: detectors of any config, backbones, ResNets. Layers of your own, with hooks
-    or in several places stay as they are, see :func:`~resnest_d2.optimize.fold.fold_norms`.
+    in deformable convolutions; ResNeSt's attention is fused; RoIAlign on CPUs takes all channels at
+    once; parameters are constant. Any model in evaluation will do: detectors of any config,
+    backbones, ResNets. Layers of your own, with hooks or in several places stay as they are, see
+    :func:`~resnest_d2.optimize.fold.fold_norms`.
 
     Outputs equal the model's to rounding (1e-4 of the largest value). State-dict names are those of
     the model without its norms: the weights of an optimised model go into another one that was
@@ -74,6 +76,12 @@ def optimize_for_inference(
     attentions = fuse_attention(holder)
     (optimized,) = holder
     folded = fold_norms(optimized)
+    replace_pooling(optimized)
+    for module in optimized.modules():
+        activation = getattr(module, "activation", None)
+        is_plain = type(activation) is nn.ReLU and not has_hooks(activation)
+        if is_plain and takes_norm(module, CONVOLUTIONS_WITH_NORM):
+            module.activation = nn.ReLU(inplace=True)
     optimized.requires_grad_(False)
     logger.info("Folded %d norms, fused %d attention layers", folded, attentions)
     if memory_format == "measure":

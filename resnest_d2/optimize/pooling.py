@@ -1,0 +1,104 @@
+"""RoIAlign for inference on CPUs: a pixel under a bin is read once, for all channels together."""
+
+import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import ROIPooler
+from torch import nn
+from torch.nn import functional as F
+
+from .fold import has_hooks
+
+CHUNK = 64  # boxes at once, of similar widths: all bins take as many pixels as the largest
+MOST_SAMPLES = 64  # of a bin in a direction; boxes with more would take much memory
+
+
+class SparseROIAlign(ROIAlign):
+    """Detectron2's layer whose bins are weighted sums over rows of a table, which pixels are.
+
+    A bin is the mean of bilinear samples on a grid (arXiv:1703.06870, section 3), so the weight of
+    a pixel is that of its row times that of its column. torchvision's code for CPUs reads four
+    pixels for each sample, channel by channel and in one thread; it is used where this one is not:
+    on other devices, with gradients, in traced and exported graphs.
+
+    Args:
+        source: of a :class:`~detectron2.modeling.poolers.ROIPooler`, whose settings are taken over.
+    """
+
+    def __init__(self, source: ROIAlign) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(source))
+
+    def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pool boxes.
+
+        Args:
+            input: shape (N, C, H, W).
+            rois: shape (R, 5): index in the batch, x0, y0, x1, y1.
+
+        Returns:
+            shape (R, C, height, width).
+        """
+        is_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+        is_wide = input.dtype in (torch.float32, torch.float64)
+        if is_graph or not is_wide or input.device.type != "cpu" or input.requires_grad:
+            return super().forward(input, rois)
+        # In torchvision's order: rounding decides how many samples a bin has.
+        corners = rois[:, 1:].to(input.dtype) * self.spatial_scale - (0.5 if self.aligned else 0)
+        low, high = corners.split(2, dim=1)
+        sides = high - low if self.aligned else (high - low).clamp(min=1)
+        (height, width), (rows, columns) = self.output_size, input.shape[2:]
+        steps = sides / sides.new_tensor((width, height))
+        if not len(rois) or not steps.abs().max() <= MOST_SAMPLES:  # NaN, too, is not
+            return super().forward(input, rois)
+        table = input.permute(0, 2, 3, 1).flatten(0, 2)
+        bins = input.new_empty(len(rois), height, width, input.shape[1])
+        for at in steps[:, 0].argsort().split(CHUNK):
+            x, across = _axis(low[at, 0], steps[at, 0], width, columns, self.sampling_ratio)
+            y, down = _axis(low[at, 1], steps[at, 1], height, rows, self.sampling_ratio)
+            y = y + rois[at, :1, None].long() * rows
+            pixels = y[:, :, None, :, None] * columns + x[:, None, :, None]
+            weights = down[:, :, None, :, None] * across[:, None, :, None]
+            given = {"mode": "sum", "per_sample_weights": weights.flatten(3).flatten(0, 2)}
+            sums = F.embedding_bag(pixels.flatten(3).flatten(0, 2), table, **given)
+            bins[at] = sums.view(-1, *bins.shape[1:])
+        return bins.permute(0, 3, 1, 2)
+
+
+def _axis(
+    low: torch.Tensor, step: torch.Tensor, bins: int, size: int, ratio: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices of pixels and their weights in each bin along one axis, shape (R, bins, pixels).
+
+    Args:
+        low: where a box begins, in pixels of the features, shape (R,).
+        step: size of a bin, shape (R,).
+        bins: of a box.
+        size: of the features.
+        ratio: samples of a bin; with 0 they are at most a pixel apart.
+    """
+    step = step[:, None, None]
+    count = torch.full_like(step, ratio) if ratio > 0 else step.ceil().clamp(min=0)
+    sample = torch.arange(int(count.max().clamp(min=1)))
+    bin = torch.arange(bins)[:, None]
+    at = low[:, None, None] + bin * step + (sample + 0.5) * step / count
+    weight = ((sample < count) & (at >= -1) & (at <= size)) / count.clamp(min=1)
+    at = at.nan_to_num().clamp(min=0)
+    left = at.clamp(max=size - 1).floor()
+    share = torch.where(left < size - 1, at - left, 0)
+    first = left.amin(2, keepdim=True)
+    offset = (left - first).long()
+    pixel = torch.arange(int(offset.max()) + 2)
+    weights = weight.new_zeros(*first.shape[:2], len(pixel))
+    weights.scatter_add_(2, offset, weight * (1 - share)).scatter_add_(
+        2, offset + 1, weight * share
+    )
+    return (first.long() + pixel).clamp(max=size - 1), weights
+
+
+def replace_pooling(model: nn.Module) -> None:
+    """Put these layers in place of those of every ``ROIPooler`` below ``model``; not subclasses."""
+    for pooler in model.modules():
+        if isinstance(pooler, ROIPooler):
+            for index, layer in enumerate(pooler.level_poolers):
+                if type(layer) is ROIAlign and not has_hooks(layer):
+                    pooler.level_poolers[index] = SparseROIAlign(layer)
