@@ -39,8 +39,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("backbones, detectors, sizes, training")
     group.add_argument("--half", action="store_true", help="detectors in half precision, too")
-    text = "boxes of a class that reach detectors' score threshold (default: all)"
-    group.add_argument("--candidates", type=int, metavar="N", help=text)
     group.add_argument(
         "--compile", action="store_true", help="measure compiled models too (not of sizes)"
     )

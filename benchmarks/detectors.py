@@ -2,16 +2,12 @@
 
 import argparse
 import random
-from contextlib import ExitStack
-from unittest import mock
 
 import torch
 import torch._dynamo.utils
-from detectron2.modeling.roi_heads import cascade_rcnn, fast_rcnn
 from torch import nn
 
 from resnest_d2 import model_zoo
-from resnest_d2.inference.predictor import set_score_threshold
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.optimize import optimize_for_inference
 
@@ -40,35 +36,8 @@ def make_detector(name: str, device: str) -> nn.Module:
     return build_detector(cfg).eval()
 
 
-def let_through(model: nn.Module, image: torch.Tensor, number: int) -> None:
-    """Set the score threshold of Faster R-CNN's heads to what so many boxes of a class reach.
-
-    A trained model has some hundred of them in a picture of COCO; with random weights all of 1,000
-    proposals in 80 classes have about the same score.
-    """
-    with ExitStack() as stack:
-        spies = [
-            stack.enter_context(
-                mock.patch.object(
-                    module, "fast_rcnn_inference", wraps=fast_rcnn.fast_rcnn_inference
-                )
-            )
-            for module in (cascade_rcnn, fast_rcnn)
-        ]
-        model([{"image": image}])
-    (call,) = (spy.call_args for spy in spies if spy.called)
-    scores = call.args[1][0][:, :-1]
-    set_score_threshold(model, scores.flatten().topk(number).values[-1].item())
-
-
 def measure_detector(
-    name: str,
-    size: tuple[int, int],
-    rounds: int,
-    device: str,
-    compiled: bool,
-    half: bool,
-    candidates: int | None,
+    name: str, size: tuple[int, int], rounds: int, device: str, compiled: bool, half: bool
 ) -> tuple[dict[str, Times], int, float]:
     """Time a detector from an image to its detections and pasted masks.
 
@@ -79,18 +48,14 @@ def measure_detector(
         device: "cpu" or "cuda".
         compiled: measure ``compile=True`` too.
         half: measure half precision too, float16 on GPUs and bfloat16 on CPUs.
-        candidates: as ``number`` of :func:`let_through`; None for all.
 
     Returns:
         times by competitor, how many objects were detected, and seconds that a matrix product takes
         for as many multiply-adds in fp32.
     """
     eager = make_detector(name, device)
-    image = torch.rand(3, *size) * 255
-    inputs = [{"image": image, "height": size[0], "width": size[1]}]
+    inputs = [{"image": torch.rand(3, *size) * 255, "height": size[0], "width": size[1]}]
     with torch.no_grad():
-        if candidates is not None:
-            let_through(eager, image, candidates)
         models = {EAGER: eager, f"{EAGER}, optimised": optimize_for_inference(eager)}
         if compiled:
             models[f"{EAGER}, compiled"] = optimize_for_inference(eager, compile=True)
@@ -137,7 +102,7 @@ def run_detectors(args: argparse.Namespace) -> Report:
     report = {}
     for name in args.detectors:
         size = (args.height, args.width)
-        choice = (args.device, args.compile, args.half, args.candidates)
+        choice = (args.device, args.compile, args.half)
         times, detected, limit = measure_detector(name, size, args.rounds, *choice)
         title = f"Detector {name}, {size[0]}x{size[1]}, one image, {detected} detections"
         lines += ["", *table(title, times, EAGER), ""]

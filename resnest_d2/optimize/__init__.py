@@ -10,10 +10,12 @@ from detectron2.modeling import Backbone
 from detectron2.modeling.backbone import ResNet
 from torch import nn
 
-from .attention import fuse_attention
-from .fold import CONVOLUTIONS_WITH_NORM, check_foldable, fold_norms, has_hooks, takes_norm
+from .attention import FusedSplitAttentionConv2d
+from .fold import activate_in_place, check_foldable, fold_norms
 from .half import check_half, use_half
-from .pooling import replace_pooling
+from .pooling import SparseROIAlign
+from .replace import replace_layers
+from .suppression import BestFirstOutputLayers
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,9 @@ def optimize_for_inference(
 
     Batch norms are folded into the convolutions before them, in backbone, pyramid and heads, also
     in deformable convolutions; ResNeSt's attention is fused; RoIAlign on CPUs takes all channels at
-    once; parameters are constant. Any model in evaluation will do: detectors of any config,
-    backbones, ResNets. Layers of your own, with hooks or in several places stay as they are, see
-    :func:`~resnest_d2.optimize.fold.fold_norms`.
+    once; non-maximum suppression begins with the best boxes; parameters are constant. Any model in
+    evaluation will do: detectors of any config, backbones, ResNets. Layers of your own, with hooks
+    or in several places stay as they are, see :func:`~resnest_d2.optimize.fold.fold_norms`.
 
     Outputs equal the model's to rounding (1e-4 of the largest value). State-dict names are those of
     the model without its norms: the weights of an optimised model go into another one that was
@@ -73,15 +75,12 @@ def optimize_for_inference(
         raise ValueError(f"a {type(model).__name__} that cannot be copied: {error}") from error
     # A backbone may be an attention layer itself, whose parent is then this.
     holder = nn.ModuleList([optimized])
-    attentions = fuse_attention(holder)
+    attentions = replace_layers(holder, FusedSplitAttentionConv2d)
+    for faster in (SparseROIAlign, BestFirstOutputLayers):
+        replace_layers(holder, faster)
     (optimized,) = holder
     folded = fold_norms(optimized)
-    replace_pooling(optimized)
-    for module in optimized.modules():
-        activation = getattr(module, "activation", None)
-        is_plain = type(activation) is nn.ReLU and not has_hooks(activation)
-        if is_plain and takes_norm(module, CONVOLUTIONS_WITH_NORM):
-            module.activation = nn.ReLU(inplace=True)
+    activate_in_place(optimized)
     optimized.requires_grad_(False)
     logger.info("Folded %d norms, fused %d attention layers", folded, attentions)
     if memory_format == "measure":

@@ -1,22 +1,24 @@
 """Split attention for inference: the same function in fewer passes over memory."""
 
 import torch
-from torch import nn
 
 from ..modeling.split_attention import HALF, SplitAttentionConv2d
 from .fold import CONVOLUTIONS, CONVOLUTIONS_WITH_NORM, has_hooks, takes_norm
+from .replace import Replacement
 
 
-class FusedSplitAttentionConv2d(SplitAttentionConv2d):
-    """A :class:`SplitAttentionConv2d` that pools and sums in fewer passes.
+class FusedSplitAttentionConv2d(Replacement, SplitAttentionConv2d):
+    """A :class:`SplitAttentionConv2d` that pools and sums in fewer passes."""
 
-    Args:
-        source: the layer whose parts are taken over.
-    """
+    kind = SplitAttentionConv2d
 
-    def __init__(self, source: SplitAttentionConv2d) -> None:
-        nn.Module.__init__(self)
-        vars(self).update(vars(source))
+    @staticmethod
+    def fits(layer: SplitAttentionConv2d) -> bool:
+        """Whether no part has hooks, and convolutions are of known kinds."""
+        convolutions = (layer.conv, layer.fc1, layer.fc2)
+        return not any(map(has_hooks, layer.modules())) and all(
+            takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM) for conv in convolutions
+        )
 
     def pool(self, splits: torch.Tensor) -> torch.Tensor:
         """Pool before summing the splits: one pass, and no temporary of the map's size."""
@@ -35,28 +37,3 @@ class FusedSplitAttentionConv2d(SplitAttentionConv2d):
         if self.radix == 2:
             return torch.lerp(splits[:, 1], splits[:, 0], attention[:, 0])
         return super().weighted_sum(splits, attention)
-
-
-def fuse_attention(model: nn.Module) -> int:
-    """Put the fused layer in place of every split attention below ``model``.
-
-    Subclasses, and layers that have hooks or whose convolutions were replaced, stay as they are.
-
-    Returns:
-        how many there were.
-    """
-    count = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is SplitAttentionConv2d and _is_plain(child):
-                setattr(parent, name, FusedSplitAttentionConv2d(child))
-                count += 1
-    return count
-
-
-def _is_plain(layer: SplitAttentionConv2d) -> bool:
-    """Whether all of a layer is as its class made it."""
-    convolutions = (layer.conv, layer.fc1, layer.fc2)
-    return not any(map(has_hooks, layer.modules())) and all(
-        takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM) for conv in convolutions
-    )

@@ -140,3 +140,12 @@ def _is_bare(conv: Any) -> bool:
     """Whether a layer is a convolution with nothing behind it."""
     alone = getattr(conv, "norm", None) is None and getattr(conv, "activation", None) is None
     return alone and takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM)
+
+
+def activate_in_place(model: nn.Module) -> None:
+    """Let the ReLU of Detectron2's convolutions write over what the convolution gives."""
+    for module in model.modules():
+        activation = getattr(module, "activation", None)
+        is_plain = type(activation) is nn.ReLU and not has_hooks(activation)
+        if is_plain and takes_norm(module, CONVOLUTIONS_WITH_NORM):
+            module.activation = nn.ReLU(inplace=True)

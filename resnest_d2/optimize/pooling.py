@@ -2,31 +2,24 @@
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import ROIPooler
-from torch import nn
 from torch.nn import functional as F
 
-from .fold import has_hooks
+from .replace import Replacement, in_graph
 
 CHUNK = 64  # boxes at once, of similar widths: all bins take as many pixels as the largest
 MOST_SAMPLES = 64  # of a bin in a direction; boxes with more would take much memory
 
 
-class SparseROIAlign(ROIAlign):
+class SparseROIAlign(Replacement, ROIAlign):
     """Detectron2's layer whose bins are weighted sums over rows of a table, which pixels are.
 
     A bin is the mean of bilinear samples on a grid (arXiv:1703.06870, section 3), so the weight of
     a pixel is that of its row times that of its column. torchvision's code for CPUs reads four
     pixels for each sample, channel by channel and in one thread; it is used where this one is not:
     on other devices, with gradients, in traced and exported graphs.
-
-    Args:
-        source: of a :class:`~detectron2.modeling.poolers.ROIPooler`, whose settings are taken over.
     """
 
-    def __init__(self, source: ROIAlign) -> None:
-        nn.Module.__init__(self)
-        vars(self).update(vars(source))
+    kind = ROIAlign
 
     def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool boxes.
@@ -38,15 +31,16 @@ class SparseROIAlign(ROIAlign):
         Returns:
             shape (R, C, height, width).
         """
-        is_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
         is_wide = input.dtype in (torch.float32, torch.float64)
-        if is_graph or not is_wide or input.device.type != "cpu" or input.requires_grad:
+        if in_graph() or not is_wide or input.device.type != "cpu" or input.requires_grad:
             return super().forward(input, rois)
         # In torchvision's order: rounding decides how many samples a bin has.
         corners = rois[:, 1:].to(input.dtype) * self.spatial_scale - (0.5 if self.aligned else 0)
         low, high = corners.split(2, dim=1)
         sides = high - low if self.aligned else (high - low).clamp(min=1)
-        (height, width), (rows, columns) = self.output_size, input.shape[2:]
+        size = self.output_size
+        height, width = (size, size) if isinstance(size, int) else size
+        rows, columns = input.shape[2:]
         steps = sides / sides.new_tensor((width, height))
         if not len(rois) or not steps.abs().max() <= MOST_SAMPLES:  # NaN, too, is not
             return super().forward(input, rois)
@@ -93,12 +87,3 @@ def _axis(
         2, offset + 1, weight * share
     )
     return (first.long() + pixel).clamp(max=size - 1), weights
-
-
-def replace_pooling(model: nn.Module) -> None:
-    """Put these layers in place of those of every ``ROIPooler`` below ``model``; not subclasses."""
-    for pooler in model.modules():
-        if isinstance(pooler, ROIPooler):
-            for index, layer in enumerate(pooler.level_poolers):
-                if type(layer) is ROIAlign and not has_hooks(layer):
-                    pooler.level_poolers[index] = SparseROIAlign(layer)
