@@ -8,5 +8,8 @@ config_packages = [f"resnest_d2.{name}" for name in configs]
 setup(
     packages=[*find_packages(include=["resnest_d2*"]), *config_packages],
     package_dir={"resnest_d2.configs": "configs"},
-    package_data={"resnest_d2": ["py.typed"]} | {p: ["*.yaml", "*.py"] for p in config_packages},
+    package_data={
+        "resnest_d2": ["py.typed", "analysis/page.html"],
+        **{name: ["*.yaml", "*.py"] for name in config_packages},
+    },
 )

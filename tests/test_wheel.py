@@ -43,10 +43,13 @@ def wheel(tmp_path_factory) -> Path:
 def test_configs_travel_in_the_wheel(wheel, tmp_path):
     """Unpack the wheel elsewhere and ask for a config from another folder."""
     with zipfile.ZipFile(wheel) as archive:
-        packed = {n for n in archive.namelist() if n.startswith("resnest_d2/configs/")}
+        everything = set(archive.namelist())
+        packed = {name for name in everything if name.startswith("resnest_d2/configs/")}
         archive.extractall(tmp_path)
     files = (p for p in (ROOT / "configs").rglob("*") if p.suffix in (".yaml", ".py"))
     assert packed == {f"resnest_d2/{p.relative_to(ROOT)}" for p in files}
+    package = (p for p in (ROOT / "resnest_d2").rglob("*") if p.is_file() and p.suffix != ".pyc")
+    assert {str(p.relative_to(ROOT)) for p in package} <= everything
     code = (
         "from resnest_d2 import model_zoo as z; print(z.get_config_file('cascade_resnest101'));"
         "print(z.get_config('baselines/mask_resnet101').MODEL.RESNETS.DEPTH);"

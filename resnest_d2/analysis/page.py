@@ -16,29 +16,7 @@ from ..inference.drawing import import_to_draw
 
 DPI = 95
 PLAIN = {"text.parse_math": False}  # names of classes may have $, where formulas would begin
-_PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>$title</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; background: #fff;
-       max-width: 76rem; margin: 2rem auto; padding: 0 1.5rem; }
-h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
-nav { columns: 3 16rem; } nav a { display: block; color: #1a4f8b; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .75rem; border-bottom: 1px solid #ddd; text-align: left; }
-th { background: #f3f3f3; position: sticky; top: 0; }
-td.number { text-align: right; }
-.scroll { max-height: 40rem; max-width: 100%; overflow: auto; }
-img { max-width: 100%; height: auto; vertical-align: top; }
-figure { display: inline-block; margin: .5rem 1rem .5rem 0; vertical-align: top; }
-figcaption { font-size: .9rem; }
-</style></head><body>
-<h1>$title</h1>
-<p>$lead</p>
-<nav aria-label="Contents">$contents</nav>
-$body
-</body></html>
-""")
+_PAGE = Path(__file__).with_suffix(".html")
 
 
 def write_page(file: Path, title: str, lead: str, sections: Sequence[tuple[str, str]]) -> Path:
@@ -57,7 +35,8 @@ def write_page(file: Path, title: str, lead: str, sections: Sequence[tuple[str, 
         for i, (heading, (_, below)) in enumerate(zip(titles, sections, strict=True))
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, _PAGE.substitute(title=title, lead=lead, contents=links, body=body))
+    page = Template(_PAGE.read_text(encoding="utf-8"))
+    write_text(file, page.substitute(title=title, lead=lead, contents=links, body=body))
     return file
 
 

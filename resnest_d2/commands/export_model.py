@@ -8,6 +8,7 @@ from typing import get_args
 import detectron2.data.transforms as T
 import numpy as np
 import torch
+from tabulate import tabulate
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import InputError
@@ -71,17 +72,12 @@ def list_calibration(folder: Path | None) -> list[Path]:
 def table(comparisons: Sequence[Comparison]) -> str:
     """Write what was compared, one line an image."""
     names = list(dict.fromkeys(name for one in comparisons for name in one.differences))
-    lines = [["image", "model", "file", *names]]
-    for one in comparisons:
-        differences = [f"{one.differences.get(name, 0):.1e}" for name in names]
-        size = "x".join(map(str, one.size))
-        lines.append([size, str(one.expected), str(one.actual), *differences])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = (
-        "  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True))
-        for line in lines
-    )
-    return "\n".join(rows)
+    rows = [
+        ["x".join(map(str, one.size)), one.expected, one.actual]
+        + [f"{one.differences.get(name, 0):.1e}" for name in names]
+        for one in comparisons
+    ]
+    return tabulate(rows, ["image", "model", "file", *names], disable_numparse=True)
 
 
 @warnings_again()
