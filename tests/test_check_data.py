@@ -60,6 +60,10 @@ def test_what_was_repaired_is_written(nuclei):
     result = check(nuclei, "--output", nuclei / "repaired.json")
     assert result.returncode == 0, result.stderr
     assert "351 boxes were computed from their masks, for they have none" in result.stdout
+    names = {
+        image["file_name"] for image in json.loads((nuclei / "repaired.json").read_text())["images"]
+    }
+    assert names == {image["file_name"] for image in data["images"]}  # relative to the folder
     (nuclei / "repaired.json").rename(nuclei / "val.json")
     result = check(nuclei)
     assert "WARNING" not in result.stdout

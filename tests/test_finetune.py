@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine import load_config
-from resnest_d2.engine.finetune import TRAIN, VAL, use_own_data
+from resnest_d2.engine.finetune import TRAIN, VAL, mirrored_keypoints, use_own_data
 from resnest_d2.inference import Predictor
 from resnest_d2.modeling.detector import build_detector
 
@@ -120,6 +120,25 @@ def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, t
     completed = json.loads((tmp_path / "out/annotations_val.json").read_text())
     assert [c["id"] for c in completed["categories"]] == [4, 25, 90]
     assert {a["category_id"] for a in completed["annotations"]} == {90}
+
+
+def test_names_are_enough_for_the_order_of_classes(trained, own_data, tmp_path):
+    """Data sets that are registered in Python have names without ids; val has another order."""
+    content = torch.load(trained[1] / "model_final.pth", weights_only=True)
+    del content["classes"]["thing_dataset_id_to_contiguous_id"]
+    torch.save(content, tmp_path / "named.pth")
+    data = json.loads((own_data["folder"] / "val.json").read_text())
+    numbers = {c["id"]: 100 - c["id"] for c in data["categories"]}
+    for category in data["categories"]:
+        category["id"] = numbers[category["id"]]
+    for annotation in data["annotations"]:
+        annotation["category_id"] = numbers[annotation["category_id"]]
+    (tmp_path / "val.json").write_text(json.dumps(data))
+    files = {"val_json": tmp_path / "val.json", "val_images": own_data["val"]}
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "named.pth"), "OUTPUT_DIR", str(tmp_path)])
+    use_own_data(cfg, arguments(eval_only=True, **files))
+    assert MetadataCatalog.get(VAL).thing_classes == ["straight", "bent", "round"]
 
 
 def test_resumed_evaluation_counts_in_the_last_checkpoints_classes(trained, own_data, tmp_path):
@@ -237,7 +256,7 @@ def test_a_lazy_schedule_too(train_files):
         assert cfg.train.reference_world_size == expected
 
 
-def test_keypoints(tmp_path):
+def test_keypoints(tmp_path, caplog):
     names = ["nose", "left_ear", "right_ear"]
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / "a.png")
     annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 2, 30, 30]}
@@ -262,6 +281,7 @@ def test_keypoints(tmp_path):
     ):
         use_own_data(cfg.clone(), arguments(**files | {"val_json": tmp_path / "other.json"}))
     use_own_data(cfg, arguments(**files))
+    assert "No keypoint is named as left or right" not in caplog.text
     # Flipped, the ears change their names.
     cfg.INPUT.RANDOM_FLIP = "horizontal"
     noses = set()
@@ -270,6 +290,26 @@ def test_keypoints(tmp_path):
         assert keypoints[1, 0] < keypoints[2, 0]
         noses.add(bool(keypoints[0, 0] < keypoints[1, 0]))
     assert noses == {True, False}  # both kinds were drawn
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("left_eye", "right_eye"),
+        ("Left Eye", "Right Eye"),
+        ("eyeLeft", "eyeRight"),
+        ("LEFT", "RIGHT"),
+        ("l_eye", "r_eye"),
+        ("L_Eye", "R_Eye"),
+        ("eye.l", "eye.r"),
+        ("LEye", "REye"),
+        ("eyeL", "eyeR"),
+    ],
+)
+def test_keypoints_change_places_in_a_mirror_by_their_names(names):
+    others = ["nose", "tail", "left_alone", "shoulder blade", "All", "light"]
+    assert mirrored_keypoints([*names, *others]) == [names]
+    assert mirrored_keypoints([*others, *names[::-1]]) == [names]
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,11 @@ def test_pictures_are_no_annotations_and_files_no_folders(tmp_path):
         ),
         (dict.fromkeys(("a.json", "b.json"), "{}"), "with a.json, which is one of 2 JSON files"),
         ({"a.png": ""}, "is a folder, not a JSON file"),
+        (
+            {"README.txt": "This data set", "classes.txt": "cat", "labels/a.txt": YOLO},
+            "is a folder with a.txt, which holds labels of YOLO",
+        ),
+        ({"README.txt": "This data set"}, "is a folder, not a JSON file"),
     ],
 )
 def test_folders_are_named_by_what_they_hold(tmp_path, files, message):

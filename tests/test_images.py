@@ -1,13 +1,15 @@
 """Pictures of every kind are one array in training, evaluation and prediction, or one sentence."""
 
 import pickle
+import struct
 import warnings
+import zlib
 
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, detection_utils
-from PIL import Image
+from PIL import Image, ImageFile
 
 from resnest_d2.data.images import (
     BACKGROUND,
@@ -113,6 +115,26 @@ def test_exif_of_all_orientations_and_of_what_is_none(tmp_path, value):
     assert np.array_equal(read_image(file), detection_utils.read_image(str(file), "RGB"))
     assert read_header(file).size == turn(COLOURS).shape[1::-1]
     assert read_header(file).is_turned == (value in (5, 6, 7, 8))
+
+
+def test_a_header_decodes_no_pixels(tmp_path, monkeypatch):
+    file = save(tmp_path, "a.png", COLOURS)
+    late = tmp_path / "late.png"  # EXIF may stand behind the pixels
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(content)) + b"eXIf" + content
+    chunk += struct.pack(">I", zlib.crc32(chunk[4:]))
+    late.write_bytes(file.read_bytes()[:-12] + chunk + file.read_bytes()[-12:])
+    assert read_header(late).is_turned
+    assert np.array_equal(read_image(late), UPRIGHT[6](COLOURS))
+
+    def load(self):
+        raise AssertionError("the pixels were decoded")
+
+    monkeypatch.setattr(Image.Image, "load", load)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    assert read_header(file).size == COLOURS.shape[1::-1]
 
 
 def test_16_bits_are_turned_too(tmp_path):

@@ -517,7 +517,7 @@ def test_a_list_of_images_without_annotations(files, tmp_path, caplog):
     names = sorted(path.name for path in files.iterdir())[:2]
     content = {
         "images": [{"id": f"x{n}", "file_name": name} for n, name in enumerate(names)],
-        "categories": [{"id": 5, "name": "Digit 0 "}],
+        "categories": [{"id": 5, "name": "Digit 0 "}, {"id": 9, "name": "Digit 0 "}],
     }
     (tmp_path / "test.json").write_text(json.dumps(content))
     words = ["--input", files, "--output", tmp_path, "--input-json", tmp_path / "test.json"]
@@ -528,7 +528,9 @@ def test_a_list_of_images_without_annotations(files, tmp_path, caplog):
     assert list(outputs.image_ids.values()) == [1, 2]
     written = tmp_path / "r_annotations.json"
     assert "test.json was repaired: evaluate the results on it as it was read, which" in caplog.text
-    assert [image["id"] for image in json.loads(written.read_text())["images"]] == [1, 2]
+    repaired = json.loads(written.read_text())
+    assert [image["id"] for image in repaired["images"]] == [1, 2]
+    assert repaired["categories"] == [{"id": 5, "name": "Digit 0 "}]  # a name has one id in results
     (files / names[0]).write_text("")
     found, _, (problem,) = inputs(args)
     assert len(found) == 1

@@ -380,11 +380,13 @@ def test_keypoints_of_models_without_them_are_not_looked_at(folder):
         read(folder, odd, keypoints=True)
 
 
-@pytest.mark.parametrize("skeleton", [[[0, 1], [1, 2]], [[1, 2], [2, 3]]])
+@pytest.mark.parametrize("skeleton", [[[0, 1], [1, 2]], [[1, 2], [2, 3]], [[1.0, 2.0], [2, 3.0]]])
 def test_skeletons_from_0(folder, skeleton):
     odd = copy.deepcopy(PLAIN)
     every("categories", keypoints=["a", "b", "c"], skeleton=skeleton)(odd)
-    assert read(folder, odd, keypoints=True).skeleton == [(0, 1), (1, 2)]
+    read_pairs = read(folder, odd, keypoints=True).skeleton
+    assert read_pairs == [(0, 1), (1, 2)]
+    assert {type(at) for pair in read_pairs for at in pair} == {int}
 
 
 def test_missing_images(folder, caplog):
@@ -650,3 +652,128 @@ def test_every_id_that_is_no_number_is_counted(folder, caplog):
     odd = copy.deepcopy(PLAIN)
     every("annotations", image_id=lambda e: f"{e['image_id']}.0")(odd)
     assert read(folder, odd).dicts == read(folder, PLAIN).dicts
+
+
+def frames(folder: Path, names: list[str], there: list[str]) -> dict:
+    """A data set of one object on each picture, some of which are there."""
+    for name in there:
+        file = folder / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30)).save(file)
+    odd = copy.deepcopy(PLAIN)
+    odd["images"] = [{**odd["images"][0], "id": n, "file_name": f} for n, f in enumerate(names)]
+    first = odd["annotations"][0]
+    odd["annotations"] = [{**first, "id": n + 1, "image_id": n} for n in range(len(names))]
+    return odd
+
+
+@pytest.mark.parametrize("start", ["", "data/"])
+def test_a_picture_that_is_not_there_is_no_other_folders(folder, caplog, start):
+    names = [f"{start}seq{n}/0001.jpg" for n in (1, 2, 3)]
+    there = [f"seq{n}/0001.jpg" for n in (1, 2, 4)]  # the third was not unpacked
+    odd = frames(folder, names, there)
+    with pytest.raises(FileNotFoundError, match="1 of the 3 images .*seq3/0001.jpg; --skip-miss"):
+        read(folder, odd)
+    data = read(folder, odd, options=Options(skip_missing=True))
+    assert [image["id"] for image in data.images] == [0, 1]
+    # Where no folder is right, they are those of another machine.
+    odd = frames(folder, ["mine/c.jpg", "mine/d.jpg"], ["frames/c.jpg", "frames/d.jpg"])
+    assert len(read(folder, odd).images) == 2
+    assert "2 images were found under other names" in caplog.text
+
+
+def test_pictures_of_one_name_are_told_apart_by_their_paths(folder):
+    """COCO Annotator writes the name alone, and beside it the path on its server."""
+    odd = frames(folder, ["1.jpg", "1.jpg"], ["x/1.jpg", "x/sub/1.jpg"])
+    for image, path in zip(odd["images"], ("x/1.jpg", "x/sub/1.jpg"), strict=True):
+        image["path"] = f"/datasets/{path}"
+    data = read(folder, odd)
+    found = [Path(image["file_name"]).relative_to(folder / "images") for image in data.images]
+    assert found == [Path("x/1.jpg"), Path("x/sub/1.jpg")]
+    assert [len(record["annotations"]) for record in data.dicts] == [1, 1]
+
+
+@pytest.mark.parametrize("crowds", [False, True])
+def test_what_is_to_be_ignored_is_a_crowd(folder, caplog, crowds):
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"][0]["ignore"] = 1
+    every("annotations", difficult=1)(odd)  # which is no reason
+    data = read(folder, odd, options=Options(crowd_as_instances=crowds))
+    assert [a["iscrowd"] for a in data.annotations] == [int(not crowds), 0, 0]
+    assert data.evaluable == crowds  # pycocotools takes 'iscrowd' for 'ignore'
+    assert "1 annotations to ignore ('ignore' 1) count as crowds: 1" in caplog.text
+    odd["annotations"][0]["ignore"] = "maybe"
+    with pytest.raises(ValueError, match="annotation 1: 'ignore' must be 0 or 1, got 'maybe'"):
+        read(folder, odd)
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+def test_annotations_outside_of_a_turned_picture_tell_too(folder, boxes):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(folder / "images/a.png", exif=exif)
+    odd = copy.deepcopy(PLAIN)
+    outline = [[33, 4, 38, 4, 38, 9, 33, 9]]  # the picture is 30 wide as it is shown
+    odd["annotations"][0].update(bbox=[33, 4, 5, 5] if boxes else None, segmentation=outline)
+    for masks in (True, False):
+        with pytest.raises(ValueError, match="annotations 1, are of a picture as it is stored"):
+            read(folder, odd, masks=masks)
+    odd["annotations"][0].update(bbox=None, segmentation=[[20, 4, 39, 4, 39, 9, 20, 9]])
+    with pytest.raises(ValueError, match="annotations 1, are of a picture as it is stored"):
+        read(folder, odd)
+
+
+def test_one_box_does_not_hide_that_the_others_are_corners(folder):
+    odd = copy.deepcopy(PLAIN)
+    box = [20, 10, 38, 19]
+    first = {**odd["annotations"][0], "bbox": box, "segmentation": []}
+    odd["annotations"] = [{**first, "id": n} for n in range(1, 21)]
+    odd["annotations"][7]["bbox"] = [38, 10, 38, 19]  # without width, as corners
+    with pytest.raises(ValueError, match=r"20 of 20 boxes reach .*not as \(x1, y1, x2, y2\)"):
+        read(folder, odd, masks=False)
+
+
+def test_boxes_of_a_picture_that_was_made_smaller(folder):
+    """Picture and boxes are of one size, and width and height are those of before."""
+    odd = copy.deepcopy(PLAIN)
+    odd["images"][0].update(width=80, height=60)
+    first = {**odd["annotations"][0], "bbox": [25, 15, 14, 14], "segmentation": []}
+    odd["annotations"] = [{**first, "id": n} for n in range(1, 21)]
+    words = r"are smaller than the file says \(.*a.png is 40 x 30, not 80 x 60\), and all 20 "
+    with pytest.raises(ValueError, match=words):
+        read(folder, odd, masks=False)
+    odd["annotations"][3]["bbox"] = [50, 15, 20, 20]  # which is beyond the smaller size
+    assert read(folder, odd, masks=False).annotations[0]["bbox"] == [12.5, 7.5, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("mask", "evaluable"),
+    [
+        ({"size": [30, 40]}, True),
+        ({"size": ["30", "40"]}, False),
+        ([{"size": [30, 40]}], False),
+    ],
+)
+def test_masks_that_pycocotools_cannot_read_are_evaluated_on_a_copy(folder, mask, evaluable):
+    odd = copy.deepcopy(PLAIN)
+    part = mask[0] if isinstance(mask, list) else mask
+    part["counts"] = mask_util.encode(np.asfortranarray(rle()))["counts"].decode()
+    odd["annotations"][0]["segmentation"] = mask
+    assert read(folder, odd).evaluable == evaluable
+
+
+def test_polygons_with_half_a_point_are_named(folder, caplog):
+    odd = copy.deepcopy(PLAIN)
+    odd["annotations"][0]["segmentation"].append([1, 2, 3, 4, 5, 6, 7])
+    assert read(folder, odd).annotations[0]["segmentation"] == [CORNERS]
+    assert "left out polygons with an x that has no y, of 1 annotations: 1" in caplog.text
+
+
+def test_a_folder_with_braces(folder, caplog):
+    (folder / "images").rename(folder / "{a}")
+    odd = copy.deepcopy(PLAIN)
+    odd["images"].append({**odd["images"][0], "id": 1, "file_name": "lost.png"})
+    (folder / "data.json").write_text(json.dumps(odd))
+    options = Options(skip_missing=True)
+    read_coco(folder / "data.json", folder / "{a}", masks=True, options=options)
+    assert f"1 of 3 images are not in {folder}/{{a}} and are left out: lost.png" in caplog.text

@@ -87,7 +87,7 @@ def read_predictions(file: str | Path, data: CocoData) -> list[dict[str, Any]]:
     if not Path(file).is_file():
         raise FileNotFoundError(f"there is no file of predictions {file}")
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON: {error}") from None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):

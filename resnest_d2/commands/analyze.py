@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help=text)
     text = "predictions that count in an image (default: COCO's 100)"
     add("--max-detections", type=int, default=100, metavar="N", help=text)
+    Options.add_arguments(parser)
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -62,6 +63,6 @@ def read(predictions: str | Path, json: str | Path, args: argparse.Namespace) ->
     Raises:
         FileNotFoundError, InputError: as ``read_coco``, ``read_predictions`` and ``analyze``.
     """
-    data = read_coco(json, args.images, options=Options(offered=False))
+    data = read_coco(json, args.images, options=Options.of(args))
     found = read_predictions(predictions, data)
     return analyze(data, found, args.confidence_threshold, args.max_detections)

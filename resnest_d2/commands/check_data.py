@@ -95,7 +95,7 @@ def describe(data: CocoData) -> str:
     ]
     return "\n\n".join(
         (
-            tabulate(classes, ["class", "annotations", "images"], tablefmt="pipe"),
-            tabulate(rows, ["", "least", "median", "greatest"], tablefmt="pipe"),
+            tabulate(classes, ["class", "annotations", "images"], "pipe", disable_numparse=[0]),
+            tabulate(rows, ["", "least", "median", "greatest"], "pipe"),
         )
     )

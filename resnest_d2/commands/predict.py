@@ -92,7 +92,7 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs, list[str]]:
         return list_inputs(args.input), outputs, []
     if len(args.input) != 1:
         raise InputError("--input-json needs one --input, the folder of its images")
-    reading = Options(skip_bad_images=True, offered=False)
+    reading = Options(merge_classes=True, skip_bad_images=True, offered=False)
     listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
     if args.json and not listed.evaluable:
         written = args.json.with_name(f"{args.json.stem}_annotations.json")

@@ -1,7 +1,7 @@
 """Boxes and masks of annotations, repaired where that has one sensible meaning, else refused."""
 
-from collections.abc import Callable, Mapping
-from statistics import median
+from collections.abc import Callable
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from .values import number, numbers, polygons
 
 Box = list[int | float]
 Mask = list[list[float]] | dict[str, Any]
+ENOUGH = 20  # annotations that all lie in one part of their pictures are there for a reason
 
 
 class AnnotationReader:
@@ -24,22 +25,24 @@ class AnnotationReader:
 
     Args:
         notes: of the file.
-        images: its pictures by id.
         masks: whether masks are needed; without one an annotation is left out.
         options: the user's decisions.
     """
 
-    def __init__(
-        self, notes: Notes, images: Mapping[Any, ImageFile], masks: bool, options: Options
-    ) -> None:
-        self.notes, self.images, self.masks, self.options = notes, images, masks, options
+    def __init__(self, notes: Notes, masks: bool, options: Options) -> None:
+        self.notes, self.masks, self.options = notes, masks, options
         # Boxes that are not their masks': what to call the annotation, box, and the mask's box.
         self.strange: list[tuple[Any, Box, Box]] = []
         self.compared = 0
         # Boxes that reach beyond their images, with these.
         self.beyond: list[tuple[Any, Box, ImageFile]] = []
+        # Annotations beyond pictures whose size in the file is that of before EXIF turns them.
+        self.turned: list[Any] = []
         # Annotations that fit the picture as it is, and not the size that the file gives it.
         self.other_size: list[tuple[Any, ImageFile]] = []
+        # Annotations of pictures that are smaller than the file says, in which all may lie.
+        self.in_smaller: dict[Any, ImageFile] = {}
+        self.beyond_smaller = False
         # Annotations inside the first pixel, as coordinates in parts of the image are.
         self.tiny: list[Any] = []
         self.read_boxes = self.num_read = 0
@@ -59,15 +62,18 @@ class AnnotationReader:
         """
         mask, problem = self._mask(name, entry, image)
         of_mask = None if mask is None else mask_box(mask)
+        if of_mask and image.is_exchanged and _excess(of_mask, image.size) > CLIPPED:
+            self.turned.append(name)
         if of_mask and _is_outside(of_mask, image.size):
             mask = of_mask = None
             problem = "have a mask outside of their image"
         box = self._box(name, entry, image, of_mask and _clip(of_mask, image.size))
         if box is None:
             return None
-        iscrowd = number(int(c) if isinstance(c := entry.get("iscrowd", 0), bool) else c or 0)
-        if iscrowd not in (0, 1):
-            raise InputError(f"{self._of(name)}: 'iscrowd' must be 0 or 1, got {c!r}")
+        iscrowd = self._flag(name, entry, "iscrowd")
+        if self._flag(name, entry, "ignore") and not iscrowd:
+            self.notes.add("{n} annotations to ignore ('ignore' 1) count as crowds", name)
+            iscrowd = 1
         if iscrowd and self.options.crowd_as_instances:
             self.notes.add("{n} crowds were taken as objects", name)
             iscrowd = 0
@@ -80,8 +86,15 @@ class AnnotationReader:
             return None
         area = self._area(name, entry, image, box, mask)
         self._look_around(name, entry, box, mask)
-        found = {"bbox": box, "area": area, "iscrowd": int(iscrowd)}
+        found = {"bbox": box, "area": area, "iscrowd": iscrowd}
         return found | ({} if mask is None else {"segmentation": mask})
+
+    def _flag(self, name: Any, entry: dict[str, Any], key: str) -> int:
+        given = entry.get(key) or 0
+        flag = number(int(given) if isinstance(given, bool) else given)
+        if flag not in (0, 1):
+            raise InputError(f"{self._of(name)}: {key!r} must be 0 or 1, got {given!r}")
+        return int(flag)
 
     def _area(
         self, name: Any, entry: dict[str, Any], image: ImageFile, box: Box, mask: Mask | None
@@ -146,11 +159,14 @@ class AnnotationReader:
         return self._inside(name, box, image)
 
     def _note_size(self, name: Any, right: float, bottom: float, image: ImageFile) -> None:
-        """Note an annotation that reaches beyond the size that the file gives its image."""
+        """Note an annotation for which only one of the picture's two sizes can be right."""
         beyond = [v > d + CLIPPED for v, d in zip((right, bottom), image.declared, strict=True)]
         fits = [v <= s + CLIPPED for v, s in zip((right, bottom), image.size, strict=True)]
         if any(beyond) and all(fits):
             self.other_size.append((name, image))
+        if max(image.scale) < 0.8:
+            self.in_smaller[name] = image
+            self.beyond_smaller = self.beyond_smaller or not all(fits)
 
     def _inside(self, name: Any, box: Box, image: ImageFile) -> Box | None:
         x, y, width, height = box
@@ -160,7 +176,9 @@ class AnnotationReader:
         if width <= 0 or height <= 0:
             self.notes.add("left out {n} annotations that have a mask without area", name)
             return None
-        excess = max(-x, -y, x + width - image.size[0], y + height - image.size[1])
+        excess = _excess(box, image.size)
+        if image.is_exchanged and excess > CLIPPED:
+            self.turned.append(name)
         if _is_outside(box, image.size):
             self.notes.add("left out {n} annotations that lie outside of their image", name)
             return None
@@ -198,7 +216,9 @@ class AnnotationReader:
         # Detectron2's readers, and pycocotools, refuse the others.
         kept = [p for p in outlines if len(p) >= 6 and len(p) % 2 == 0]
         if len(kept) < len(outlines) and kept:
-            self.notes.add("left out polygons of fewer than three points, of {n} annotations", name)
+            is_odd = any(len(p) >= 6 for p in outlines if p not in kept)
+            what = "with an x that has no y" if is_odd else "of fewer than three points"
+            self.notes.add(f"left out polygons {what}, of {{n}} annotations", name)
         if not kept:
             return None, "have no polygon of three points or more, each with x and y"
         if image.scale != (1, 1):
@@ -213,11 +233,9 @@ class AnnotationReader:
             InputError: many boxes are not those of their masks, reach beyond their images where
                 corners would not, or lie in pictures that were turned after they were annotated.
         """
-        turned = [name for name, box, image in self.beyond if image.is_exchanged]
-        if turned:
-            raise InputError(
-                f"{self.notes.file}: boxes, of annotations {some(turned)}, are {BEFORE_EXIF}"
-            )
+        if self.turned:
+            names = some(list(dict.fromkeys(self.turned)))
+            raise InputError(f"{self.notes.file}: boxes, of annotations {names}, are {BEFORE_EXIF}")
         if self.other_size:
             name, image = self.other_size[0]
             sizes = [" x ".join(map(str, size)) for size in (image.declared, image.size)]
@@ -226,6 +244,14 @@ class AnnotationReader:
                 f"{self.notes.file}: annotations {names} reach beyond the size that the file gives "
                 f"their images, and not beyond that of the pictures: {sizes[0]} and {sizes[1]} of "
                 f"{image.path}; correct 'width' and 'height', or take them out"
+            )
+        if len(self.in_smaller) >= ENOUGH and not self.beyond_smaller:
+            image = next(iter(self.in_smaller.values()))
+            sizes = [" x ".join(map(str, size)) for size in (image.declared, image.size)]
+            raise InputError(
+                f"{self.notes.file}: pictures are smaller than the file says ({image.path} is "
+                f"{sizes[1]}, not {sizes[0]}), and all {len(self.in_smaller)} annotations of them "
+                "lie inside of the smaller size: correct 'width' and 'height', or take them out"
             )
         if len(self.tiny) > 0.5 * self.num_read:
             raise InputError(
@@ -252,13 +278,11 @@ class AnnotationReader:
         if (
             self.beyond
             and len(self.beyond) > 0.2 * self.read_boxes
-            and all(
-                corners(box)[2] > 0
-                and corners(box)[3] > 0
-                and box[2] <= image.size[0] + CLIPPED
-                and box[3] <= image.size[1] + CLIPPED
+            and fmean(
+                min(corners(box)[2:]) > 0 and _excess(corners(box), image.size) <= CLIPPED
                 for _, box, image in self.beyond
             )
+            > 0.9
         ):
             raise InputError(
                 f"{self.notes.file}: {len(self.beyond)} of {self.read_boxes} boxes reach beyond "
@@ -300,6 +324,12 @@ def mask_box(mask: Mask) -> Box:
     xs = [x for polygon in mask for x in polygon[::2]]
     ys = [y for polygon in mask for y in polygon[1::2]]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def _excess(box: Box, size: tuple[int, int]) -> float:
+    """By how many pixels a box reaches beyond an image of this width and height."""
+    x, y, width, height = box
+    return max(-x, -y, x + width - size[0], y + height - size[1])
 
 
 def _is_outside(box: Box, size: tuple[int, int]) -> bool:
@@ -365,13 +395,8 @@ def _read_rle(name: str, value: dict[str, Any], image: ImageFile) -> dict[str, A
 
 def _resize(mask: dict[str, Any], image: ImageFile) -> dict[str, Any]:
     """Scale a mask to the picture's size by its nearest pixels, or cut and fill it up."""
-    pixels = mask_util.decode(mask)
+    pixels = np.pad(mask_util.decode(mask), (0, CLIPPED))  # the picture may be larger by so much
     across, down = image.scale
     rows = (np.arange(image.size[1]) / down).astype(int)
     columns = (np.arange(image.size[0]) / across).astype(int)
-    inside = np.ix_(rows < pixels.shape[0], columns < pixels.shape[1])
-    result = np.zeros(image.size[::-1], np.uint8, order="F")
-    result[inside] = pixels[
-        np.ix_(rows[rows < pixels.shape[0]], columns[columns < pixels.shape[1]])
-    ]
-    return as_text(mask_util.encode(result))
+    return as_text(mask_util.encode(np.asfortranarray(pixels[np.ix_(rows, columns)])))

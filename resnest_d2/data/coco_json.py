@@ -7,6 +7,7 @@ themselves have holes, and trip it, or the first training step, in words that na
 import codecs
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,13 +110,18 @@ class CocoData:
         return list(records.values())
 
     def write(self, file: Path) -> None:
-        """Write the repaired content in COCO's format."""
+        """Write the repaired content in COCO's format, with file names relative to the images."""
         categories = [{"id": number, "name": name} for number, name in self.categories.items()]
         if self.keypoint_names:
             skeleton = [[a + 1, b + 1] for a, b in self.skeleton]
             for category in categories:
                 category |= {"keypoints": self.keypoint_names, "skeleton": skeleton}
-        content = dict(zip(LISTS, (self.images, self.annotations, categories), strict=True))
+        root = self.image_root or Path()
+        images = [
+            {**image, "file_name": os.path.relpath(image["file_name"], root)}
+            for image in self.images
+        ]
+        content = dict(zip(LISTS, (images, self.annotations, categories), strict=True))
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(content))
 
@@ -175,7 +181,7 @@ def read_coco(
     by_name = {entry["file_name"]: key for key, entry in listed.items()}
     names_as_ids = by_name.keys() - to_image.keys()
     to_image = by_name | to_image
-    reader = AnnotationReader(notes, images, masks, options)
+    reader = AnnotationReader(notes, masks, options)
     ids = _annotation_ids(notes, entries)
     annotations = []
     for index, (entry, key, number) in enumerate(zip(entries, classes, ids, strict=True)):
@@ -299,7 +305,7 @@ def _read_keypoint_names(
         raise InputError(
             f"{file}: a category's 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
         )
-    return names, [(a - first, b - first) for a, b in skeleton]
+    return names, [(int(a) - first, int(b) - first) for a, b in skeleton]
 
 
 def _read_keypoints(
@@ -332,11 +338,22 @@ def _is_as_written(data: CocoData, content: Mapping[str, Any]) -> bool:
         and all(
             bool(entry.get("segmentation")) == ("segmentation" in a)
             and all(
-                a[k] == entry.get(k) for k in a if k != "segmentation" or isinstance(a[k], list)
+                _is_rle_as_written(a[k], entry[k])
+                if k == "segmentation" and isinstance(a[k], dict)
+                else a[k] == entry.get(k)
+                for k in a
             )
             for a, entry in zip(data.annotations, content["annotations"], strict=True)
         )
     )
+
+
+def _is_rle_as_written(mask: Mapping[str, Any], written: Any) -> bool:
+    """Whether RLE, which is read as text, stands in the file as pycocotools takes it."""
+    if not isinstance(written, dict) or written["size"] != mask["size"]:
+        return False
+    counts = written["counts"]
+    return isinstance(counts, str) or set(map(type, counts)) == {int}
 
 
 def _report(data: CocoData, options: Options) -> None:

@@ -3,12 +3,15 @@
 import json
 import re
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .images import IMAGE_ENDINGS
 
 HEAD = 4096  # so many bytes of a text show its format
+LOOKED_AT = 10  # so many files of a folder
+UNKNOWN = "holds no JSON object"
 COCO = "convert it to COCO's: coco convert --from {} --to coco --input {} --output train.json"
 OWN = "is in {}, which holds no instances with boxes"
 # A line of a YOLO label file: a class and a box or polygon in parts of the image.
@@ -100,7 +103,7 @@ def describe_file(file: Path) -> str | None:
     if "\n{" in head and re.match(r"\{.*\}\s*\n\{", head):
         return "holds one JSON object a line, not one in COCO's format"
     if head[0] not in "{[":
-        return f"holds no JSON object; it begins with {lines[0][:60]!r}"
+        return f"{UNKNOWN}; it begins with {lines[0][:60]!r}"
     return None
 
 
@@ -121,21 +124,19 @@ def _describe_folder(folder: Path) -> str:
     if len(jsons) == 1:
         return f"is a folder; its annotations may be {jsons[0]}"
     for ending in (".xml", ".json", ".txt"):
-        first = next((path for path in files if path.suffix.lower() == ending), None)
-        described = describe_file(first) if first else None
+        found = [path for path in files if path.suffix.lower() == ending][:LOOKED_AT]
+        texts = {path: describe_file(path) for path in found}
+        # Lists of classes and notes stand beside labels in text files.
+        first = next((path for path in found if UNKNOWN not in (texts[path] or "")), None)
+        described = texts.get(first)
         if ending == ".json" and first and not described:
-            described = _describe_content(first) or f"is one of {len(jsons)} JSON files"
+            with suppress(ValueError, RecursionError):
+                described = describe_json(json.loads(first.read_text(encoding="utf-8-sig")))
+            described = described or f"is one of {len(jsons)} JSON files"
             described = described.replace("FOLDER", _quoted(folder))
         if described:
             return f"is a folder with {first.name}, which {described}"
     return "is a folder, not a JSON file"
-
-
-def _describe_content(file: Path) -> str | None:
-    try:
-        return describe_json(json.loads(file.read_text(encoding="utf-8-sig")))
-    except (ValueError, RecursionError):
-        return None
 
 
 def describe_json(content: Any) -> str | None:
@@ -166,7 +167,7 @@ def describe_json(content: Any) -> str | None:
     annotations = content.get("annotations")
     first = annotations[0] if isinstance(annotations, list) and annotations else {}
     first = first if isinstance(first, dict) else {}
-    if "caption" in first:
+    if "caption" in first and not {"bbox", "segmentation"} & set(first):
         return OWN.format("COCO's format of captions")
     if "question_id" in first or "questions" in keys:
         return OWN.format("VQA's format")

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -16,7 +17,8 @@ from ..config import InputError
 from .images import IMAGE_ENDINGS, Header, read_header
 from .notes import Notes, some
 from .repair import Options
-from .values import integers, numbers, plain
+from .values import plain
+from .values import size as read_size
 
 SHOW_PROGRESS = 2000  # from so many images on
 CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
@@ -76,7 +78,7 @@ class ImageFolder:
         path = self.root / name
         return path if name and os.path.isfile(path) else None
 
-    def nearly(self, name: str, taken: set[Path]) -> Path | None:
+    def nearly(self, name: str, taken: set[Path], any_folder: bool = False) -> Path | None:
         """Find the only file that a name can mean.
 
         The name may have backslashes, be URL-encoded, have folders too many or too few, or be of
@@ -85,6 +87,7 @@ class ImageFolder:
         Args:
             name: a path, of any machine, or an address.
             taken: files that other names mean exactly.
+            any_folder: whether the file may be in a folder of quite another name.
 
         Raises:
             InputError: it can mean several files.
@@ -99,8 +102,10 @@ class ImageFolder:
         by_name, by_stem = self._files
         for found in (by_name.get(last), by_stem.get(PurePosixPath(last).stem)):
             rest = [path for path in found or () if path not in taken]
-            most = max((_common_end(path, parts) for path in rest), default=0)
-            best = [path for path in rest if _common_end(path, parts) == most]
+            if not any_folder:
+                rest = [path for path in rest if _is_end(path.relative_to(self.root).parts, parts)]
+            most = max((_common_end(path.parts, parts) for path in rest), default=0)
+            best = [path for path in rest if _common_end(path.parts, parts) == most]
             if len(best) == 1:
                 return best[0]
             if best:
@@ -108,14 +113,15 @@ class ImageFolder:
         return None
 
 
-def _common_end(path: Path, parts: Sequence[str]) -> int:
-    """How many folders in front of the name are the same."""
-    count = 0
-    for ours, theirs in zip(path.parts[-2::-1], parts[-2::-1], strict=False):
-        if plain(ours) != plain(theirs):
-            break
-        count += 1
-    return count
+def _common_end(ours: Sequence[str], theirs: Sequence[str]) -> int:
+    """How many folders in front of the names of two paths are the same."""
+    pairs = zip(ours[-2::-1], theirs[-2::-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: plain(pair[0]) == plain(pair[1]), pairs))
+
+
+def _is_end(ours: Sequence[str], theirs: Sequence[str]) -> bool:
+    """Whether the folders of one path are the last ones of the other's."""
+    return _common_end(ours, theirs) == min(len(ours), len(theirs)) - 1
 
 
 def find_images(
@@ -143,12 +149,17 @@ def find_images(
     paths = {number: folder.exactly(entry["file_name"]) for number, entry in entries.items()}
     missing = [number for number, path in paths.items() if path is None]
     taken = set(paths.values()) - {None}
-    for number in missing:
-        name = entries[number]["file_name"]
-        paths[number] = path = folder.nearly(name, taken)
-        if path is not None:
-            found = path.relative_to(root) if path.is_relative_to(root) else path
-            notes.add("{n} images were found under other names", f"{name!r} as {found}")
+    # Folders of other names count only where those of no image are right: a folder of frames that
+    # was not unpacked must not be replaced by another one's.
+    for any_folder in (False, True):
+        if any_folder and any(paths.values()):
+            break
+        for number in missing:
+            name = entries[number]["file_name"]
+            paths[number] = path = folder.nearly(name, taken, any_folder)
+            if path is not None:
+                found = path.relative_to(root) if path.is_relative_to(root) else path
+                notes.add("{n} images were found under other names", f"{name!r} as {found}")
     absent = [entries[number]["file_name"] for number, path in paths.items() if path is None]
     if absent:
         message = f"{len(absent)} of the {len(entries)} images of {notes.file} are not in {root}"
@@ -187,13 +198,13 @@ def find_images(
 
 
 def _as_declared(notes: Notes, number: Any, entry: dict[str, Any]) -> ImageFile:
-    size = numbers([entry.get("width"), entry.get("height")])
-    if size is None or min(size) <= 0:
+    size = read_size(entry)
+    if size is None:
         raise InputError(
             f"{notes.file}: image {number} has no width and height, and without a folder of images "
             "(--images) its file cannot tell them"
         )
-    return ImageFile(Path(entry["file_name"]), integers(size), integers(size))
+    return ImageFile(Path(entry["file_name"]), size, size)
 
 
 def _read_size(
@@ -201,14 +212,11 @@ def _read_size(
 ) -> ImageFile:
     if header.pages > 1:
         notes.add("{n} images have several pages, of which the first is read", path.name)
-    size = numbers([entry.get("width"), entry.get("height")])
-    if size is None or min(size) <= 0:
-        if entry.get("width") or entry.get("height"):
-            notes.add("{n} images have no usable width and height, and their files' hold", number)
+    declared = read_size(entry)
+    if declared is None and (entry.get("width") or entry.get("height")):
+        notes.add("{n} images have no usable width and height, and their files' hold", number)
+    if declared in (None, header.size):
         return ImageFile(path, header.size, header.size)
-    declared = integers(size)
-    if declared == header.size:
-        return ImageFile(path, header.size, declared)
     said = f"{number} ({declared[0]} x {declared[1]} is {header.size[0]} x {header.size[1]})"
     if header.is_turned and declared == header.size[::-1]:
         notes.add("{n} images have the width and height of before EXIF turns them", said)

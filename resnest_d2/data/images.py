@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -139,11 +140,22 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
+    if image.format == "PNG" and image.fp and not _may_have_exif(image.fp):
+        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGED:
         return 1
     return int(value) if value in tuple(UPRIGHT) else 1
+
+
+def _may_have_exif(stream: IO[bytes]) -> bool:
+    """Whether a PNG names EXIF or XMP anywhere: without, Pillow decodes it all to look for them."""
+    place = stream.tell()
+    stream.seek(0)
+    content = stream.read()
+    stream.seek(place)
+    return any(name in content for name in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
 
 
 def _is_16_bits(image: Image.Image) -> bool:

@@ -35,7 +35,9 @@ class Notes:
     def report(self) -> None:
         """Warn of each kind, with the number of its cases and some of them."""
         for kind, which in self.kinds.items():
-            logger.warning("%s: %s: %s", self.file, kind.format(n=len(which)), some(which))
+            logger.warning(
+                "%s: %s: %s", self.file, kind.replace("{n}", str(len(which))), some(which)
+            )
 
 
 def some(values: Sequence[Any]) -> str:

@@ -4,13 +4,14 @@ What has one sensible meaning is repaired and noted; what has two is refused.
 """
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..config import InputError, did_you_mean
 from .notes import Notes
-from .values import identity, numbers, plain
+from .values import identity, plain, size
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,14 @@ def read_images(
     images: dict[Any, dict[str, Any]] = {}
     ids: dict[Any, Any] = {}
     by_name: dict[str, Any] = {}
+    paths: dict[Any, set[Any]] = defaultdict(set)  # COCO Annotator's, of one file_name
+    for entry in entries:
+        paths[str(entry.get("file_name"))].add(str(entry.get("path")))
     for entry in entries:
         key = identity(entry.get("id"))
         name = entry.get("file_name") or entry.get("path") or entry.get("coco_url")
+        if len(paths[str(name)]) > 1:
+            name = entry.get("path") or name
         if key is None or not isinstance(name, str):
             raise InputError(
                 f"{notes.file}: an image needs an 'id' and a 'file_name', got {entry}"[:300]
@@ -206,10 +212,10 @@ def read_images(
                 f"for {name!r}"
             )
         if name in by_name:
-            sizes = [_size(one) for one in (images[by_name[name]], entry)]
-            if None not in sizes and sizes[0] != sizes[1]:
+            one, other = size(images[by_name[name]]), size(entry)
+            if one and other and one != other:
                 raise InputError(
-                    f"{notes.file}: image {name!r} is listed twice, as {sizes[0]} and {sizes[1]} "
+                    f"{notes.file}: image {name!r} is listed twice, as {[*one]} and {[*other]} "
                     "(width, height): its annotations cannot be put together"
                 )
             notes.add("{n} images are listed twice; their annotations were put together", key)
@@ -223,8 +229,3 @@ def read_images(
         images = {numbered[key]: entry for key, entry in images.items()}
         ids = {key: numbered[kept] for key, kept in ids.items()}
     return images, ids
-
-
-def _size(entry: Mapping[str, Any]) -> list[float] | None:
-    size = numbers([entry.get("width"), entry.get("height")])
-    return size if size and min(size) > 0 else None

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -31,9 +31,10 @@ def numbers(values: Any) -> list[int | float] | None:
     return None if None in found else found
 
 
-def integers(values: Sequence[float]) -> tuple[int, ...]:
-    """Round numbers."""
-    return tuple(round(value) for value in values)
+def size(entry: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return an image's width and height, rounded; None if they are not there or not above 0."""
+    found = numbers([entry.get("width"), entry.get("height")])
+    return (round(found[0]), round(found[1])) if found and min(found) > 0.5 else None
 
 
 def identity(value: Any) -> int | str | None:

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,11 @@ TRAIN, VAL = "finetune_train", "finetune_val"
 EVALUATOR = "dataloader.evaluator"
 # Sigma of OKS for keypoints that COCO does not know, between its eyes (0.025) and hips (0.107).
 DEFAULT_SIGMA = 0.05
+# The left side in names of keypoints, a word or a single letter, and the right one.
+SIDES = (
+    (re.compile("left", re.IGNORECASE), "right"),
+    (re.compile("(?<![A-Za-z])[Ll](?![a-z])|(?<=[a-z])L(?![a-z])"), "r"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -177,11 +183,11 @@ def _classes_of_weights(
 ) -> tuple[dict[int, str] | None, list[str] | None]:
     """Categories and keypoints of the weights, so that predictions and annotations share them."""
     classes = read_classes(weights_to_evaluate(settings, resume))
-    ids = classes.get("thing_dataset_id_to_contiguous_id")
-    if not ids:
+    names = classes.get("thing_classes")
+    if not names:
         return None, None
-    names = {number: classes["thing_classes"][index] for number, index in ids.items()}
-    return names, classes.get("keypoint_names")
+    ids = classes.get("thing_dataset_id_to_contiguous_id") or {n + 1: n for n in range(len(names))}
+    return {number: names[index] for number, index in ids.items()}, classes.get("keypoint_names")
 
 
 def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
@@ -208,22 +214,38 @@ def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
     else:
         if comm.is_main_process():
             data.write(completed)
+        comm.synchronize()
         metadata.json_file = str(completed)
         logger.info("%s, as it was read, is in %s, which AP is computed on", data.file, completed)
     if names := data.keypoint_names:
-        mirrored = [(name, name.replace("left", "right")) for name in names if "left" in name]
         metadata.set(
             keypoint_names=names,
-            # COCO's way of naming them tells which change places in a mirror.
-            keypoint_flip_map=[(left, right) for left, right in mirrored if right in names],
+            keypoint_flip_map=mirrored_keypoints(names),
             keypoint_connection_rules=[
                 (names[a], names[b], (102, 204, 255)) for a, b in data.skeleton
             ],
         )
 
 
+def mirrored_keypoints(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of keypoints that change places in a mirror: ``left_eye`` or ``LeftEye``, ``L eye``."""
+    known = {name.lower(): name for name in names}
+    return [
+        (name, mirrored)
+        for name in names
+        for left, right in SIDES
+        if (mirrored := known.get(left.sub(right, name).lower(), name)) != name
+    ]
+
+
 def _set_keypoints(settings: Settings, names: Sequence[str]) -> None:
     settings.num_keypoints = len(names)
+    if settings.get("INPUT.RANDOM_FLIP", "none") != "none" and not mirrored_keypoints(names):
+        logger.warning(
+            "No keypoint is named as left or right (%s), so that none change places in mirrored "
+            "pictures; if they have sides, set INPUT.RANDOM_FLIP none",
+            ", ".join(names),
+        )
     key = "TEST.KEYPOINT_OKS_SIGMAS"
     if settings.is_lazy or len(settings.get(key)) == len(names):
         return
