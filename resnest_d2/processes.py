@@ -8,9 +8,11 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import detectron2.utils.comm as comm
@@ -26,7 +28,10 @@ from .config import InputError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 RUN_ID = "resnest_d2"
+HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 # Launchers that start several processes and leave it to these to find each other, by the variable
 # that tells how many.
 OTHER_LAUNCHERS = {"SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun"}
@@ -45,9 +50,37 @@ class ProcessError(RuntimeError):
         super().__init__(f"a process of the group ended with exit code {self.exit_code}")
 
 
-def environment_size() -> int:
-    """How many processes the launcher that started this one says there are."""
-    return int(os.getenv("WORLD_SIZE", "1"))
+def in_first_process(work: Callable[[], T]) -> T | None:
+    """Do some work in the first process; this is called in all of the group at once.
+
+    Returns:
+        what the work returns; None in the other processes.
+
+    Raises:
+        OSError, ValueError: what the work raises, in all processes.
+    """
+    result = error = None
+    if comm.is_main_process():
+        try:
+            result = work()
+        except (OSError, ValueError) as raised:
+            error = raised
+    if error := comm.all_gather(error)[0]:
+        raise error
+    return result
+
+
+@contextmanager
+def kept_handlers(*numbers: int) -> Iterator[None]:
+    """Have signals do afterwards what they did before."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                if handler is not None:  # one that C code has set
+                    signal.signal(number, handler)
 
 
 def require_alone() -> None:
@@ -58,9 +91,9 @@ def require_alone() -> None:
     """
     if dist.is_initialized():
         return
-    if environment_size() > 1:
+    if (world_size := int(os.getenv("WORLD_SIZE", "1"))) > 1:
         raise InputError(
-            f"this is process {os.getenv('RANK')} of {environment_size()} that torchrun started, "
+            f"this is process {os.getenv('RANK')} of {world_size} that torchrun started, "
             "and works as if it were alone: start it without torchrun, or let it join the others "
             "by resnest_d2.processes.join_processes(device)"
         )
@@ -106,7 +139,8 @@ def join_processes(device: str, num_machines: int = 1) -> bool:
         timeout=DEFAULT_TIMEOUT,
     )
     if use_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # Launchers that name no local rank start one process a machine, or count over its GPUs.
+        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", rank % torch.cuda.device_count())))
     comm.create_local_process_group(int(os.getenv("LOCAL_WORLD_SIZE", "1")))
     comm.synchronize()
     return True
@@ -163,6 +197,7 @@ def start_processes(
     Raises:
         InputError: several machines without an address.
         ProcessError: a process failed.
+        SystemExit: a signal ended all; the exit code is 128 and its number.
     """
     if dist.is_initialized() or num_processes * num_machines == 1:
         work(*args)
@@ -189,14 +224,15 @@ def start_processes(
     # The process that fails says why; the launcher would say the same in forty lines.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        elastic_launch(config, _join_and_work)(work, args, device)
+        with kept_handlers(*HANDLED):  # by the launcher
+            elastic_launch(config, _join_and_work)(work, args, device)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         # Processes that lose the one that failed end with 1, or by the launcher's SIGTERM.
         causes = [code for code in codes if code not in (1, -signal.SIGTERM)]
         raise ProcessError((causes or codes)[0]) from None
     except SignalException as error:
-        raise ProcessError(-error.sigval) from None
+        raise SystemExit(128 + error.sigval) from None
     finally:
         logging.getLogger("torch.distributed.elastic").setLevel(level)
 

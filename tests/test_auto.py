@@ -44,12 +44,12 @@ def make(tmp_path):
     return write
 
 
-def automatic(name, files, *opts):
+def automatic(name, files, *opts, num_processes=1):
     cfg = load_config(model_zoo.get_config_file(name), opts)
     Settings.of(cfg).device = "cpu"
     args = arguments(auto=True, opts=opts, **files)
     args.config_file = model_zoo.get_config_file(name)
-    use_own_data(cfg, args)
+    use_own_data(cfg, args, num_processes)
     return cfg
 
 
@@ -97,6 +97,14 @@ def test_the_command_line_counts(make, caplog):
 def test_the_rate_follows_from_a_batch_on_the_command_line(make):
     cfg = automatic("faster_resnest50", make(3, 64, 64, 12, 2), "SOLVER.IMS_PER_BATCH", "4")
     assert cfg.SOLVER.BASE_LR == 4 * 0.02 / 16
+
+
+@pytest.mark.parametrize(("processes", "batch"), [(2, 4), (3, 6), (6, 6)])
+def test_batches_are_shared_by_the_processes(make, processes, batch):
+    files = make(5, 256, 256, 6, 20)
+    cfg = automatic("faster_resnest50", files, num_processes=processes)
+    assert cfg.SOLVER.IMS_PER_BATCH == batch
+    assert cfg.SOLVER.BASE_LR == pytest.approx(0.02 / 16 * batch)
 
 
 def test_objects_without_an_area(make):

@@ -4,6 +4,8 @@ import argparse
 import itertools
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,29 @@ def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, t
     completed = json.loads((tmp_path / "out/annotations_val.json").read_text())
     assert [c["id"] for c in completed["categories"]] == [4, 25, 90]
     assert {a["category_id"] for a in completed["annotations"]} == {90}
+
+
+def test_annotations_of_a_running_training_stay(own_data, tmp_path):
+    """Another command in its folder reads other data, or the same."""
+    code = "import sys, pathlib, resnest_d2.files as f; h = f.hold_folder(pathlib.Path(sys.argv[1]))"
+    files = {"val_json": own_data["folder"] / "val.json", "val_images": own_data["val"]}
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", ""])
+    use_own_data(cfg.clone(), arguments(eval_only=True, **files))
+    written = tmp_path / "annotations_val.json"
+    same = written.read_text()
+    command = [sys.executable, "-c", f"{code}; print(flush=True); input()", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as training:
+        training.stdout.readline()
+        use_own_data(cfg.clone(), arguments(eval_only=True, **files))
+        written.write_text("of the training")
+        words = f"annotations_val.json: process {training.pid} on .* is working in it and evaluates"
+        with pytest.raises(ValueError, match=words):
+            use_own_data(cfg.clone(), arguments(eval_only=True, **files))
+        assert written.read_text() == "of the training"
+        training.stdin.close()
+    use_own_data(cfg, arguments(eval_only=True, **files))
+    assert written.read_text() == same
 
 
 def test_names_are_enough_for_the_order_of_classes(trained, own_data, tmp_path):

@@ -1,5 +1,6 @@
 """A loss that is not finite stops training before the weights learn from it."""
 
+import itertools
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from detectron2.modeling.proposal_generator import rpn
 from short_training import loop, make
 
 from resnest_d2.engine.loop import NonFiniteError
+from resnest_d2.engine.precise_bn import PreciseBN
 
 pytestmark = pytest.mark.usefixtures("registered_digits")
 
@@ -109,3 +111,54 @@ def test_spoilt_weights_are_told_apart(tmp_path):
         trainer.model.roi_heads.box_predictor.cls_score.weight.fill_(torch.nan)
     with pytest.raises(NonFiniteError, match="The weights are not finite any more: lower the rate"):
         trainer.train()
+
+
+PRECISE = {
+    **{"TEST.PRECISE_BN.ENABLED": "True", "TEST.PRECISE_BN.NUM_ITER": "3"},
+    **{"TEST.EVAL_PERIOD": "2", "DATASETS.TEST": "('digits_val',)"},
+}
+
+
+@pytest.mark.parametrize("where", ["losses", "proposals"])
+def test_passes_of_precise_bn_learn_nothing_and_end_nothing(tmp_path, monkeypatch, caplog, where):
+    trainer = make(tmp_path, keys=PRECISE)
+    for hook in trainer._hooks:
+        if type(hook).__name__ == "EvalHook":
+            hook._func = dict
+    real, passing = rpn.find_top_rpn_proposals, []
+
+    def proposals(*args, **options):
+        if passing[-1] and where == "proposals":
+            raise FloatingPointError("Predicted boxes or scores contain Inf/NaN.")
+        return real(*args, **options)
+
+    monkeypatch.setattr(rpn, "find_top_rpn_proposals", proposals)
+    forward = trainer.model.forward
+
+    def spoilt(data):
+        passing.append(not torch.is_grad_enabled())
+        losses = forward(data)
+        return {k: v * torch.nan for k, v in losses.items()} if passing[-1] else losses
+
+    trainer.model.forward = spoilt
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
+    assert sum(passing) == 6
+    assert not (tmp_path / "non_finite_losses.jsonl").exists()
+    left_out = caplog.text.count("A batch is left out of precise BN: Predicted boxes")
+    assert left_out == (6 if where == "proposals" else 0)
+
+
+def test_statistics_that_are_not_finite_are_not_taken(tmp_path, caplog):
+    trainer = make(tmp_path, keys=PRECISE)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items() if "running" in k}
+    batch = next(hook._batches)
+    for image in batch:
+        image["image"] = image["image"].float() * torch.inf
+    hook._batches = itertools.repeat(batch)
+    trainer.model.train()
+    hook.update_stats()
+    assert "statistics that are not finite: those of training stay" in caplog.text
+    after = trainer.model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())

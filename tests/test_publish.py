@@ -266,6 +266,7 @@ def test_a_run_that_was_never_evaluated(trained, tmp_path, caplog):
     [
         '{"bbox": {"AP": 1.5, "APl": NaN}, "segm_TTA": {"AP": 2}}',
         '{"bbox/AP": 9, "x": 1}\n{"bbox/AP": 1.5, "segm_TTA/AP": 2.0, "data_time": 4.5}\n\n',
+        '{"bbox/AP": 1.5, "segm_TTA/AP": 2.0}\n{"bbox/AP": 9, "segm_TTA/',  # by a kill
     ],
 )
 def test_kinds_of_results(tmp_path, text):

@@ -174,6 +174,15 @@ def test_one_line_lists_what_changed(save, tmp_path, caplog, lazy, options, mess
     assert found == ([start + message] if message else [])
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_run_that_is_longer_than_asked_for(save, tmp_path, lazy):
+    save(lazy, iteration=20)
+    options = ["train.max_iter=15"] if lazy else ["SOLVER.MAX_ITER", "15", "SOLVER.STEPS", "(9,)"]
+    words = r"--resume: the checkpoint has done 20 iterations, .* asks for 15 \(SOLVER.MAX_ITER, tr"
+    with pytest.raises(InputError, match=words):
+        make(tmp_path, options, lazy).resume_or_load(resume=True)
+
+
 def test_parameters_that_are_grouped_otherwise(save, tmp_path):
     save()
     trainer = make(tmp_path, ["SOLVER.WEIGHT_DECAY_BIAS", "0.1"])

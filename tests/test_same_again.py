@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from short_training import loop, make
 
 from resnest_d2.config import InputError
 from resnest_d2.data.images import read_image
+from resnest_d2.engine.precise_bn import PreciseBN
 
 pytestmark = pytest.mark.usefixtures("registered_digits")
 
@@ -33,7 +35,7 @@ def run(folder, stop=None, lazy=False, **options):
     inner = getattr(loop(trainer), "_trainer", loop(trainer))
 
     def note(model, inputs, losses):
-        if model.training:
+        if model.training and torch.is_grad_enabled():  # no pass of precise BN
             seen.losses[inner.iter] = {k: v.item() for k, v in losses.items()}
             seen.files[inner.iter] = [image["file_name"] for image in inputs[0]]
 
@@ -130,6 +132,34 @@ def test_bad_images_are_left_out_and_counted(tmp_path, a_bad_image, caplog, work
     lines = (tmp_path / "skipped_images.txt").read_text().splitlines()
     assert len(lines) >= 2
     assert len(set(lines)) == 1
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_precise_bn_leaves_them_out_too(tmp_path, a_bad_image, lazy):
+    keys = {"SOLVER.MAX_ITER": "2", "TEST.PRECISE_BN.ENABLED": "True"}
+    keys |= {"TEST.PRECISE_BN.NUM_ITER": "8", "TEST.EVAL_PERIOD": "1"}
+    if lazy:
+        keys = {"train.max_iter": "2", "train.eval_period": "1"}
+        keys |= {"train.precise_bn.enabled": "true", "train.precise_bn.num_iter": "8"}
+    trainer = make(tmp_path, lazy, keys=keys, skip_bad_images=True)
+    (hook,) = (hook for hook in loop(trainer)._hooks if isinstance(hook, PreciseBN))
+    for _ in range(4):  # the six images and two of the second epoch
+        files = [Path(image["file_name"]).name for image in next(hook._batches)]
+        assert a_bad_image.name not in files
+    assert a_bad_image.name in (tmp_path / "skipped_images.txt").read_text()
+    (tmp_path / "skipped_images.txt").write_text("of another run\n")
+    trainer.train()
+    assert "another run" not in (tmp_path / "skipped_images.txt").read_text()
+
+
+def test_precise_bn_draws_no_numbers_of_the_training(tmp_path):
+    losses = []
+    for number in (1, 3):
+        keys = {"SOLVER.MAX_ITER": "4", "TEST.PRECISE_BN.ENABLED": "True", "SEED": "1"}
+        keys |= {"TEST.PRECISE_BN.NUM_ITER": str(number), "TEST.EVAL_PERIOD": "2"}
+        seed_all_rng(1)
+        losses.append(run(tmp_path / str(number), keys=keys, deterministic=True).losses)
+    assert losses[0] == losses[1]
 
 
 def test_the_state_is_readable_without_running_code(tmp_path):

@@ -11,6 +11,7 @@ from short_training import loop, make
 
 from resnest_d2.engine.hooks import build_writers
 from resnest_d2.engine.loop import NonFiniteError
+from resnest_d2.engine.saving import Record
 
 pytestmark = pytest.mark.usefixtures("registered_digits")
 
@@ -82,6 +83,53 @@ def test_the_best_is_known_over_a_stop(tmp_path):
     note = results(tmp_path)
     assert resumed.iter == 4  # 4.0, 4.5 and 4.9 are no gain on 5.0
     assert note["best"] == {"file": "model_best.pth", "iteration": 1, "value": 5.0}
+
+
+def test_the_best_outlives_a_run_that_does_not_look(tmp_path):
+    trainer = make(tmp_path, keys=EVALUATED, keep_best="bbox/AP")
+    scores(trainer, [1.0, 5.0, 2.0, 1.0, 1.0, 1.0])
+    trainer.train()
+    before = results(tmp_path)
+    for number, options in ((8, {}), (9, {"keep_best": "bbox/AP"})):
+        keys = {**EVALUATED, "SOLVER.MAX_ITER": str(number)}
+        resumed = make(tmp_path, resume=True, keys=keys, **options)
+        scores(resumed, [4.0] * 3)
+        resumed.train()
+        assert results(tmp_path)["best"] == before["best"]
+        assert results(tmp_path)["metric"] == "bbox/AP"
+        assert results(tmp_path)["evaluations"][:6] == before["evaluations"]
+
+
+def test_a_best_that_was_not_written_is_none(tmp_path, monkeypatch, caplog):
+    trainer = make(tmp_path, keys=EVALUATED, keep_best="bbox/AP", on_save_error="continue")
+    scores(trainer, [3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(os, "fsync", FullDisk({1}))
+    trainer.train()
+    assert "model_best.pth: No space left on device; training goes on" in caplog.text
+    assert results(tmp_path)["best"] == {"file": "model_best.pth", "iteration": 1, "value": 2.0}
+
+
+def test_a_note_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch, caplog):
+    write, calls = Record.write, []
+
+    def full(record):
+        calls.append(len(record.evaluations))
+        if calls.count(calls[-1]) == 1 and calls[-1] == 2:  # without a gain
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(record)
+
+    monkeypatch.setattr(Record, "write", full)
+    for way in ("continue", "stop"):
+        calls.clear()
+        trainer = make(tmp_path, keys=EVALUATED, keep_best="bbox/AP", on_save_error=way)
+        scores(trainer, [3.0, 2.0, 1.0, 1.0, 1.0, 1.0])
+        if way == "stop":
+            with pytest.raises(OSError, match="No space left on device; the last whole"):
+                trainer.train()
+        else:
+            trainer.train()
+            assert "No space left on device; the last whole checkpoint is" in caplog.text
+            assert [e["value"] for e in results(tmp_path)["evaluations"]] == [3, 2, 1, 1, 1, 1]
 
 
 def test_a_metric_that_is_not_there_is_said(tmp_path, caplog):
@@ -163,7 +211,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoints(tmp_path) == ["model_0000001.pth"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "absent", "turned"])
+@pytest.mark.parametrize("damage", ["cut", "absent", "turned", "flag", "method"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
     make(tmp_path).train()
     for name in ("model_final.pth", "model_0000003.pth"):
@@ -174,7 +222,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
         elif damage == "absent":
             file.unlink()
         else:
-            content[len(content) // 2] ^= 255
+            table = content.index(b"PK\x01\x02")
+            at = {"flag": table + 8, "method": table + 10}.get(damage, len(content) // 2)
+            content[at] ^= 1 if at > table else 255
             file.write_bytes(content)
     resumed = make(tmp_path, resume=True)
     assert resumed.start_iter == 2

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -20,12 +21,14 @@ from commands import ROOT
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from short_training import make
+from torch.distributed.elastic.multiprocessing.api import SignalException
 
 from resnest_d2 import model_zoo
 from resnest_d2.config import InputError
 from resnest_d2.config.settings import Settings
 from resnest_d2.engine import load_config
 from resnest_d2.engine.launch import hold_output
+from resnest_d2.processes import start_processes
 
 # How often a training is killed; docs/reliability.md has figures of 20.
 KILLS = int(os.getenv("KILLS", "1"))
@@ -229,6 +232,63 @@ def test_an_update_is_not_cut_short(tmp_path, registered_digits, monkeypatch):
         trainer.train()
     content = last(tmp_path)
     assert content["iteration"] == content["trainer"]["iteration"] == 3
+
+
+def test_precise_bn_of_the_end_is_cut_short(tmp_path, registered_digits, monkeypatch):
+    """The final checkpoint is there, with the statistics of training."""
+    monkeypatch.setattr("resnest_d2.engine.stopping.PATIENCE", 1)
+    keys = {"SOLVER.MAX_ITER": "2", "TEST.PRECISE_BN.ENABLED": "True"}
+    trainer = make(tmp_path, keys={**keys, "TEST.PRECISE_BN.NUM_ITER": "2"})
+    expected = {}
+
+    def hang(model, inputs):
+        if not torch.is_grad_enabled():
+            norms = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
+            expected.update(expected or norms)
+            if expected is not norms and any(not norms[k].equal(v) for k, v in expected.items()):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+
+    trainer.model.register_forward_pre_hook(hang)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
+    content = last(tmp_path)
+    assert content["iteration"] == 1
+    assert all(content["model"][key].equal(value) for key, value in expected.items())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_processes_of_loaders_end_with_the_training(tmp_path, registered_digits, fails):
+    trainer = make(tmp_path, keys={"DATALOADER.NUM_WORKERS": "2"})
+    if fails:
+        trainer.register_hooks([EvalHook(2, lambda: 1 / 0)])
+        with pytest.raises(ZeroDivisionError):
+            trainer.train()
+    else:
+        trainer.train()
+    for child in multiprocessing.active_children():  # as at the end of this process
+        child.terminate()
+        child.join(5)
+    assert not multiprocessing.active_children()
+
+
+def test_the_launchers_signals(monkeypatch):
+    """It leaves handlers behind, and says by an exception of its own that it got a signal."""
+    before = signal.getsignal(signal.SIGINT)
+
+    def launch(config, entry):
+        def run(*args):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            raise SignalException("stopped", signal.SIGTERM)
+
+        return run
+
+    monkeypatch.setattr("resnest_d2.processes.elastic_launch", launch)
+    with pytest.raises(SystemExit) as raised:  # which ends `reproduce`, too
+        start_processes(print, (), "cpu", num_processes=2)
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize("when", ["in the last iteration", "in the evaluation"])

@@ -24,7 +24,7 @@ from ..evaluation.coco import choose_implementation
 from ..inference import Predictor
 from ..inference.drawing import import_to_draw
 from ..processes import require_alone
-from . import one_line_errors, write_metrics
+from . import DATA_ERRORS, one_line_errors, write_metrics
 
 NUM_PICTURES = 12
 PAIRS_PER_ROW = 3
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with one_line_errors():
             trainer = Trainer(cfg, TrainingOptions(progress=True))
             trainer.resume_or_load(resume=False)
-        trainer.train()
+        with one_line_errors(DATA_ERRORS):
+            trainer.train()
     minutes = (time.monotonic() - start) / 60
     results = write_metrics(output / "results.json", trainer._last_eval_results)
     cfg.MODEL.WEIGHTS = str(output / "model_final.pth")

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 from ..config import InputError
 from ..config.keys import portable_config
 from ..config.settings import Settings
+from ..engine.options import TASKS
 from ..files import sha256, write_text
 from ..modeling.detector import build_detector
 from ..weights.files import ENDINGS, Checkpoint, write_checkpoint
@@ -27,8 +29,6 @@ from .convert_weights import read
 
 logger = logging.getLogger(__name__)
 
-# Metrics of these are results; training's metrics.json has times and losses too.
-TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
 # These settings tell of the machine that a model was trained on.
 _PERSONAL = ("output_dir", "weights", "device")
 
@@ -101,13 +101,14 @@ def publish(args: argparse.Namespace) -> list[Path]:
     on_cpu.device = "cpu"
     model = build_detector(on_cpu)
     if problem := _misfit(conversion.weights, model):
-        raise InputError(f"{args.checkpoint} is not of the model in {config_file}: {problem}")
+        where = config_file or f"its own config{' with --opts' if args.opts else ''}"
+        raise InputError(f"{args.checkpoint} is not of the model in {where}: {problem}")
     text = settings_text(settings)
     published = replace(published, input_format=of_model(model), config=text)
 
     output.mkdir(parents=True, exist_ok=True)
     named = config_file or folder / "config.yaml"
-    name = name or (named.parent.name if named.stem == "config" else named.stem)
+    name = name or (named.resolve().parent.name if named.stem == "config" else named.stem)
     unnamed = output / f"{name}-unnamed.{args.format}"
     write_checkpoint(published, unnamed)
     target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{args.format}")
@@ -132,12 +133,15 @@ def read_results(file: Path) -> dict[str, float]:
         text = file.read_text()
         try:
             entries = [json.loads(text)]
-        except json.JSONDecodeError:
-            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except json.JSONDecodeError as error:
+            entries = []
+            for line in text.splitlines():
+                with suppress(json.JSONDecodeError):  # cut off where a machine died
+                    entries.append(json.loads(line))
+            if not entries:
+                raise InputError(f"{file} is no JSON: {error}") from error
     except UnicodeDecodeError:
         raise InputError(f"{file} is no JSON but a binary file") from None
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is no JSON: {error}") from error
     found: dict[str, float] = {}
     for entry in entries:
         for key, value in flatten_results_dict(entry if isinstance(entry, dict) else {}).items():

@@ -71,6 +71,9 @@ class Settings:
     seed = _Setting("SEED", "train.seed", -1)
     num_workers = _Setting("DATALOADER.NUM_WORKERS", "dataloader.train.num_workers", 0)
     evaluation_period = _Setting("TEST.EVAL_PERIOD", "train.eval_period", 0)
+    max_iter = _Setting("SOLVER.MAX_ITER", "train.max_iter")
+    precise_bn = _Setting("TEST.PRECISE_BN.ENABLED", "train.precise_bn.enabled", False)
+    precise_bn_passes = _Setting("TEST.PRECISE_BN.NUM_ITER", "train.precise_bn.num_iter")
     checkpoint_period = _Setting("SOLVER.CHECKPOINT_PERIOD", "train.checkpointer.period")
 
     SCHEDULE_KEYS = (

@@ -109,8 +109,8 @@ class CocoData:
             del record["id"]
         return list(records.values())
 
-    def write(self, file: Path) -> None:
-        """Write the repaired content in COCO's format, with file names relative to the images."""
+    def to_json(self) -> str:
+        """Return the repaired content in COCO's format; file names are relative to the images'."""
         categories = [{"id": number, "name": name} for number, name in self.categories.items()]
         if self.keypoint_names:
             skeleton = [[a + 1, b + 1] for a, b in self.skeleton]
@@ -122,8 +122,12 @@ class CocoData:
             for image in self.images
         ]
         content = dict(zip(LISTS, (images, self.annotations, categories), strict=True))
+        return json.dumps(content)
+
+    def write(self, file: Path) -> None:
+        """Write what :meth:`to_json` returns."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(content))
+        write_text(file, self.to_json())
 
 
 def read_coco(

@@ -123,7 +123,8 @@ def _choose_schedule(
     kind, solver, images = _kind(settings), settings.cfg.SOLVER.clone(), len(data.images)
     pixels = settings.get("INPUT.MIN_SIZE_TEST") * settings.get("INPUT.MAX_SIZE_TEST")
     wanted, reason = _batch(kind, pixels, num_processes)
-    batch = choose("SOLVER.IMS_PER_BATCH", min(wanted, max(images, 2)), reason)
+    wanted = num_processes * math.ceil(min(wanted, max(images, 2)) / num_processes)
+    batch = choose("SOLVER.IMS_PER_BATCH", wanted, reason)
     choose("SOLVER.REFERENCE_WORLD_SIZE", 0, "nothing is scaled to the processes")
     choose("SOLVER.BASE_LR", rate * batch, f"the config's {rate:g} for each image of a batch")
     times, least = TIMES_SEEN[kind], LEAST_SEEN[kind]

@@ -2,7 +2,10 @@
 
 import json
 import logging
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ from .loop import NonFiniteError
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
+# The module zipfile raises these on archives in which any bit may be wrong.
+DAMAGED = (OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error)
+DAMAGED += (zipfile.BadZipFile,)
 # Settings by which PyTorch's optimizers differ in kind.
 OF_A_KIND = {"momentum", "betas", "alpha", "rho", "lr_decay", "lambd", "etas"}
 # A scheduler counts these, beside its settings.
@@ -87,8 +93,16 @@ class _Resumable:
         """Load momentum and iteration; rates, decays and schedule stay as they were built.
 
         Raises:
-            InputError: the optimizer is another one, or groups its parameters in another way.
+            InputError: more iterations are done than the run shall have, the optimizer is another
+                one, or groups its parameters in another way.
         """
+        done, asked = state["iteration"] + 1, getattr(self.trainer, "max_iter", math.inf)
+        if done > asked:
+            raise InputError(
+                f"--resume: the checkpoint has done {done} iterations, and the config asks for "
+                f"{asked} (SOLVER.MAX_ITER, train.max_iter of .py configs): raise that, or "
+                "evaluate the checkpoint by --eval-only"
+            )
         groups = self.trainer.optimizer.param_groups
         saved = state.get("_trainer", state)["optimizer"]["param_groups"]
         theirs, has = (OF_A_KIND & group.keys() for group in (saved[0], groups[0]))
@@ -230,5 +244,5 @@ def _is_whole(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGED:
         return False

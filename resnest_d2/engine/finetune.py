@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import detectron2.utils.comm as comm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
@@ -16,6 +15,8 @@ from ..config.load import load_config
 from ..config.settings import Config, Settings
 from ..data.coco_json import CocoData, names_in_use, read_coco
 from ..data.repair import Options
+from ..files import hold_folder, write_text
+from ..processes import in_first_process
 from ..weights import read_classes
 from ..weights.stored_config import weights_to_evaluate
 from .auto import set_automatically
@@ -212,9 +213,7 @@ def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
     if data.evaluable or completed is None:
         metadata.json_file = str(data.file)
     else:
-        if comm.is_main_process():
-            data.write(completed)
-        comm.synchronize()
+        in_first_process(partial(_write, data, completed))
         metadata.json_file = str(completed)
         logger.info("%s, as it was read, is in %s, which AP is computed on", data.file, completed)
     if names := data.keypoint_names:
@@ -225,6 +224,20 @@ def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
                 (names[a], names[b], (102, 204, 255)) for a, b in data.skeleton
             ],
         )
+
+
+def _write(data: CocoData, file: Path) -> None:
+    """Write what was read, but not over the data of a training that is running in the folder."""
+    if file.is_file() and file.read_text() == data.to_json():
+        return
+    try:
+        with hold_folder(file.parent):
+            write_text(file, data.to_json())
+    except BlockingIOError as error:
+        raise InputError(
+            f"{file}: {error.strerror} and evaluates on these; wait for its end, or choose another "
+            "output folder"
+        ) from error
 
 
 def mirrored_keypoints(names: Sequence[str]) -> list[tuple[str, str]]:

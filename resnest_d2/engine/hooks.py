@@ -16,12 +16,13 @@ from detectron2.utils.events import (
 )
 from torch import nn
 
-from ..config.settings import Settings
+from ..config.settings import Config, Settings
 from ..data.loader import refit, report_skipped
 from ..data.sampler import ResumableSampler, Run
 from ..files import write_text
 from .checkpoint import TrainingCheckpointer, class_metadata
 from .options import TrainingOptions
+from .precise_bn import build_precise_bn
 from .saving import KeepBest, Record, SaveCheckpoints
 from .stopping import RandomStates, StopOnSignal
 from .watch import DrawCurves, DrawPredictions, ProgressBar
@@ -57,18 +58,22 @@ class Writers(hooks.PeriodicWriter):
 
 
 class ReportSkipped(hooks.HookBase):
-    """Tells at the end of training which images were left out."""
+    """Tells at the end of training which images were left out, since it began anew."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
+
+    def before_train(self) -> None:
+        if not self.trainer.start_iter:
+            self._file.unlink(missing_ok=True)
 
     def after_train(self) -> None:
         report_skipped(self._file)
 
 
-def skipped_images(settings: Settings) -> Path:
-    """The file of an output folder that lists images which were left out."""
-    return Path(settings.output_dir) / "skipped_images.txt"
+def skipped_images(settings: Settings, options: TrainingOptions) -> Path | None:
+    """The file of an output folder that lists images which were left out, if they may be."""
+    return Path(settings.output_dir) / "skipped_images.txt" if options.skip_bad_images else None
 
 
 def build_saver(
@@ -91,8 +96,7 @@ def build_saver(
     """
     names = settings.datasets("train")[1]
     seed = max(settings.seed, 0) if options.deterministic else None
-    skipped = skipped_images(settings) if options.skip_bad_images else None
-    sampler = refit(loader, names, seed=seed, skipped=skipped)
+    sampler = refit(loader, names, seed=seed, skipped=skipped_images(settings, options))
     states = RandomStates(model)
     parts = {"trainer": trainer, "random": states}
     if sampler is not None:
@@ -112,16 +116,19 @@ def build_hooks(
     settings: Settings,
     options: TrainingOptions,
     saver: SaveCheckpoints,
+    model: nn.Module,
+    build_loader: Callable[[Config], Iterable],
     *,
     schedule: hooks.LRScheduler,
-    precise_bn: hooks.HookBase | None,
     evaluations: Sequence[hooks.HookBase],
     writers: Callable[[], Sequence[EventWriter]],
     log_period: int,
 ) -> list[hooks.HookBase]:
     """The hooks of ``DefaultTrainer``, in its order, and those of saving, stopping, watching."""
-    made = [hooks.IterationTimer(), schedule, StopOnSignal(saver.save_stopped), precise_bn, saver]
-    made += evaluations
+    skipped = skipped_images(settings, options)
+    precise_bn = build_precise_bn(settings, model, build_loader, skipped)
+    stop = StopOnSignal(saver.save_stopped, precise_bn.undo if precise_bn else lambda: None)
+    made = [hooks.IterationTimer(), schedule, stop, precise_bn, saver, *evaluations]
     period = settings.evaluation_period
     if comm.is_main_process():
         made.insert(0, ProgressBar(options.progress))
@@ -132,8 +139,8 @@ def build_hooks(
         made.append(KeepBest(period, saver, options.keep_best, options.patience))
     if comm.is_main_process():
         made.append(Writers(writers, log_period))
-        if options.skip_bad_images:
-            made.append(ReportSkipped(skipped_images(settings)))
+        if skipped:
+            made.append(ReportSkipped(skipped))
     return [hook for hook in made if hook is not None]
 
 

@@ -22,7 +22,7 @@ from ..config.settings import EVALUATION_KEYS, Settings
 from ..evaluation import check_datasets
 from ..evaluation.coco import choose_implementation
 from ..files import hold_folder, write_text
-from ..processes import describe_processes, join_processes, launchers
+from ..processes import describe_processes, in_first_process, join_processes, launchers
 from ..weights.stored_config import load_config_of_weights
 from .evaluate import evaluate_model, load_for_evaluation
 from .finetune import TRAIN, VAL, register_own_data, use_own_data, wants_own_data
@@ -124,23 +124,21 @@ def hold_output(settings: Settings) -> IO[str] | None:
         InputError: another process trains in it.
         OSError: nothing can be written to it.
     """
-    held = error = None
-    if comm.is_main_process():
-        folder = Path(settings.output_dir)
+    folder = Path(settings.output_dir)
+
+    def hold() -> IO[str]:
         try:
             held = hold_folder(folder, WAIT)
-            for torn in folder.glob(".*.part"):  # of a process that died while it wrote
-                torn.unlink()
-        except BlockingIOError as raised:
-            error = InputError(
-                f"{folder}: {raised.strerror}; wait for its end, or choose another "
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder}: {error.strerror}; wait for its end, or choose another "
                 f"{settings.key('output_dir')}"
-            )
-        except OSError as raised:
-            error = raised
-    if error := comm.all_gather(error)[0]:
-        raise error
-    return held
+            ) from error
+        for torn in folder.glob(".*.part"):  # of a process that died while it wrote
+            torn.unlink()
+        return held
+
+    return in_first_process(hold)
 
 
 def continued(output_dir: str, resume: bool) -> tuple[bool, int]:
@@ -168,7 +166,7 @@ def continued(output_dir: str, resume: bool) -> tuple[bool, int]:
             resume = True
         else:
             found["before"] = tagged
-        write_text(file, json.dumps(found))
+    in_first_process(lambda: write_text(file, json.dumps(found)))
     resume, begun_with = comm.all_gather((resume, found["world_size"]))[0]
     return resume, begun_with if begun_with != world else 0
 

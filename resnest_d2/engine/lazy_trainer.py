@@ -7,8 +7,7 @@ import detectron2.utils.comm as comm
 from detectron2.config import get_cfg, instantiate
 from detectron2.engine import hooks
 from detectron2.solver.build import maybe_add_gradient_clipping
-from fvcore.nn.precise_bn import get_bn_modules
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch.optim import Optimizer
 
 from ..config.settings import Settings
@@ -19,7 +18,6 @@ from .evaluate import evaluate_model
 from .hooks import build_hooks, build_saver, build_writers
 from .loop import build_loop
 from .options import TrainingOptions
-from .precise_bn import PreciseBN
 from .stopping import early_end, leave_signals_to_the_trainer
 from .trainer import check_training, needs_scaling, prepare_to_train
 
@@ -84,6 +82,7 @@ class LazyTrainer:
         self.checkpointer, self.saver = build_saver(
             settings, self.options, self.model, loader, self.loop, text
         )
+        self.loop.max_iter = cfg.train.max_iter
         self.loop.register_hooks(self._build_hooks())
 
     def _build_optimizer(self) -> Optimizer:
@@ -96,12 +95,6 @@ class LazyTrainer:
     def _build_hooks(self) -> list[hooks.HookBase]:
         cfg, settings = self.cfg, Settings.of(self.cfg)
         options = cfg.train
-        precise_bn = None
-        if settings.get("train.precise_bn.enabled", False) and get_bn_modules(self.model):
-            loader = instantiate(OmegaConf.merge(cfg.dataloader.train, {"num_workers": 0}))
-            number = options.precise_bn.num_iter
-            size = {"batch": settings.images_per_batch, "max_iter": options.max_iter}
-            precise_bn = PreciseBN(options.eval_period, self.model, loader, number, **size)
         evaluations = []
         if settings.datasets("test")[1]:
             evaluations.append(hooks.EvalHook(options.eval_period, self._evaluate))
@@ -109,8 +102,9 @@ class LazyTrainer:
             settings,
             self.options,
             self.saver,
+            self.model,
+            lambda alone: instantiate(alone.dataloader.train),
             schedule=hooks.LRScheduler(scheduler=instantiate(cfg.lr_multiplier)),
-            precise_bn=precise_bn,
             evaluations=evaluations,
             writers=lambda: build_writers(options.output_dir, self.start_iter, options.max_iter),
             log_period=options.log_period,
@@ -139,6 +133,6 @@ class LazyTrainer:
         Raises:
             SystemExit: as :meth:`Trainer.train`.
         """
-        with early_end():
+        with early_end(self.loop):
             self.loop.train(self.start_iter, self.cfg.train.max_iter)
         return self.results

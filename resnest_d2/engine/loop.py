@@ -28,6 +28,18 @@ class NonFiniteError(ConfigError, FloatingPointError):
     """A loss, or a weight, has become infinite or NaN."""
 
 
+def others_wait(model: nn.Module) -> bool:
+    """Whether other processes may be in a SyncBN of the heads, behind the proposals.
+
+    They do not answer there: a process that fails before has to end, and its end ends them.
+    """
+    heads = getattr(getattr(model, "module", model), "roi_heads", None)
+    return comm.get_world_size() > 1 and any(
+        isinstance(m, CpuSyncBatchNorm | nn.SyncBatchNorm | NaiveSyncBatchNorm)
+        for m in (heads.modules() if heads is not None else ())
+    )
+
+
 class _FiniteLosses:
     """Part of a loop that looks at the losses of all processes before they go backward.
 
@@ -57,7 +69,7 @@ class _FiniteLosses:
         except FloatingPointError as error:
             if not isinstance(error, NonFiniteError):  # Detectron2's, of proposals
                 proposals = {"proposals": torch.tensor(math.nan)}
-                if self._others_wait():
+                if others_wait(self.model):
                     raise self._report([self._mine(proposals)]) from None
                 error = self._report_all(proposals)
             self._skipped += 1
@@ -71,22 +83,11 @@ class _FiniteLosses:
 
     def _check(self, model: nn.Module, inputs: tuple, output: Any) -> None:
         """Raise in all processes if the losses of one are not finite."""
-        if not model.training:
-            return
+        if not (model.training and torch.is_grad_enabled()):
+            return  # an evaluation, or a pass of precise BN
         losses = output if isinstance(output, dict) else {"total_loss": output}
         if error := self._report_all(losses):
             raise error
-
-    def _others_wait(self) -> bool:
-        """Whether other processes may be in a SyncBN of the heads, behind the proposals.
-
-        They do not answer there: this process has to end, and its end ends them.
-        """
-        heads = getattr(getattr(self.model, "module", self.model), "roi_heads", None)
-        return comm.get_world_size() > 1 and any(
-            isinstance(m, CpuSyncBatchNorm | nn.SyncBatchNorm | NaiveSyncBatchNorm)
-            for m in (heads.modules() if heads is not None else ())
-        )
 
     def _report_all(self, losses: dict[str, torch.Tensor]) -> NonFiniteError | None:
         """Note the batch if the losses of a process are not finite; each tells its own."""

@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from fvcore.common.checkpoint import Checkpointer
 
 from ..config import did_you_mean
 from ..files import write_text
+from ..processes import in_first_process
 from .checkpoint import BEST
 from .loop import NonFiniteError
 from .options import TrainingOptions
@@ -43,7 +46,8 @@ class Record:
         try:
             content = json.loads(self.file.read_text())
             self.last, self.checkpoints = content["last"], content["checkpoints"]
-            if content["metric"] == self.metric:
+            if self.metric in ("", content["metric"]):  # without one, for a later run
+                self.metric = content["metric"]
                 self.best = content["best"]
                 notes = content["evaluations"]
                 self.evaluations = [note for note in notes if note["iteration"] < iteration]
@@ -114,26 +118,29 @@ class SaveCheckpoints(hooks.HookBase):
             NonFiniteError: a weight is NaN or infinite.
         """
         self._states.gather()
-        error = None
-        if comm.is_main_process():
-            try:
-                self._save(name, iteration, notes)
-            except (OSError, NonFiniteError) as raised:
-                error = raised
-        error = comm.all_gather(error)[0]
-        if error is None:
-            return
-        last = f"; the last whole checkpoint is {self.record.last}" if self.record.last else ""
-        can_go_on = isinstance(error, OSError) and name != FINAL
-        if not can_go_on or self._options.on_save_error == "stop":
-            raise type(error)(f"{error}{last}")
-        if not self._has_failed:
-            logger.warning("%s%s; training goes on", error, last)
-        self._has_failed = True
+        self.write(partial(self._save, name, iteration, notes), name == FINAL)
+
+    def write(self, work: Callable[[], Any], is_needed: bool = False) -> None:
+        """Do what writes, in all processes at once.
+
+        Raises:
+            OSError: it cannot, and ``on_save_error`` is "stop" or the work is needed.
+            NonFiniteError: as :meth:`save`.
+        """
+        try:
+            in_first_process(work)
+        except (OSError, NonFiniteError) as error:
+            last = f"; the last whole checkpoint is {self.record.last}" if self.record.last else ""
+            is_needed = is_needed or isinstance(error, NonFiniteError)
+            if is_needed or self._options.on_save_error == "stop":
+                raise type(error)(f"{error}{last}") from error
+            if not self._has_failed:
+                logger.warning("%s%s; training goes on", error, last)
+            self._has_failed = True
 
     def save_stopped(self, iteration: int, together: bool) -> None:
         """Save where training is stopped between two checkpoints, in all processes or in one."""
-        name = _name(iteration)
+        name = FINAL if iteration + 1 >= self.trainer.max_iter else _name(iteration)
         if together and comm.all_gather(self.record.last)[0] != f"{name}.pth":
             self.save(name, iteration)
         elif not together and comm.is_main_process():
@@ -169,30 +176,22 @@ class KeepBest(hooks.BestCheckpointer):
     """
 
     def __init__(self, eval_period: int, saver: SaveCheckpoints, metric: str, patience: int):
-        super().__init__(eval_period, self, metric, file_prefix=BEST)
+        super().__init__(eval_period, saver, metric)
         self._saver, self._patience = saver, patience
-        self._is_best = False
-
-    def before_train(self) -> None:
-        if best := self._saver.record.best:
-            self.best_metric, self.best_iter = best["value"], best["iteration"]
-
-    def save(self, name: str, iteration: int) -> None:
-        """Note that the base class has found the best evaluation."""
-        self._is_best = True
 
     def _best_checking(self) -> None:
         record, iteration = self._saver.record, min(self.trainer.iter, self.trainer.max_iter - 1)
-        self._is_best = False
+        best = None
         if comm.is_main_process() and (value := self._value()) is not None:
             earlier = [note for note in record.evaluations if note["iteration"] < iteration]
             record.evaluations = [*earlier, {"iteration": iteration, "value": value}]
-            super()._best_checking()
-        if comm.all_gather(self._is_best)[0]:
-            best = {"file": f"{BEST}.pth", "iteration": iteration, "value": self.best_metric}
+            if record.best is None or value > record.best["value"]:
+                logger.info("%s %.4f is the best so far", self._val_metric, value)
+                best = {"file": f"{BEST}.pth", "iteration": iteration, "value": value}
+        if best := comm.all_gather(best)[0]:
             self._saver.save(BEST, iteration, best=best)
-        elif comm.is_main_process():
-            record.write()
+        else:
+            self._saver.write(record.write)
         number = comm.all_gather(record.without_gain)[0]
         if self._patience and number >= self._patience and iteration + 1 < self.trainer.max_iter:
             self._saver.save(FINAL, iteration)

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType
 from typing import Any
 
 import detectron2.utils.comm as comm
 import numpy as np
 import torch
-from detectron2.engine import hooks
+from detectron2.engine import TrainerBase, hooks
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data.loader import layers
+from ..processes import kept_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +31,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # Seconds that an iteration or an evaluation may go on before it is cut short. Batch systems and
 # torchrun kill after 30.
 PATIENCE = 10
+# Whether this process is training; the processes of its loaders look at it.
+TRAINING = RawValue("b", False)
 # Launchers hand on a signal that the process has got already; after these seconds it is a user.
 AGAIN = 2
 
@@ -46,28 +50,31 @@ class StopTraining(BaseException):
 
 
 @contextmanager
-def early_end() -> Iterator[None]:
+def early_end(loop: TrainerBase) -> Iterator[None]:
     """Log why training has stopped; afterwards signals do what they did before.
+
+    The processes of the loader end then, or with this one if an error holds the loader.
+
+    Args:
+        loop: Detectron2's, which has the loader.
 
     Raises:
         SystemExit: a signal was the reason.
     """
-    before = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGALRM)}
-    try:
-        yield
-    except StopTraining as stop:
-        logger.info("%s", stop)
-        if stop.exit_code:
-            raise SystemExit(stop.exit_code) from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
+    with kept_handlers(*SIGNALS, signal.SIGALRM):
+        try:
+            yield
+        except StopTraining as stop:
+            logger.info("%s", stop)
+            if stop.exit_code:
+                raise SystemExit(stop.exit_code) from None
+        finally:
             signal.alarm(0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            TRAINING.value, loop._data_loader_iter_obj = False, None
 
 
 def leave_signals_to_the_trainer(loader: Any) -> Any:
-    """Have the processes of a Detectron2 loader outlast the trainer's last iteration.
+    """Have the processes of a Detectron2 loader outlast the trainer's last iteration, no more.
 
     Signals are sent to whole groups of processes.
 
@@ -76,14 +83,17 @@ def leave_signals_to_the_trainer(loader: Any) -> Any:
     """
     for layer in layers(loader):
         if isinstance(layer, DataLoader):
-            layer.worker_init_fn = partial(_begin_worker, layer.worker_init_fn)
+            layer.worker_init_fn = partial(_begin_worker, layer.worker_init_fn, TRAINING)
     return loader
 
 
-def _begin_worker(begin: Callable[[int], Any] | None, number: int) -> None:
+def _begin_worker(begin: Callable[[int], Any] | None, training: Any, number: int) -> None:
+    def receive(*_: Any) -> None:
+        signal.alarm(PATIENCE + 5) if training.value else os._exit(0)
+
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process
     for received in SIGNALS:
-        signal.signal(received, lambda *_: signal.alarm(PATIENCE + 5))
+        signal.signal(received, receive)
     if begin is not None:
         begin(number)
 
@@ -97,10 +107,11 @@ class StopOnSignal(hooks.HookBase):
     Args:
         save: writes the checkpoint; it takes the number of the iteration that is done, and whether
             all processes call it.
+        undo: called before it where an iteration or what follows is cut short.
     """
 
-    def __init__(self, save: Callable[[int, bool], Any]) -> None:
-        self._save = save
+    def __init__(self, save: Callable[[int, bool], Any], undo: Callable[[], Any]) -> None:
+        self._save, self._undo = save, undo
         self._received: int = 0
         self._at = 0.0
         self._is_updating = False
@@ -109,11 +120,14 @@ class StopOnSignal(hooks.HookBase):
         self._hook: Any = None
 
     def before_train(self) -> None:
+        TRAINING.value = True
         self._done = self.trainer.iter - 1
         self._parent = os.getppid()
         # Weights, momentum and rate must stay of one iteration.
-        updating = partial(setattr, self, "_is_updating", True)
-        self._hook = self.trainer.optimizer.register_step_pre_hook(lambda *_: updating())
+        optimizer = self.trainer.optimizer
+        self._hook = optimizer.register_step_pre_hook(
+            lambda *_: setattr(self, "_is_updating", True)
+        )
         if threading.current_thread() is not threading.main_thread():
             return  # where Python allows no handlers
         for number in SIGNALS:
@@ -163,14 +177,13 @@ class StopOnSignal(hooks.HookBase):
         if self._is_updating:
             signal.alarm(1)
         else:
+            self._undo()
             self._stop(self._received, together=False)
 
     def _stop(self, received: int, together: bool) -> None:
         self.trainer.iter = self._done
         if self._done >= self.trainer.start_iter:
             self._save(self._done, together)
-        loop = getattr(self.trainer, "_trainer", self.trainer)
-        loop._data_loader_iter_obj = None  # its processes end
         name = signal.Signals(received).name
         done = f"{name}: training stopped after iteration {self._done}"
         raise StopTraining(f"{done}; the same command with --resume goes on", 128 + received)
@@ -189,15 +202,7 @@ class RandomStates:
 
     def gather(self) -> None:
         """Note the states now, in all processes at once."""
-        name, keys, *rest = np.random.get_state()
-        states = {
-            "python": random.getstate(),
-            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
-            "torch": torch.get_rng_state(),
-        }
-        if torch.cuda.is_available():
-            states["cuda"] = torch.cuda.get_rng_state()
-        self.gathered = comm.gather(states)
+        self.gathered = comm.gather(_states())
 
     def state_dict(self) -> list[dict[str, Any]]:
         return self.gathered
@@ -210,6 +215,28 @@ class RandomStates:
         if len(gathered) == comm.get_world_size():
             states = gathered[comm.get_rank()]
             hook = self._model.register_forward_pre_hook(lambda *_: _set(states) or hook.remove())
+
+
+@contextmanager
+def kept_random_states() -> Iterator[None]:
+    """Have the generators go on afterwards as if nothing had been drawn."""
+    states = _states()
+    try:
+        yield
+    finally:
+        _set(states)
+
+
+def _states() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
 def _set(states: dict[str, Any]) -> None:

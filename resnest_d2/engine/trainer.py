@@ -19,7 +19,6 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.events import EventWriter
-from fvcore.nn.precise_bn import get_bn_modules
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
@@ -38,7 +37,6 @@ from ..weights.stored_config import config_text
 from .hooks import build_hooks, build_saver, build_writers
 from .loop import build_loop
 from .options import TrainingOptions
-from .precise_bn import PreciseBN
 from .stopping import early_end, leave_signals_to_the_trainer
 
 logger = logging.getLogger(__name__)
@@ -292,19 +290,6 @@ class Trainer(DefaultTrainer):
     def build_hooks(self) -> list[hooks.HookBase]:
         """Detectron2's hooks, those that save and stop, and the evaluation with augmentation."""
         cfg = self.cfg
-        precise_bn = None
-        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            alone = cfg.clone()
-            alone.defrost()
-            alone.DATALOADER.NUM_WORKERS = 0
-            precise_bn = PreciseBN(
-                cfg.TEST.EVAL_PERIOD,
-                self.model,
-                self.build_train_loader(alone),
-                cfg.TEST.PRECISE_BN.NUM_ITER,
-                batch=cfg.SOLVER.IMS_PER_BATCH,
-                max_iter=cfg.SOLVER.MAX_ITER,
-            )
         evaluations = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)]
         if cfg.TEST.AUG.ENABLED:
             augmented = partial(self.test_with_TTA, cfg, self.model)
@@ -313,8 +298,9 @@ class Trainer(DefaultTrainer):
             Settings.of(cfg),
             self.options,
             self.saver,
+            self.model,
+            self.build_train_loader,
             schedule=hooks.LRScheduler(),
-            precise_bn=precise_bn,
             evaluations=evaluations,
             writers=self.build_writers,
             log_period=20,
@@ -337,5 +323,5 @@ class Trainer(DefaultTrainer):
         Raises:
             SystemExit: a signal stopped it; the exit code is 128 and the signal's number.
         """
-        with early_end():
+        with early_end(self._trainer):
             return super().train()
