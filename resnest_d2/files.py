@@ -120,6 +120,6 @@ def _naming(target: Path) -> Iterator[None]:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file in UTF-8, whole or not at all."""
     with replacing(target) as temporary, _naming(target):
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

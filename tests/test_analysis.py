@@ -472,9 +472,18 @@ def test_compare_prints_a_table_and_writes_the_page(two_runs, tmp_path, capsys):
     assert printed.endswith("comparison.html\n")
 
 
+def test_a_config_that_is_no_plain_yaml_costs_the_settings_alone(two_runs, tmp_path, caplog):
+    (two_runs[0] / "config.yaml").write_text("model: !!python/name:torch.nn.LayerNorm ''\n")
+    assert compare_main([*map(str, two_runs), "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "comparison.html").read_text()
+    assert "Settings that differ" not in text
+    assert "config.yaml" in caplog.text
+    assert "the page compares no settings" in caplog.text
+
+
 def test_settings_of_any_depth():
-    one = {"A": {"B": {"C": 1, "D": [1, 2]}}, "OUTPUT_DIR": "x"}
-    other = {"A": {"B": {"C": 1, "D": [1, 3]}}, "E": True, "OUTPUT_DIR": "y"}
+    one = {"A": {"B": {"C": 1, "D": [1, 2], "F": (1, 2)}}, "OUTPUT_DIR": "x"}
+    other = {"A": {"B": {"C": 1, "D": [1, 3], "F": [1, 2]}}, "E": True, "OUTPUT_DIR": "y"}
     assert _settings(one, other) == [["A.B.D", "[1, 2]", "[1, 3]"], ["E", "not set", "True"]]
 
 

@@ -606,4 +606,11 @@ def test_addresses_with_a_query_are_fetched_as_they_stand(server, data, tmp_path
     with pytest.raises(OSError, match=r"cannot get .*w.pth\?dl=2: HTTP 404"):
         load_weights(backbone(), f"{server.url}w.pth?dl=2")
     assert [file for file in cached(tmp_path) if "dl=2" in file] == []
+    assert [file for file in cached(tmp_path) if "dl=2" in file] == []
     assert len(cached(tmp_path)) == 2
+    # A page of the server's is not kept: it may answer rightly later.
+    server.answers["w.pth?dl=2"] = content(b"<!DOCTYPE html><html>please log in</html>")
+    with pytest.raises(OSError, match=r"cannot get .*w.pth\?dl=2: it is an HTML page"):
+        load_weights(backbone(), f"{server.url}w.pth?dl=2")
+    server.answers["w.pth?dl=2"] = content(data)
+    assert load_weights(backbone(), f"{server.url}w.pth?dl=2") == []

@@ -540,6 +540,16 @@ def test_the_script_names_what_it_cannot_use(made, arguments, words):
     assert re.search(words, result.stderr)
 
 
+def test_the_script_numbers_classes_without_names(made):
+    model = onnx.load(made / "x.onnx")
+    facts = json.loads(model.metadata_props[0].value) | {"classes": [], "category_ids": None}
+    onnx.helper.set_model_props(model, {"resnest_d2": json.dumps(facts)})
+    onnx.save(model, made / "x.onnx")
+    result = run_standalone("x.onnx", "photo.png", "--output", "drawn.png", folder=made)
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["1", "0"]
+
+
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_the_script_names_what_it_cannot_write(made, option):
     result = run_standalone("x.onnx", "photo.png", option, "absent/found.png", folder=made)

@@ -1,8 +1,10 @@
-"""Folders that one process holds."""
+"""Folders that one process holds, and text files."""
 
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -37,3 +39,11 @@ def test_a_hold_dies_with_its_process(tmp_path):
     with hold_folder(folder):  # although the process that was forked lives
         pass
     hold_folder(folder).close()
+
+
+def test_text_is_utf_8_in_every_locale(tmp_path):
+    code = "from resnest_d2.files import write_text as w, Path; w(Path('a.html'), '\\u732b')"
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, **locale})
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "\u732b"

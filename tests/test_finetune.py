@@ -126,7 +126,9 @@ def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, t
 
 def test_annotations_of_a_running_training_stay(own_data, tmp_path):
     """Another command in its folder reads other data, or the same."""
-    code = "import sys, pathlib, resnest_d2.files as f; h = f.hold_folder(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib, resnest_d2.files as f; h = f.hold_folder(pathlib.Path(sys.argv[1]))"
+    )
     files = {"val_json": own_data["folder"] / "val.json", "val_images": own_data["val"]}
     cfg = model_zoo.get_config("mask_resnest14_digits")
     cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", ""])

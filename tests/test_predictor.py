@@ -22,7 +22,7 @@ from resnest_d2.config.load import load_config
 from resnest_d2.engine import Trainer
 from resnest_d2.export import export_model
 from resnest_d2.inference import Outputs, predict_inputs
-from resnest_d2.inference.sources import each_picture, read_picture
+from resnest_d2.inference.sources import Video, each_picture, read_picture
 from resnest_d2.inference.tiles import predict_tiles
 from resnest_d2.modeling.detector import build_detector
 
@@ -444,11 +444,17 @@ def test_json_of_classes_that_the_annotation_file_lacks(predictor, pixels, tmp_p
 def test_inputs_are_not_overwritten(checkpoint, files, tmp_path, capsys):
     from resnest_d2.commands.predict import main
 
-    (tmp_path / "a.json").write_text("{}")
-    contents = {path: path.read_bytes() for path in (files / "a.png", tmp_path / "a.json")}
+    inputs = (files / "a.png", tmp_path / "a.json", tmp_path / "v_annotations.json")
+    for path in inputs[1:]:
+        path.write_text("{}")
+    contents = {path: path.read_bytes() for path in inputs}
     for options, message in (
         (["--json", files / "a.png"], "a.png is an input and would be overwritten"),
         (["--json", tmp_path / "a.json", "--input-json", tmp_path / "a.json"], "a.json is --input"),
+        (  # where the repaired annotations would go
+            ["--json", tmp_path / "v.json", "--input-json", tmp_path / "v_annotations.json"],
+            "v_annotations.json is --input-json's file and would be overwritten",
+        ),
         (["--overlap", 0.5], "--overlap is of tiles: add --tile PIXELS"),
     ):
         words = ["--input", files, "--output", tmp_path / "out", *options]
@@ -546,6 +552,11 @@ def test_a_video_that_was_cut_short_is_named(predictor, tmp_path, caplog):
     for _ in range(20):
         writer.write(np.random.randint(0, 255, (48, 64, 3)).astype(np.uint8))
     writer.release()
+    with Video(path) as video:
+        video.frames = 21  # as a file whose sound is a little longer says
+        assert len(list(video)) == 20
+        assert not video.is_cut
+    assert "damaged" not in caplog.text
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert 0 < len(list(predictor(path))) < 20
     assert "clip.avi is damaged: only" in caplog.text

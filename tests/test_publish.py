@@ -250,6 +250,28 @@ def test_what_cannot_be_published(trained, tmp_path, capsys):
     assert not out.exists()
 
 
+def test_from_inside_the_folder_of_the_run(trained, tmp_path, monkeypatch):
+    folder, _ = trained
+    (tmp_path / "my run").mkdir()
+    for name in ("model_final.pth", "config.yaml"):
+        shutil.copy(folder / name, tmp_path / "my run")
+    monkeypatch.chdir(tmp_path / "my run")
+    publish_checkpoint(["model_final.pth", "out"])
+    (card,) = Path("out").glob("*.md")
+    assert card.name.startswith("my run-")
+    assert "\n# my run\n" in card.read_text()
+
+
+def test_detectors_of_older_detectron2s_are_converted(tmp_path, capsys):
+    """Their checkpoints have the colours' mean and deviation beside the weights."""
+    weights = make_resnest(50).state_dict()
+    weights = {f"backbone.bottom_up.{key}": value for key, value in weights.items()}
+    weights |= {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
+    torch.save({"model": weights}, tmp_path / "old.pth")
+    assert convert_weights([str(tmp_path / "old.pth"), str(tmp_path / "new.pth")]) == 0
+    assert "pixel_mean" in capsys.readouterr().out
+
+
 def test_a_run_that_was_never_evaluated(trained, tmp_path, caplog):
     folder, _ = trained
     for name in ("model_final.pth", "config.yaml"):

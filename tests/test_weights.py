@@ -17,6 +17,7 @@ from detectron2.utils.logger import _LOG_COUNTER
 from helpers import image_shape, make_cfg
 from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
 from torchvision.models import resnet50
 
 import resnest_d2
@@ -37,6 +38,7 @@ from resnest_d2.weights import (
 from resnest_d2.weights.catalog import input_format_of
 from resnest_d2.weights.convert import describe_conversion
 from resnest_d2.weights.files import Checkpoint
+from resnest_d2.weights.loading import number_of_classes, read_config
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 NAMES = Path(__file__).parent / "data/mmdet_names.json.gz"
@@ -605,3 +607,37 @@ def test_weights_that_are_not_finite(imagenet, tmp_path, value):
         match=r"^MODEL.WEIGHTS .*diverged.pth: layer2.0.conv1.weight has values that are NaN",
     ):
         load_weights(small_backbone(), str(tmp_path / "diverged.pth"))
+
+
+class Wrapped(nn.Module):
+    """A model whose names are those of other projects' files, or of their wrappers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        block = nn.ModuleDict({"conv2": nn.Conv2d(3, 3, 3), "conv1": nn.Conv2d(3, 3, 1)})
+        inner = nn.ModuleDict({"layer1": nn.ModuleList([block]), "other": nn.Conv2d(3, 4, 1)})
+        inner["conv1"] = nn.Conv2d(3, 3, 3)
+        self.add_module(name, inner)
+
+
+@pytest.mark.parametrize("name", ["backbone", "model", "net"])
+def test_a_models_own_names_are_taken_as_they_are(tmp_path, name):
+    model, other = Wrapped(name), Wrapped(name)
+    TrainingCheckpointer(model, str(tmp_path), {}).save("model_final")
+    assert load_weights(other, str(tmp_path / "model_final.pth")) == []
+    for key, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[key], value)
+    resumed = TrainingCheckpointer(Wrapped(name), str(tmp_path), {})
+    resumed.resume_or_load("", resume=True)
+    assert resumed.untouched() == []
+
+
+def test_a_query_hides_no_classes(tmp_path):
+    classes = {"thing_classes": ["cat", "dog"]}
+    content = {"model": {"x.cls_score.weight": torch.zeros(3, 8)}, "classes": classes}
+    torch.save({**content, "config": "MODEL: {}\n"}, tmp_path / "w.pth")
+    path = f"{tmp_path}/w.pth?matching_heuristics=True"
+    assert read_classes(path) == classes
+    assert read_config(path) == "MODEL: {}\n"
+    assert number_of_classes(path) == 2
+    assert read_classes(f"{path}&other=1") == {}

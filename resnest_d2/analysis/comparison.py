@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.evaluation.testing import flatten_results_dict
 
 from ..config import InputError
+from ..weights.stored_config import differences
 from .page import chart, number, paragraph, table, write_page
 from .report import KINDS, PAPER, TIDE, draw_images
 from .results import TASKS, Analysis
@@ -149,11 +149,10 @@ def _difference(first: float | None, second: float | None) -> list[str]:
 
 def _settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[list[str]]:
     """Rows of key and both values, where they differ."""
-    one, other = flatten_results_dict(first), flatten_results_dict(second)
     return [
-        [key.replace("/", "."), *(str(flat.get(key, "not set")) for flat in (one, other))]
-        for key in sorted({*one, *other} - {"OUTPUT_DIR"})
-        if one.get(key) != other.get(key)
+        [key, *("not set" if value is None else str(value) for value in pair)]
+        for key, pair in sorted(differences(first, second).items())
+        if key != "OUTPUT_DIR"
     ]
 
 

@@ -33,15 +33,12 @@ class Analysis:
     """The least score of predictions that count in single images and confusions."""
     found: Sequence[dict[str, Any]]
     """All predictions."""
+    shown: Sequence[dict[str, Any]]
+    """The predictions that reach the threshold."""
     evaluation: Any
     """``hotcoco.COCOeval`` of all predictions, finished."""
     evaluation_shown: Any
     """``hotcoco.COCOeval`` of :attr:`shown`."""
-
-    @cached_property
-    def shown(self) -> list[dict[str, Any]]:
-        """The predictions that reach the threshold."""
-        return _above(self.found, self.threshold)
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -199,15 +196,11 @@ def analyze(
         evaluation.summary_lines()  # as summarize, without printing
         return evaluation
 
-    shown = _above(found, threshold)
+    shown = [one for one in found if one["score"] >= threshold]
     return [
-        Analysis(task, data, threshold, found, evaluate(task, found), evaluate(task, shown))
+        Analysis(task, data, threshold, found, shown, evaluate(task, found), evaluate(task, shown))
         for task in tasks
     ]
-
-
-def _above(found: Sequence[dict[str, Any]], threshold: float) -> list[dict[str, Any]]:
-    return [one for one in found if one["score"] >= threshold]
 
 
 def _percent(value: float) -> float | None:

@@ -125,8 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with setting_up():
         require_int("--detection", args.detection, least=1)
         require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
-        files = [path.with_suffix(".png") for path in args.images]
-        targets = output_paths(files, args.output, drawn=False)
+        targets = output_paths(args.images, args.output, drawn=False)
         images = [read_image(file) for file in args.images]
         import_grad_cam()
         predictor = load(args)

@@ -1,6 +1,7 @@
 """Compare two models on one data set: AP, errors, settings, training, images that differ most."""
 
 import argparse
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,13 @@ from tabulate import tabulate
 
 from ..analysis import Run, write_comparison
 from ..analysis.results import TASKS
-from ..config import InputError
+from ..config import ConfigError, InputError
 from ..config.keys import read_yaml
 from ..engine.watch import read_metrics
 from . import setting_up, warnings_again
 from .analyze import add_arguments, check_arguments, read
+
+logger = logging.getLogger(__name__)
 
 PREDICTIONS = "inference/coco_instances_results.json"
 ANNOTATIONS = "annotations_val.json"
@@ -69,4 +72,10 @@ def read_run(path: Path, name: str, args: argparse.Namespace) -> Run:
     series = read_metrics(metrics) if metrics.is_file() else {}
     # AP is NaN where it is not defined.
     series = {k: [p for p in points if not math.isnan(p[1])] for k, points in series.items()}
-    return Run(name, analyses, read_yaml(str(file)) if file.is_file() else {}, series)
+    config = {}
+    if file.is_file():
+        try:
+            config = read_yaml(str(file))
+        except ConfigError as error:  # a LazyConfig may hold what YAML does not
+            logger.warning("%s: the page compares no settings", error)
+    return Run(name, analyses, config, series)

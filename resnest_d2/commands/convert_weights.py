@@ -18,7 +18,7 @@ from ..weights.files import CLASSES_KEY, ENDINGS, Checkpoint, classes_in, write_
 from ..weights.naming import network_of
 from . import setting_up
 
-_PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+\.[^.]+")
+_PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+(\.[^.]+)?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import detectron2.data.transforms as T
-import numpy as np
-import torch
 from tabulate import tabulate
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
@@ -36,23 +33,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--check-images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
     add_model_arguments(parser)
     return parser
-
-
-def read_images(
-    files: Sequence[Path], augmentation: T.Augmentation, input_format: str
-) -> list[torch.Tensor]:
-    """Pictures as the model takes them, shape (3, H, W).
-
-    Raises:
-        InputError, FileNotFoundError: as :func:`read_image`.
-    """
-    images = []
-    for file in files:
-        given = T.AugInput(read_image(file, input_format))
-        augmentation(given)
-        pixels = np.ascontiguousarray(given.image.transpose(2, 0, 1), np.float32)
-        images.append(torch.from_numpy(pixels))
-    return images
 
 
 def list_calibration(folder: Path | None) -> list[Path]:
@@ -91,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise InputError(f"--model {args.model} is exported already: give its checkpoint")
         predictor = load_predictor(args, device="cpu")
         (backbone_of if args.backbone else check_exportable)(predictor.model)
-        reading = (predictor.augmentation, predictor.input_format)
+        images, ranges = (
+            [predictor.prepare(read_image(file))["image"] for file in files]
+            for files in (args.check_images, calibration)
+        )
         comparisons = export_model(
             predictor.model,
             args.output,
@@ -100,8 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             input_format=predictor.input_format,
             augmentation=predictor.augmentation,
             backbone=args.backbone,
-            images=read_images(args.check_images, *reading),
-            calibration=read_images(calibration, *reading),
+            images=images,
+            calibration=ranges,
         )
     print("Largest differences between the file and the model:")
     print(table(comparisons))

@@ -75,8 +75,14 @@ def check(args: argparse.Namespace) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         check_writable(args.json)
-    if args.json and args.input_json and args.json.resolve() == args.input_json.resolve():
-        raise InputError(f"--json: {args.json} is --input-json's file and would be overwritten")
+    for written in (args.json, repaired(args.json)) if args.json and args.input_json else ():
+        if written.resolve() == args.input_json.resolve():
+            raise InputError(f"--json: {written} is --input-json's file and would be overwritten")
+
+
+def repaired(results: Path) -> Path:
+    """Where annotations go that results fit better than those of --input-json."""
+    return results.with_name(f"{results.stem}_annotations.json")
 
 
 def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs, list[str]]:
@@ -95,10 +101,9 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs, list[str]]:
     reading = Options(merge_classes=True, skip_bad_images=True, offered=False)
     listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
     if args.json and not listed.evaluable:
-        written = args.json.with_name(f"{args.json.stem}_annotations.json")
-        listed.write(written)
+        listed.write(repaired(args.json))
         message = "%s was repaired: evaluate the results on it as it was read, which is in %s"
-        logger.warning(message, args.input_json, written)
+        logger.warning(message, args.input_json, repaired(args.json))
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
     outputs.category_ids = {name: number for number, name in listed.categories.items()}
     return list(outputs.image_ids), outputs, listed.unreadable

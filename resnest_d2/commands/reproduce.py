@@ -301,6 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"--tolerance must be 0 or more, got {args.tolerance}")
         setup_logger(name="resnest_d2")
         measurements = reproduce(names, args)
-    print(format_table(measurements, args.tolerance))
+    if comm.is_main_process():
+        print(format_table(measurements, args.tolerance))
     rows = [row for measurement in measurements for row in measurement.rows(args.tolerance)]
     return 0 if all(row["within"] for row in rows) else 1

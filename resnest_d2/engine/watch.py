@@ -209,7 +209,8 @@ def draw_pair(entry: dict[str, Any], output: dict[str, Any], dataset: str) -> np
     from ..inference.result import Result
 
     image, metadata = read_image(entry["file_name"], "RGB"), MetadataCatalog.get(dataset)
-    scale = LONGER_SIDE / max(image.shape)
+    shorter, longer = sorted(image.shape[:2])
+    scale = max(LONGER_SIDE / longer, 1.01 / shorter)  # not empty
     np.random.seed(COLORS)
     truth = Visualizer(image, metadata, scale).draw_dataset_dict(entry).get_image()
     result = Result(output, image, metadata)

@@ -1,6 +1,6 @@
 """Comparing a written file with the model that it was made from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -137,14 +137,3 @@ def found_again(expected: Outputs, actual: Outputs) -> int:
     overlaps = pairwise_iou(Boxes(expected["boxes"]), Boxes(actual["boxes"]))
     same = expected["classes"][:, None] == actual["classes"]
     return int(((overlaps >= 0.5) & same).any(1).sum()) if overlaps.numel() else 0
-
-
-def require_equal(comparisons: Sequence[Comparison]) -> None:
-    """See that a file does what its model does.
-
-    Raises:
-        ValueError: it does not; the message names the difference.
-    """
-    for comparison in comparisons:
-        if comparison.problem:
-            raise ValueError(f"the exported file is wrong: {comparison.problem}")

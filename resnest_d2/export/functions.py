@@ -151,19 +151,19 @@ def fast_rcnn_inference(
         valid = valid.reshape(-1) & (corners != 0).any(1)  # zero is an empty proposal's
         groups = torch.arange(classes, device=values.device).repeat(number)
         kept = suppress(corners, values, groups, valid, nms_thresh, topk_per_image)
-        results.append(_detections(size, corners, values, kept, classes))
+        results.append(_detections(size, corners, values, groups, kept))
         rows.append(kept // classes)
     return results, rows
 
 
 def _detections(
-    size: Size, boxes: torch.Tensor, scores: torch.Tensor, kept: torch.Tensor, classes: int
+    size: Size, boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, kept: torch.Tensor
 ) -> Instances:
-    """Detections in fixed rows; the classes of boxes follow one another."""
+    """Detections in fixed rows, by the indices of :func:`suppress`."""
     result = Instances(size)
     result.pred_boxes = Boxes(_take(boxes, kept))
     result.scores = _take(scores, kept, EMPTY)
-    result.pred_classes = kept % classes
+    result.pred_classes = _take(classes, kept)
     return result
 
 
@@ -186,11 +186,7 @@ def inference_single_image(
     corners, values, groups = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
     rows = self.max_detections_per_image
     kept = suppress(corners, values, groups, values.isfinite(), self.test_nms_thresh, rows)
-    result = Instances(image_size)
-    result.pred_boxes = Boxes(_take(corners, kept))
-    result.scores = _take(values, kept, EMPTY)
-    result.pred_classes = _take(groups, kept)
-    return result
+    return _detections(image_size, corners, values, groups, kept)
 
 
 def pool(self: ROIPooler, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:

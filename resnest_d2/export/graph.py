@@ -95,7 +95,8 @@ class DetectorGraph(nn.Module):
         super().__init__()
         check_exportable(model)
         self.model = model
-        self.names = OUTPUTS if getattr(_heads(model), "mask_on", False) else OUTPUTS[:3]
+        has_masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
+        self.names = OUTPUTS if has_masks else OUTPUTS[:3]
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Detect.
@@ -131,10 +132,6 @@ class BackboneGraph(nn.Module):
         """Features, each of shape (1, C, H / stride, W / stride), in the order of ``names``."""
         features = self.backbone(((image - self.mean) / self.std)[None])
         return tuple(features[name] for name in self.names)
-
-
-def _heads(model: nn.Module) -> nn.Module | None:
-    return getattr(model, "roi_heads", None)
 
 
 def instances_of(model: nn.Module, image: torch.Tensor) -> Instances:

@@ -100,8 +100,13 @@ def describe(
     )
 
 
-def read_metadata(file: Path) -> Metadata:
+def read_metadata(
+    file: Path,
+) -> tuple[Metadata, "onnxruntime.InferenceSession | None"]:  # noqa: F821
     """Read the facts that a file holds about itself.
+
+    Returns:
+        them, and the session of an ONNX file, which has to be opened for that.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -110,11 +115,12 @@ def read_metadata(file: Path) -> Metadata:
     """
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
-    text = _of_archive(file) if zipfile.is_zipfile(file) else _of_onnx(file)
+    session = None if zipfile.is_zipfile(file) else _open_session(file)
+    text = session.get_modelmeta().custom_metadata_map.get(ENTRY) if session else _of_archive(file)
     if text is None:
         raise InputError(f"{file} was not written by `resnest-d2 export`: it holds no metadata")
     try:
-        return Metadata(**json.loads(text))
+        return Metadata(**json.loads(text)), session
     except TypeError as error:  # other fields
         raise InputError(
             f"{file} was written by another version of resnest_d2 than this one, {__version__}: "
@@ -128,17 +134,7 @@ def _of_archive(file: Path) -> str | None:
         return archive.read(names[0]).decode() if names else None
 
 
-def _of_onnx(file: Path) -> str | None:
-    return session_of(file).get_modelmeta().custom_metadata_map.get(ENTRY)
-
-
-def session_of(file: Path) -> "onnxruntime.InferenceSession":  # noqa: F821
-    """Open an ONNX file.
-
-    Raises:
-        InputError: it is none.
-        ImportError: onnxruntime is not installed.
-    """
+def _open_session(file: Path) -> "onnxruntime.InferenceSession":  # noqa: F821
     onnxruntime = import_extra("onnxruntime", *ONNX)
     try:
         return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  (its operators are in the graphs)
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from ..config import InputError
-from .metadata import Metadata, read_metadata, session_of
+from .metadata import Metadata, read_metadata
 from .standalone import pad
 
 Function = Callable[[torch.Tensor], Sequence[torch.Tensor]]
@@ -81,43 +82,30 @@ def load_exported(path: str | Path) -> ExportedModel:
         ImportError: the file's format needs a package that is not installed.
     """
     path = Path(path)
-    metadata = read_metadata(path)
+    metadata, session = read_metadata(path)
     try:
-        function = _LOADERS[metadata.format](path)
+        function = _of(session) if session else _LOADERS[metadata.format](path)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read as an exported model: {reason}") from error
     return ExportedModel(function, metadata)
 
 
-def _onnx(path: Path) -> Function:
-    session = session_of(path)
-
+def _of(session: "onnxruntime.InferenceSession") -> Function:  # noqa: F821
     def run(image: torch.Tensor) -> list[torch.Tensor]:
         return [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
 
     return run
 
 
-def _pt2(path: Path) -> Function:
-    import torchvision  # noqa: F401  (its operators are in the graph)
-
-    return torch.export.load(path).module()
-
-
-def _aoti(path: Path) -> Function:
-    import torchvision  # noqa: F401
-    from torch._inductor import aoti_load_package
-
-    return aoti_load_package(str(path))
-
-
 def _torchscript(path: Path) -> Function:
-    import torchvision  # noqa: F401
-
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
         return torch.jit.load(path, map_location="cpu")
 
 
-_LOADERS = {"onnx": _onnx, "pt2": _pt2, "aoti": _aoti, "torchscript": _torchscript}
+_LOADERS = {
+    "pt2": lambda path: torch.export.load(path).module(),
+    "aoti": lambda path: torch._inductor.aoti_load_package(str(path)),
+    "torchscript": _torchscript,
+}

@@ -156,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
     found = detect(session, metadata, picture)
     confident = found["scores"] >= args.threshold
     found = {name: values[confident] for name, values in found.items()}
-    names, ids, records = metadata["classes"], metadata["category_ids"], []
+    ids, records = metadata["category_ids"], []
+    names = metadata["classes"] or [str(n) for n in range(max(found["classes"], default=-1) + 1)]
     rows = (found["boxes"], found["scores"], found["classes"])
     for (x0, y0, x1, y1), score, number in zip(*(values.tolist() for values in rows), strict=True):
         print(f"{names[number]} {score:.3f} at {x0:.1f} {y0:.1f} {x1:.1f} {y1:.1f}")

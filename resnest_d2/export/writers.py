@@ -19,7 +19,7 @@ from ..config import InputError, import_extra
 from ..files import check_writable, replacing
 from ..optimize import optimize_for_inference
 from . import standalone
-from .check import Comparison, compare, expected_outputs, found_again, make_images, require_equal
+from .check import Comparison, compare, expected_outputs, found_again, make_images
 from .graph import BackboneGraph, DetectorGraph
 from .metadata import ENTRY, ONNX, describe
 from .metadata import Metadata as Facts
@@ -177,8 +177,9 @@ def _compare(
         if "boxes" in expected and not exact:
             again, number = found_again(expected, actual), len(expected["boxes"])
             logger.info("8 bits find %d of %d objects again on %dx%d", again, number, *size)
-    if exact:
-        require_equal(comparisons)
+    problem = next(filter(None, (comparison.problem for comparison in comparisons)), "")
+    if exact and problem:
+        raise ValueError(f"the exported file is wrong: {problem}")
     if not any(comparison.expected for comparison in comparisons):
         logger.warning(
             "The model finds nothing in the pictures of the check, which therefore shows little: "

@@ -21,7 +21,7 @@ from ..files import write_text
 from .drawing import import_to_draw
 from .predictor import Predictor
 from .result import Result
-from .sources import Video, is_video, list_folder
+from .sources import Video, is_video, list_folder, require_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -143,15 +143,11 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            found = list_folder(path)
-            if not found:
-                raise FileNotFoundError(f"--input: folder {path} holds no image or video")
-            files += found
-        elif path.exists():
-            files.append(path)
-        else:
-            raise FileNotFoundError(f"--input: there is no file or folder {path}")
+        try:
+            require_pictures(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"--input: {error}") from None
+        files += list_folder(path) if path.is_dir() else [path]
     return files
 
 
@@ -251,7 +247,6 @@ class _Run:
 
     def images(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         """Run on a batch of pictures; where that fails, on each of them."""
-        images = []
         try:
             images = [read_image(file) for file, _ in pairs]
             results = self.predictor.run(images, [file for file, _ in pairs])
@@ -311,7 +306,7 @@ class _Run:
                     writer = writer or stack.enter_context(_Writer(target, video, result.image))
                     writer.write(result.plot())
                 progress.update()
-        return video.read >= video.frames
+        return not video.is_cut
 
 
 class _Writer:

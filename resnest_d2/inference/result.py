@@ -120,8 +120,7 @@ class Result(dict[str, Any]):
             ImportError: as :func:`import_to_draw`.
         """
         module = import_to_draw("detectron2.utils.visualizer")
-        mode = module.ColorMode.IMAGE
-        visualizer = module.Visualizer(self.image, self.metadata, scale, instance_mode=mode)
+        visualizer = module.Visualizer(self.image, self.metadata, scale)
         if "panoptic_seg" in self:
             segments, info = self["panoptic_seg"]
             return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()

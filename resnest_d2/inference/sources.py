@@ -137,7 +137,7 @@ class Video:
     """The frames of a video, shape (H, W, 3), uint8, RGB; the log says if some are missing.
 
     Attributes:
-        frames: their number, as the file has it; 0 if it does not tell.
+        frames: their number, as the file has it or as its length says; 0 if it does not tell.
         rate: frames a second.
         read: frames that were read so far.
 
@@ -151,12 +151,11 @@ class Video:
     def __init__(self, file: Path) -> None:
         cv2 = import_to_draw("cv2")
         self._file, self._capture = file, cv2.VideoCapture(str(file))
-        self.read = 0
-        is_open = self._capture.isOpened()
-        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))) if is_open else 0
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or self.DEFAULT_RATE
-        if not is_open:
+        if not self._capture.isOpened():
             raise InputError(f"{file} cannot be read as a video")
+        self.read = 0
+        self.frames = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or self.DEFAULT_RATE
 
     def __iter__(self) -> Iterator[np.ndarray]:
         while True:
@@ -167,9 +166,14 @@ class Video:
             yield np.ascontiguousarray(frame[:, :, ::-1])  # OpenCV decodes to BGR
         if not self.read:
             raise InputError(f"{self._file} cannot be read as a video")
-        if self.read < self.frames:
+        if self.is_cut:
             message = "%s is damaged: only %d of its %d frames were read"
             logger.error(message, self._file, self.read, self.frames)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether far fewer frames were read than there are, of which some files tell roughly."""
+        return self.read < 0.95 * self.frames - 1
 
     def __enter__(self) -> "Video":
         return self

@@ -1,7 +1,8 @@
 """DeepLab v3+ on images of any size, on top of Detectron2's project of that name."""
 
 import detectron2.data.transforms as T
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import build_augmentation
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from detectron2.projects.deeplab import (
@@ -27,10 +28,6 @@ class GlobalPoolDeepLabV3PlusHead(DeepLabV3PlusHead):
     on Cityscapes; ADE20K's images have sizes of all kinds.
     """
 
-    @configurable
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         """As the base class, but for the size of the crops."""
@@ -43,25 +40,13 @@ def semantic_augmentations(cfg: CfgNode) -> list[T.Augmentation]:
     Crops are drawn anew, ten times at most, until no category but the ignored one fills more than
     ``INPUT.CROP.SINGLE_CATEGORY_MAX_AREA`` of them.
     """
-    augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(
-            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-        )
+    scale, *flips = build_augmentation(cfg, is_train=True)
+    crop, ignored = cfg.INPUT.CROP, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+    if not crop.ENABLED:
+        return [scale, *flips]
+    most = crop.get("SINGLE_CATEGORY_MAX_AREA", 1.0)
+    return [
+        scale,
+        T.RandomCrop_CategoryAreaConstraint(crop.TYPE, crop.SIZE, most, ignored),
+        *flips,
     ]
-    if cfg.INPUT.CROP.ENABLED:
-        augmentations.append(
-            T.RandomCrop_CategoryAreaConstraint(
-                cfg.INPUT.CROP.TYPE,
-                cfg.INPUT.CROP.SIZE,
-                cfg.INPUT.CROP.get("SINGLE_CATEGORY_MAX_AREA", 1.0),
-                cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
-            )
-        )
-    if cfg.INPUT.RANDOM_FLIP != "none":
-        augmentations.append(
-            T.RandomFlip(
-                horizontal=cfg.INPUT.RANDOM_FLIP == "horizontal",
-                vertical=cfg.INPUT.RANDOM_FLIP == "vertical",
-            )
-        )
-    return augmentations

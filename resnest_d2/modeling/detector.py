@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg, instantiate
+from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import BACKBONE_REGISTRY, build_model
 from torch import nn
 
 from ..config import ConfigError, did_you_mean, require_int
+from ..config.keys import flat_items
 from ..config.settings import Config, Settings
 from . import build, roi_heads  # noqa: F401  (they register what a config may name)
 
@@ -40,15 +41,19 @@ def checked(settings: Settings) -> Iterator[None]:
     """See that settings are possible, and name the key where Detectron2 builds and does not.
 
     Raises:
-        ConfigError: as the building of the model, and where Detectron2 trips over a setting.
+        ConfigError: no builder has the backbone's name, as the building of the model, and where
+            Detectron2 trips over a setting.
     """
-    check_builder(settings)
     if settings.is_lazy:
         yield
         return
+    name = settings.get("MODEL.BACKBONE.NAME")
+    if name not in BACKBONE_REGISTRY:
+        hint = did_you_mean(name, (known for known, _ in BACKBONE_REGISTRY))
+        raise ConfigError(f"MODEL.BACKBONE.NAME: no builder is called {name!r}{hint}")
     require_int(settings.num_classes_key, settings.get(settings.num_classes_key), 1)
-    ours = dict(_leaves(settings.cfg.MODEL, "MODEL"))
-    for key, default in _leaves(get_cfg().MODEL, "MODEL"):
+    ours = dict(flat_items(settings.cfg.MODEL, "MODEL."))
+    for key, default in flat_items(get_cfg().MODEL, "MODEL."):
         value = ours.get(key, default)
         if value is None and default is not None:
             raise ConfigError(f"{key} is None, and must be of the kind of {default!r}")
@@ -69,26 +74,6 @@ def checked(settings: Settings) -> Iterator[None]:
         raise ConfigError(f"{said} does not fit: {text}") from error
 
 
-def _leaves(node: CfgNode, name: str) -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if hasattr(value, "items"):
-            yield from _leaves(value, f"{name}.{key}")
-        else:
-            yield f"{name}.{key}", value
-
-
 def _holds(value: Any, wrong: Any) -> bool:
     values = [value, *value] if isinstance(value, list | tuple) else [value]
     return any(type(one) is type(wrong) and one == wrong for one in values)  # 1 is not True
-
-
-def check_builder(settings: Settings) -> None:
-    """See that the backbone's builder is registered.
-
-    Raises:
-        ConfigError: it is not; the message suggests one of a similar name.
-    """
-    name = settings.get("MODEL.BACKBONE.NAME")
-    if not settings.is_lazy and name not in BACKBONE_REGISTRY:
-        hint = did_you_mean(name, (known for known, _ in BACKBONE_REGISTRY))
-        raise ConfigError(f"MODEL.BACKBONE.NAME: no builder is called {name!r}{hint}")

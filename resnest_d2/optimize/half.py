@@ -69,17 +69,13 @@ def check_half(model: nn.Module, dtype: torch.dtype) -> None:
         logger.warning("This CPU has no bfloat16 instructions: it will be slower than in float32")
 
 
-def use_half(model: nn.Module, dtype: torch.dtype) -> int:
+def use_half(model: nn.Module, dtype: torch.dtype) -> None:
     """Run backbone and heads of a detector, or a backbone, in half precision, in place.
 
     Attention logits, deformable convolutions, the decoding of boxes, pooling and non-maximum
     suppression stay in fp32. Weights of convolutions and linear layers are cast once.
-
-    Returns:
-        how many parts there were.
     """
-    parts = list(_parts(model))
-    for module, method in parts:
+    for module, method in list(_parts(model)):
         setattr(module, method, _InHalf(module, method, dtype))
         attentions = [m for m in module.modules() if isinstance(m, SplitAttentionConv2d)]
         in_fp32 = {id(layer) for m in attentions for layer in (m.fc1, m.fc2)}
@@ -87,7 +83,6 @@ def use_half(model: nn.Module, dtype: torch.dtype) -> int:
             is_wide = isinstance(layer, DeformConv2d) or id(layer) in in_fp32
             if isinstance(layer, LAYERS) and not is_wide:
                 layer.to(dtype)
-    return len(parts)
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -135,6 +135,8 @@ def fetch_address(address: str) -> str:
                 raise
             except (OSError, HTTPException) as error:
                 raise FetchError(f"cannot get {address}: {_reason(error)}") from error
+            if problem := hash_problem(temporary, ""):
+                raise FetchError(f"cannot get {address}: {problem}")
     return str(target)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
@@ -15,11 +16,11 @@ from torch import nn
 from ..config import InputError
 from ..modeling.resnest import ResNeSt
 from .catalog import find, input_format_of
-from .convert import UnreadableError, rename, unwrap
+from .convert import Conversion, UnreadableError, rename, unwrap
 from .fetch import fetch_address
 from .files import Checkpoint, classes_in, config_in, read_checkpoint
 from .input_format import of_model, warn_if_it_differs
-from .naming import Network, network_of
+from .naming import network_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class RecordingCheckpointer(DetectionCheckpointer):
         name = f"MODEL.WEIGHTS {self._path}"
         by_suffix = HEURISTICS in self._path.partition("?")[2].split("&")
         states = self.model.state_dict()
-        checkpoint = self._read(filename, network_of(states))
+        checkpoint = self._read(filename, states)
         theirs = checkpoint.input_format or input_format_of(self._path)
         if not _fit_channels(name, checkpoint.weights, states):
             warn_if_it_differs(name, theirs, of_model(self.model))
@@ -77,13 +78,16 @@ class RecordingCheckpointer(DetectionCheckpointer):
         content["model"] = {**checkpoint.weights, **classifier}
         return {**content, "matching_heuristics": by_suffix or checkpoint.by_suffix}
 
-    def _read(self, filename: str, expected: Network | None) -> Checkpoint:
+    def _read(self, filename: str, states: dict[str, torch.Tensor]) -> Checkpoint:
         content = read_checkpoint(filename)
         container, tensors = unwrap(content)
-        found = network_of(tensors)
+        found, expected = network_of(tensors), network_of(states)
         if found and expected and not found.fits(expected):
             raise UnreadableError(f"it is of a {found}, the model has a {expected}")
-        conversion = rename(tensors, container)
+        # The names of a model that was trained here may be those of another project's files.
+        is_own = all(k in states and states[k].ndim == v.ndim for k, v in tensors.items())
+        own = Conversion(tensors, "", container, {}, ())
+        conversion = own if is_own else rename(tensors, container)
         checkpoint = Checkpoint.of(content, conversion)
         is_foreign = not conversion.naming and container != "model"
         if not is_foreign or not filename.endswith((".pkl", ".pyth")):
@@ -225,7 +229,9 @@ def number_of_classes(path: str) -> int | None:
 
 def _peek(path: str) -> dict[str, Any]:
     try:
-        if path.startswith(("http://", "https://")) and not find(path):
+        if not path.startswith(("http://", "https://")):
+            path = local_file(path)
+        elif not find(path):
             path = PathManager.get_local_path(local_file(path))
         return read_checkpoint(path, with_weights=False) if os.path.isfile(path) else {}
     except (OSError, InputError):  # loading it into the model will tell why
