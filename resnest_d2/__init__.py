@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
         "(after torch). docs/install.md says more."
     ) from error
 
+from . import model_zoo
 from .config.keys import add_resnest_config
 from .modeling.build import (
     CONFIG_CHECKS,
@@ -33,10 +34,11 @@ from .modeling.build import (
     build_resnest_fpn_backbone,
     build_retinanet_resnest_fpn_backbone,
 )
+from .modeling.detector import build_detector
 from .modeling.resnest import ResNeSt, make_resnest
 from .modeling.roi_heads import AveragingCascadeROIHeads  # noqa: F401  (it registers itself)
 from .modeling.split_attention import SplitAttentionConv2d
-from .weights import register_handlers
+from .weights import load_weights, register_handlers
 from .weights.catalog import check_colours
 
 register_handlers()
@@ -46,9 +48,6 @@ if check_colours not in CONFIG_CHECKS:
 # Loaded on first use: they need more of Detectron2 than a project that only builds a backbone.
 _LAZY = {
     "Predictor": "inference",
-    "build_detector": "modeling.detector",
-    "load_weights": "weights",
-    "model_zoo": "",
     "optimize_for_inference": "optimize",
 }
 
@@ -71,8 +70,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'resnest_d2' has no attribute {name!r}")
-    if not _LAZY[name]:
-        return importlib.import_module(f"resnest_d2.{name}")
     return getattr(importlib.import_module(f"resnest_d2.{_LAZY[name]}"), name)
 
 

@@ -431,7 +431,7 @@ def test_json_of_classes_that_the_annotation_file_lacks(predictor, pixels, tmp_p
     outputs = Outputs(tmp_path, draw=False, json=tmp_path / "r.json", category_ids={name: 9})
     outputs.check_classes(predictor.metadata.thing_classes)
     assert "Detections of 9 classes that --input-json lacks are not in the JSON" in caplog.text
-    outputs.add(result, 1, tmp_path / "x.png", None)
+    outputs.add(result, tmp_path / "x.png", None)
     assert [entry["category_name"] for entry in outputs.results] == [
         one for one in result.names if one not in others
     ]

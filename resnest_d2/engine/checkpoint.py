@@ -44,42 +44,6 @@ def class_metadata(datasets: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-class _Kept:
-    """A constant that checkpoints keep; loading has compared it with the model's."""
-
-    def __init__(self, state: Any, folder: str) -> None:
-        self.state = state
-        self.folder = folder
-
-    def state_dict(self) -> Any:
-        return self.state
-
-    def load_state_dict(self, state: Any) -> None:
-        """Leave the constant as it is."""
-
-
-class _Classes(_Kept):
-    """The classes that a model is trained on."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        theirs, ours = state.get("thing_classes"), self.state.get("thing_classes")
-        if theirs and ours and list(theirs) != list(ours):
-            raise InputError(
-                f"the checkpoint in {self.folder} was trained on the classes {list(theirs)}, the "
-                f"data have {list(ours)}; resume with the same data or in another folder"
-            )
-
-
-class _ConfigText(_Kept):
-    """The text of the config that a model is trained with."""
-
-    def load_state_dict(self, state: str) -> None:
-        """Log what the config says now and did not say in the run that is resumed."""
-        if changes := describe_changes(state, self.state):
-            message = "Resuming %s with other settings, which hold from now on: %s"
-            logger.info(message, self.folder, "; ".join(changes))
-
-
 class _Resumable:
     """A trainer, of whose optimizer and schedule the progress is resumed, not the settings."""
 
@@ -153,15 +117,14 @@ class TrainingCheckpointer(RecordingCheckpointer):
         **checkpointables: Any,
     ) -> None:
         images = of_model(getattr(model, "module", model))
-        # The classes come first: if they do not fit, nothing is resumed.
-        kept = {
-            CLASSES_KEY: _Classes(classes, save_dir),
-            INPUT_KEY: _Kept({} if images is None else images.to_dict(), save_dir),
-            CONFIG_KEY: _ConfigText(config, save_dir),
+        self._facts = {
+            CLASSES_KEY: classes,
+            INPUT_KEY: {} if images is None else images.to_dict(),
+            CONFIG_KEY: config,
         }
         if "trainer" in checkpointables:
             checkpointables["trainer"] = _Resumable(checkpointables["trainer"])
-        super().__init__(model, save_dir, **kept, **checkpointables)
+        super().__init__(model, save_dir, **checkpointables)
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Load as ``DetectionCheckpointer`` does, and tell in short what starts anew.
@@ -174,12 +137,28 @@ class TrainingCheckpointer(RecordingCheckpointer):
         if resume and self.has_checkpoint():
             last = self.get_checkpoint_file()
             require_file(last)
-            return self.load(last)
+            content = self.load(last)
+            self._compare(content)
+            return content
         require_file(path)
         content = self.load(path, checkpointables=[])
         if path:
             self._check_new_parts(path)
         return content
+
+    def _compare(self, content: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other classes, and log what else the config says now."""
+        theirs, ours = (
+            side.get(CLASSES_KEY, {}).get("thing_classes") for side in (content, self._facts)
+        )
+        if theirs and ours and list(theirs) != list(ours):
+            raise InputError(
+                f"the checkpoint in {self.save_dir} was trained on the classes {list(theirs)}, the "
+                f"data have {list(ours)}; resume with the same data or in another folder"
+            )
+        if changes := describe_changes(content.get(CONFIG_KEY, ""), self._facts[CONFIG_KEY]):
+            message = "Resuming %s with other settings, which hold from now on: %s"
+            logger.info(message, self.save_dir, "; ".join(changes))
 
     def _check_new_parts(self, path: str) -> None:
         """Refuse a backbone that starts anew, and log what else does."""
@@ -215,7 +194,7 @@ class TrainingCheckpointer(RecordingCheckpointer):
         logger.info("Saving checkpoint to %s", file)
         with replacing(file) as temporary:
             try:
-                torch.save({"model": weights, **states, **kwargs}, temporary)
+                torch.save({"model": weights, **self._facts, **states, **kwargs}, temporary)
             except (OSError, RuntimeError) as error:  # PyTorch's own, if the disk is full
                 raise OSError(f"cannot write {file}: {error}") from error
         if name != BEST:

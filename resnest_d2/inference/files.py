@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ class Outputs:
     json: Path | None = None
     """One file of COCO's results."""
     image_ids: Mapping[Path, int] | None = None
-    """Ids of pictures in an annotation file; by default they are numbered from 1."""
+    """Ids of pictures in an annotation file."""
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    """Ids of pictures without such a file."""
     category_ids: Mapping[str, int] | None = None
     """Ids of classes in an annotation file by their names."""
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -70,14 +72,14 @@ class Outputs:
             import_to_draw("detectron2.utils.visualizer")
         return targets
 
-    def add(self, result: Result, number: int, target: Path, frame: int | None) -> Result:
+    def add(self, result: Result, target: Path, frame: int | None) -> Result:
         """Keep what is wanted of a picture or a frame of a video, but for the drawing.
 
         Returns:
             what is drawn.
         """
         if self.json or self.per_image:
-            self._note(result, number, target, frame)
+            self._note(result, target, frame)
         if "instances" in result and self.least:
             result = result.above(self.least)
         if self.crops:
@@ -112,7 +114,9 @@ class Outputs:
                 *(len(others), some(others)),
             )
 
-    def _note(self, result: Result, number: int, target: Path, frame: int | None) -> None:
+    def _note(self, result: Result, target: Path, frame: int | None) -> None:
+        ids = self.image_ids
+        number = next(self.numbers) if ids is None else ids[result.source]
         if self.category_ids is not None:
             result = result.of_classes(self.category_ids)
         which = {"file_name": str(result.source)} | ({} if frame is None else {"frame": frame})
@@ -204,46 +208,28 @@ def predict_inputs(
         outputs = Outputs(outputs)
     pairs = list(zip(files, outputs.check(files), strict=True))
     outputs.folder.mkdir(parents=True, exist_ok=True)
-    ids = outputs.image_ids
-    run = _Run(predictor, outputs, batch_size, count(1) if ids is None else ids)
+    run = _Run(predictor, outputs, batch_size)
     with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
         bar = tqdm(total=len(pairs), unit="file", disable=len(pairs) < 2)
         try:
-            for start, end in _batches([file for file, _ in pairs], batch_size):
-                run.images(pairs[start:end]) if end > start + 1 else run.file(*pairs[start])
-                bar.update(end - start)
+            for are_videos, group in groupby(pairs, lambda pair: is_video(pair[0])):
+                while batch := list(islice(group, 1 if are_videos else batch_size)):
+                    run.images(batch) if len(batch) > 1 else run.file(*batch[0])
+                    bar.update(len(batch))
         finally:  # Ctrl-C, too, leaves what was found so far
             bar.close()
             outputs.finish()
     return run.skipped
 
 
-def _batches(files: Sequence[Path], size: int) -> Iterator[tuple[int, int]]:
-    """Ranges of pictures for batches; each video is alone."""
-    start = 0
-    for end, file in enumerate(files, start=1):
-        is_last = end == len(files) or is_video(files[end])
-        if is_video(file) or is_last or end - start == size:
-            yield start, end
-            start = end
-
-
+@dataclass
 class _Run:
     """One walk over files."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        outputs: Outputs,
-        batch_size: int,
-        ids: Mapping[Path, int] | Iterator[int],
-    ) -> None:
-        self.predictor, self.outputs, self.batch_size = predictor, outputs, batch_size
-        self.skipped: list[Path] = []
-        self._ids = ids
-
-    def _id(self, file: Path) -> int:
-        return self._ids[file] if isinstance(self._ids, Mapping) else next(self._ids)
+    predictor: Predictor
+    outputs: Outputs
+    batch_size: int
+    skipped: list[Path] = field(default_factory=list)
 
     def images(self, pairs: Sequence[tuple[Path, Path]]) -> None:
         """Run on a batch of pictures; where that fails, on each of them."""
@@ -255,44 +241,43 @@ class _Run:
                 self.file(*pair)
             return
         for result, (file, target) in zip(results, pairs, strict=True):
-            self._guard(lambda result=result, t=target: self._finish(result, t), file)
+            with self._skipping(file):
+                self._finish(result, target)
 
     def file(self, file: Path, target: Path) -> None:
         """Run on one picture or video."""
-        run = self._video if is_video(file) else self._image
-        self._guard(lambda: run(file, target), file)
+        with self._skipping(file):
+            self._video(file, target) if is_video(file) else self._image(file, target)
 
-    def _guard(self, run: Callable[[], bool], file: Path) -> None:
+    @contextmanager
+    def _skipping(self, file: Path) -> Iterator[None]:
         try:
-            is_whole = run()
+            yield
         except FAILURES as error:
             reason = str(error).removeprefix(f"{file} ") or type(error).__name__
             logger.error("Skipped %s: %s", file, reason)
-            is_whole = False
-        if not is_whole:
             self.skipped.append(file)
 
-    def _image(self, file: Path, target: Path) -> bool:
+    def _image(self, file: Path, target: Path) -> None:
         image = read_image(file)
         try:
             (result,) = self.predictor.run([image], [file])
         except FAILURES as error:
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             raise InputError(f"{file} has {size}, on which the model fails: {error}") from error
-        return self._finish(result, target)
+        self._finish(result, target)
 
-    def _finish(self, result: Result, target: Path) -> bool:
+    def _finish(self, result: Result, target: Path) -> None:
         file = result.source
         if (pages := read_header(file).pages) > 1:
             logger.warning("%s has %d pages, of which the first is read", file, pages)
-        result = self.outputs.add(result, self._id(file), target, None)
+        result = self.outputs.add(result, target, None)
         if self.outputs.draw:
             result.save(target)
         if "instances" in result:
             logger.info("%s: %d instances", file, len(result.instances))
-        return True
 
-    def _video(self, file: Path, target: Path) -> bool:
+    def _video(self, file: Path, target: Path) -> None:
         with ExitStack() as stack:
             video = stack.enter_context(Video(file))
             bar = tqdm(total=video.frames or None, desc=file.name, unit="frame")
@@ -301,29 +286,21 @@ class _Run:
             results = self.predictor.stream(video, self.batch_size)
             for frame, result in enumerate(results):
                 result.source = file
-                result = self.outputs.add(result, self._id(file), target, frame)
+                result = self.outputs.add(result, target, frame)
                 if self.outputs.draw:
-                    writer = writer or stack.enter_context(_Writer(target, video, result.image))
-                    writer.write(result.plot())
+                    writer = writer or _open_writer(target, video.rate, result.image, stack)
+                    writer.write(np.ascontiguousarray(result.plot()[:, :, ::-1]))
                 progress.update()
-        return not video.is_cut
+        if video.is_cut:
+            self.skipped.append(file)
 
 
-class _Writer:
-    """Writes a video of the size and rate of another one."""
-
-    def __init__(self, target: Path, video: Video, image: np.ndarray) -> None:
-        cv2 = import_to_draw("cv2")
-        codec = cv2.VideoWriter_fourcc(*"mp4v")
-        self._writer = cv2.VideoWriter(str(target), codec, video.rate, image.shape[1::-1])
-        if not self._writer.isOpened():
-            raise OSError(f"cannot write the video {target}")
-
-    def write(self, image: np.ndarray) -> None:
-        self._writer.write(np.ascontiguousarray(image[:, :, ::-1]))
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._writer.release()
+def _open_writer(target: Path, rate: float, image: np.ndarray, stack: ExitStack) -> Any:
+    """Open OpenCV's writer of a video, which the stack closes."""
+    cv2 = import_to_draw("cv2")
+    codec = cv2.VideoWriter_fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(target), codec, rate, image.shape[1::-1])
+    if not writer.isOpened():
+        raise OSError(f"cannot write the video {target}")
+    stack.callback(writer.release)
+    return writer

@@ -9,6 +9,7 @@ import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..modeling.deform_conv import DeformConv2d
@@ -68,34 +69,24 @@ def check_foldable(model: nn.Module) -> None:
             )
 
 
-def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift of a batch norm at inference, in fp64, each of shape (channels,)."""
-    mean, var = norm.running_mean.double(), norm.running_var.double()
-    scale = (var + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    shift = -mean * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    return scale, shift
-
-
 @torch.no_grad()
 def fold(conv: Convolution, norm: nn.Module) -> None:
     """Fold a batch norm into the convolution before it, in place; the norm is not changed."""
-    scale, shift = affine(norm)
-    weight = conv.weight.double()
-    if isinstance(conv, nn.ConvTranspose2d):  # (in, out / groups, H, W)
-        per_group = weight.shape[1]
-        grouped = weight.unflatten(0, (conv.groups, -1))
-        weight = (grouped * scale.view(conv.groups, 1, per_group, 1, 1)).flatten(0, 1)
-    else:
-        weight = weight * scale.view(-1, 1, 1, 1)
-    if conv.bias is not None:
-        shift = shift + conv.bias.double() * scale
+
+    def exchange(weight: torch.Tensor) -> torch.Tensor:
+        """Exchange a transposed convolution's channels, (in, out / groups, H, W) at first."""
+        if not isinstance(conv, nn.ConvTranspose2d):
+            return weight
+        return weight.unflatten(0, (conv.groups, -1)).transpose(1, 2).flatten(0, 1)
+
     kind = conv.weight.dtype
-    conv.weight = nn.Parameter(weight.to(kind), requires_grad=False)
-    conv.bias = nn.Parameter(shift.to(kind), requires_grad=False)
+    parts = (conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    bias, mean, variance, scale, shift = (None if p is None else p.double() for p in parts)
+    weight, bias = fuse_conv_bn_weights(
+        exchange(conv.weight.double()), bias, mean, variance, norm.eps, scale, shift
+    )
+    conv.weight = nn.Parameter(exchange(weight).to(kind), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(kind), requires_grad=False)
 
 
 def fold_norms(model: nn.Module) -> int:
