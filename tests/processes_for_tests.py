@@ -24,6 +24,7 @@ from resnest_d2.config.settings import Settings
 from resnest_d2.engine import build_evaluator
 from resnest_d2.engine.loop import NonFiniteError
 from resnest_d2.engine.trainer import prepare_to_train
+from resnest_d2.processes import in_first_process
 
 
 def write_rank(folder: str) -> None:
@@ -32,6 +33,21 @@ def write_rank(folder: str) -> None:
     torch.distributed.all_reduce(total)
     text = f"{comm.get_rank()} {comm.get_world_size()} {comm.get_local_rank()} {total.item():g}"
     Path(folder, str(comm.get_rank())).write_text(text)
+
+
+def fail_in_the_first(folder: str) -> None:
+    """Write which error this process gets of what only the first one does, and go on together."""
+
+    def work():
+        Path(folder, "work").open("x").close()
+        raise OSError(f"of {comm.get_rank()}")
+
+    try:
+        in_first_process(work)
+    except OSError as error:
+        Path(folder, str(comm.get_rank())).write_text(str(error))
+    comm.synchronize()
+    in_first_process(Path(folder, "work").unlink)
 
 
 def fail(rank: int, code: int) -> None:

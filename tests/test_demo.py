@@ -1,14 +1,17 @@
 """tools/demo.py on a tiny data set, and what it draws from."""
 
+import errno
 import json
 
 import numpy as np
+import pytest
 from commands import run_tool
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
+from resnest_d2.commands import demo
 from resnest_d2.commands.demo import SCALE, draw_grid
 
 
@@ -65,3 +68,30 @@ def test_the_grid_shows_truth_and_predictions(tiny_digits, tmp_path, monkeypatch
     assert truths == dicts
     assert calls == [((128, 128, 3), True, SCALE)] * len(dicts)
     assert Image.open(tmp_path / "grid.png").width > 1000
+
+
+@pytest.mark.parametrize("when", ["train", "write_metrics"])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, when):
+    class Trained:
+        _last_eval_results = {}
+
+        def __init__(self, cfg, options):
+            pass
+
+        def resume_or_load(self, resume):
+            pass
+
+        def train(self):
+            pass
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(demo, "Trainer", Trained)
+    monkeypatch.setattr(demo, "log_to_file", lambda file: None)
+    monkeypatch.setattr(demo, "build_digits", lambda: "")
+    monkeypatch.setattr(*((Trained, when) if when == "train" else (demo, when)), full)
+    with pytest.raises(SystemExit) as raised:
+        demo.main(["--output", str(tmp_path)])
+    assert raised.value.code == 2
+    assert "error: [Errno 28] No space left on device\n" in capsys.readouterr().err

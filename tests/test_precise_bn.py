@@ -6,6 +6,7 @@ from detectron2.data import MapDataset, build_batch_data_loader
 from detectron2.data.samplers import TrainingSampler
 from torch import nn
 
+from resnest_d2.engine.loop import NonFiniteError
 from resnest_d2.engine.precise_bn import PreciseBN
 
 
@@ -18,7 +19,19 @@ class Model(nn.Module):
         return self.norm(torch.stack([item["image"] for item in inputs]))
 
 
-def make(images, batch, num_iter, max_iter, grouping=True):
+class Halting(Model):
+    """A model of which a part is never reached, as by Detectron2 if proposals are not finite."""
+
+    def __init__(self):
+        super().__init__()
+        self.behind = nn.BatchNorm2d(1)
+
+    def forward(self, inputs):
+        super().forward(inputs)
+        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN")
+
+
+def make(images, batch, num_iter, max_iter, grouping=True, model=Model):
     entries = [
         {"image": torch.full((1, 4, 4), float(i)), "width": 4, "height": 4} for i in range(images)
     ]
@@ -26,7 +39,7 @@ def make(images, batch, num_iter, max_iter, grouping=True):
     loader = build_batch_data_loader(
         data, TrainingSampler(images), batch, aspect_ratio_grouping=grouping, num_workers=0
     )
-    return PreciseBN(0, Model().train(), loader, num_iter, batch=batch, max_iter=max_iter)
+    return PreciseBN(0, model().train(), loader, num_iter, batch=batch, max_iter=max_iter)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +56,16 @@ def test_statistics_are_of_all_images_with_a_progress_bar(capfd):
     hook.update_stats()
     assert hook._model.norm.running_mean.item() == pytest.approx(3.5)
     assert "4/4" in capfd.readouterr().err
+
+
+def test_norms_that_no_pass_reaches_keep_their_statistics():
+    hook = make(8, 2, 200, 4, model=Halting)
+    hook.update_stats()
+    assert hook._model.norm.running_mean.item() == pytest.approx(3.5)
+    assert hook._model.behind.running_var.item() == 1
+
+
+def test_passes_that_other_processes_wait_for(monkeypatch):
+    monkeypatch.setattr("resnest_d2.engine.precise_bn.others_wait", lambda model: True)
+    with pytest.raises(NonFiniteError, match="a pass of precise BN is not finite: Predicted box"):
+        make(8, 2, 200, 4, model=Halting).update_stats()

@@ -22,6 +22,7 @@ from resnest_d2.config.load import load_config
 from resnest_d2.engine import Trainer
 from resnest_d2.export import export_model
 from resnest_d2.inference import Outputs, predict_inputs
+from resnest_d2.inference.files import output_paths
 from resnest_d2.inference.sources import Video, each_picture, read_picture
 from resnest_d2.inference.tiles import predict_tiles
 from resnest_d2.modeling.detector import build_detector
@@ -463,6 +464,16 @@ def test_inputs_are_not_overwritten(checkpoint, files, tmp_path, capsys):
         assert raised.value.code == 2
         assert message in capsys.readouterr().err
     assert all(path.read_bytes() == content for path, content in contents.items())
+
+
+def test_frames_of_a_video_have_names_of_their_own(files, tmp_path):
+    (files / "a.png").rename(files / "clip_000001.png")
+    names = [files / "clip_000001.png", files / "clip.mp4", files / "clip_1.png"]
+    found = [path.name for path in output_paths(names, tmp_path)]
+    assert found == ["clip_000001_2.png", "clip.mp4", "clip_1.png"]
+    outputs = Outputs(tmp_path, per_image=True, json=tmp_path / "clip_1.json")
+    with pytest.raises(ValueError, match="clip_1.json is one of --json-per-image: take another"):
+        outputs.check(names)
 
 
 def test_names_that_differ_in_their_endings_have_json_of_their_own(predictor, files, tmp_path):

@@ -12,11 +12,13 @@ import torch
 from processes_for_tests import (
     evaluate,
     fail,
+    fail_in_the_first,
     take_steps,
     train_on_spoilt_proposals,
     write_rank,
 )
 
+from resnest_d2 import processes
 from resnest_d2.processes import (
     ProcessError,
     join_processes,
@@ -34,6 +36,30 @@ def test_processes_on_one_machine(tmp_path):
     start_processes(write_rank, (str(tmp_path),), "cpu", number)
     total = number * (number + 1) // 2
     assert written(tmp_path) == [f"{rank} {number} {rank} {total}" for rank in range(number)]
+
+
+def test_an_error_of_the_first_process_reaches_all(tmp_path):
+    start_processes(fail_in_the_first, (str(tmp_path),), "cpu", 2)
+    assert written(tmp_path) == ["of 0", "of 0"]
+
+
+@pytest.mark.parametrize(("named", "expected"), [({}, 1), ({"LOCAL_RANK": "0"}, 0)])
+def test_a_launcher_that_names_no_local_rank(monkeypatch, named, expected):
+    """The second of two machines with two GPUs each; its last process takes its last GPU."""
+    group = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**group, **named}.items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(processes, "rendezvous", lambda address: iter([(None, 3, 4)]))
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *args, **options: None)
+    monkeypatch.setattr(processes.comm, "create_local_process_group", lambda number: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert join_processes("cuda")
+    assert chosen == [expected]
 
 
 def test_one_process_is_this_one(tmp_path):

@@ -40,6 +40,7 @@ def log_to_file(file: Path) -> None:
         setup_logger(str(file), name=name, configure_stdout=False).addHandler(console)
 
 
+@one_line_errors(DATA_ERRORS)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train, evaluate, draw, and print where everything is; the exit code is 2 on wrong input."""
     config = str(config_dir() / "mask_resnest14_digits.yaml")
@@ -66,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with one_line_errors():
             trainer = Trainer(cfg, TrainingOptions(progress=True))
             trainer.resume_or_load(resume=False)
-        with one_line_errors(DATA_ERRORS):
-            trainer.train()
+        trainer.train()
     minutes = (time.monotonic() - start) / 60
     results = write_metrics(output / "results.json", trainer._last_eval_results)
     cfg.MODEL.WEIGHTS = str(output / "model_final.pth")

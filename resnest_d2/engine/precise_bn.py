@@ -13,7 +13,7 @@ from torch import nn
 
 from ..config.settings import Config, Settings
 from ..data.loader import layers, refit
-from .loop import others_wait
+from .loop import NonFiniteError, others_wait
 from .stopping import kept_random_states
 
 logger = logging.getLogger(__name__)
@@ -49,8 +49,8 @@ def build_precise_bn(
 class PreciseBN(hooks.PreciseBN):
     """Detectron2's hook with a progress bar, which goes over few images a few times only.
 
-    Training goes on as if there had been no passes. Batches that are not finite are left out; where
-    the statistics become NaN or infinite all the same, those of training stay.
+    Training goes on as if there had been no passes. Batches that are not finite are left out. Norms
+    that no pass reaches keep the statistics of training; where some become NaN or infinite, all do.
 
     Args:
         period: as Detectron2's.
@@ -79,19 +79,28 @@ class PreciseBN(hooks.PreciseBN):
         super().__init__(period, model, loader, self.passes)
 
     def update_stats(self) -> None:
-        """Compute the statistics now."""
+        """Compute the statistics now.
+
+        Raises:
+            NonFiniteError: proposals of this process are not finite, and other processes wait.
+        """
         logger.info("Running precise-BN for %d iterations", self.passes)
         norms = get_bn_modules(self._model)
         self._before = [(n, n.running_mean.clone(), n.running_var.clone()) for n in norms]
         with EventStorage(), kept_random_states():  # what the passes log is not the training's
             update_bn_stats(_Passes(self._model), self._batches, self.passes, progress="tqdm")
-        if not all(
-            n.running_mean.isfinite().all() and n.running_var.isfinite().all() for n in norms
-        ):
+        if all(n.running_mean.isfinite().all() and n.running_var.isfinite().all() for n in norms):
+            # fvcore gives a norm that no pass has reached the mean 0 and the variance 0.
+            self._before = [
+                one
+                for one in self._before
+                if not (one[0].running_mean.any() or one[0].running_var.any())
+            ]
+        else:
             logger.warning(
                 "Precise BN gives statistics that are not finite: those of training stay"
             )
-            self.undo()
+        self.undo()
         self._before = []
 
     def undo(self) -> None:
@@ -112,5 +121,5 @@ class _Passes(nn.Module):
             self.model(inputs)
         except FloatingPointError as error:  # Detectron2's, of proposals
             if others_wait(self.model):
-                raise
+                raise NonFiniteError(f"a pass of precise BN is not finite: {error}") from error
             logger.warning("A batch is left out of precise BN: %s", error)

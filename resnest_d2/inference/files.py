@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -62,6 +63,9 @@ class Outputs:
         targets = output_paths(files, self.folder, self.draw)
         if self.json and self.json.resolve() in {file.resolve() for file in files}:
             raise InputError(f"--json: {self.json} is an input and would be overwritten")
+        notes = {target.with_suffix(".json").resolve() for target in targets if self.per_image}
+        if self.json and self.json.resolve() in notes:
+            raise InputError(f"--json: {self.json} is one of --json-per-image: take another name")
         beside = {file.parent.resolve() for file in files if self.per_image}
         for target in targets if self.folder.resolve() in beside else ():
             if (file := target.with_suffix(".json")).exists():  # labelme's, for example
@@ -170,12 +174,13 @@ def output_paths(files: Sequence[Path], folder: Path, drawn: bool = True) -> lis
         raise ValueError(f"--output: {folder} is not a folder")
     inputs = {file.resolve() for file in files}
     taken: dict[str, Path] = {}  # by names without endings, which JSON and crops have too
+    videos = "|".join(re.escape(file.stem) for file in files if is_video(file))
     for file in files:
         ending = ".mp4" if is_video(file) else ".png"
         if file.suffix.lower() in IMAGE_ENDINGS:
             ending = file.suffix
         stem, numbers = file.stem, count(2)
-        while stem in taken:
+        while stem in taken or (videos and re.fullmatch(rf"({videos})_\d{{6,}}", stem)):  # a frame
             stem = f"{file.stem}_{next(numbers)}"
         taken[stem] = target = folder / f"{stem}{ending}"
         if drawn and target.resolve() in inputs:
