@@ -2,6 +2,7 @@
 
 import errno
 import json
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -70,28 +71,14 @@ def test_the_grid_shows_truth_and_predictions(tiny_digits, tmp_path, monkeypatch
     assert Image.open(tmp_path / "grid.png").width > 1000
 
 
-@pytest.mark.parametrize("when", ["train", "write_metrics"])
+@pytest.mark.parametrize("when", ["while it trains", "behind the training"])
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, when):
-    class Trained:
-        _last_eval_results = {}
-
-        def __init__(self, cfg, options):
-            pass
-
-        def resume_or_load(self, resume):
-            pass
-
-        def train(self):
-            pass
-
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(demo, "Trainer", Trained)
-    monkeypatch.setattr(demo, "log_to_file", lambda file: None)
-    monkeypatch.setattr(demo, "build_digits", lambda: "")
-    monkeypatch.setattr(*((Trained, when) if when == "train" else (demo, when)), full)
-    with pytest.raises(SystemExit) as raised:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for name in ("Trainer", "log_to_file", "build_digits", "write_metrics"):
+        monkeypatch.setattr(demo, name, Mock())
+    work = demo.Trainer.return_value.train if when == "while it trains" else demo.write_metrics
+    work.side_effect = full
+    with pytest.raises(SystemExit, match="2"):
         demo.main(["--output", str(tmp_path)])
-    assert raised.value.code == 2
+    assert work.called
     assert "error: [Errno 28] No space left on device\n" in capsys.readouterr().err

@@ -109,20 +109,16 @@ class _FiniteLosses:
         if write:
             with self._file.open("a") as stream:
                 stream.write(json.dumps(report) + "\n")
-        return NonFiniteError(self._message(report))
-
-    def _message(self, report: dict[str, Any]) -> str:
-        processes = report["processes"]
         losses = [f"{k} {v}" for p in processes for k, v in p["losses"].items()]
         wrong = dict.fromkeys(loss for loss in losses if loss.endswith(("nan", "inf")))
         files = [file for process in processes for file in process["files"]]
         message = (
-            f"iteration {report['iteration']} has no finite loss ({', '.join(wrong or losses)}) at "
-            f"the rate {report['rates'][-1]:g}, on {', '.join(files)}; {self._file} has all of it"
+            f"iteration {self.iter} has no finite loss ({', '.join(wrong or losses)}) at "
+            f"the rate {rates[-1]:g}, on {', '.join(files)}; {self._file} has all of it"
         )
-        if all(p.isfinite().all() for p in self.model.parameters()):
-            return message
-        return f"{message}. The weights are not finite any more: lower the rate or clip gradients"
+        if not all(p.isfinite().all() for p in self.model.parameters()):
+            message += ". The weights are not finite any more: lower the rate or clip gradients"
+        return NonFiniteError(message)
 
 
 class FiniteTrainer(_FiniteLosses, SimpleTrainer):
