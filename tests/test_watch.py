@@ -135,15 +135,14 @@ class Loop(TrainerBase):
     ],
 )
 def test_where_the_bar_is_and_where_the_lines_are(
-    stdout, stderr, show, has_bar, has_lines, monkeypatch
+    stdout, stderr, show, has_bar, has_lines, monkeypatch, caplog
 ):
     out, err, file = stdout(), stderr(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     handlers = [logging.StreamHandler(out), logging.StreamHandler(file)]
-    d2 = logging.getLogger("detectron2")
-    monkeypatch.setattr(d2, "handlers", handlers)
-    monkeypatch.setattr(d2, "level", logging.INFO)
+    monkeypatch.setattr(logging.getLogger("detectron2"), "handlers", handlers)
+    caplog.set_level(logging.INFO, "detectron2")
     trainer = Loop()
     trainer.register_hooks([ProgressBar(show), hooks.PeriodicWriter([CommonMetricPrinter(4)], 1)])
     trainer.train(1, 4)
