@@ -605,12 +605,33 @@ def test_addresses_with_a_query_are_fetched_as_they_stand(server, data, tmp_path
     # Another query is another file.
     with pytest.raises(OSError, match=r"cannot get .*w.pth\?dl=2: HTTP 404"):
         load_weights(backbone(), f"{server.url}w.pth?dl=2")
-    assert [file for file in cached(tmp_path) if "dl=2" in file] == []
-    assert [file for file in cached(tmp_path) if "dl=2" in file] == []
     assert len(cached(tmp_path)) == 2
-    # A page of the server's is not kept: it may answer rightly later.
-    server.answers["w.pth?dl=2"] = content(b"<!DOCTYPE html><html>please log in</html>")
-    with pytest.raises(OSError, match=r"cannot get .*w.pth\?dl=2: it is an HTML page"):
-        load_weights(backbone(), f"{server.url}w.pth?dl=2")
-    server.answers["w.pth?dl=2"] = content(data)
-    assert load_weights(backbone(), f"{server.url}w.pth?dl=2") == []
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.pth?dl=1"])
+def test_a_page_in_place_of_weights_is_not_kept(server, data, tmp_path, monkeypatch, name):
+    """The server may answer rightly later."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    address = server.url + name
+    server.answers[name] = content(b"<!DOCTYPE html><html>please log in</html>")
+    with pytest.raises(OSError, match=r"cannot get .*w\.pth.*: it is an HTML page"):
+        load_weights(backbone(), address)
+    server.answers[name] = content(data)
+    assert load_weights(backbone(), address) == []
+
+
+def test_an_address_is_fetched_once(server, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    server.answers["w.pth"] = slow(data, 0.3)
+    with ThreadPoolExecutor(3) as pool:
+        paths = set(pool.map(fetch.fetch_address, [f"{server.url}w.pth"] * 3))
+    assert Path(*paths).read_bytes() == data
+    assert len(server.requests) == 1
+
+
+def test_the_same_path_on_another_server_is_another_file(server, data, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    server.answers["w.pth"] = content(data)
+    assert load_weights(backbone(), f"{server.url}w.pth") == []
+    with Server().running() as other, pytest.raises(OSError, match=r"w\.pth: HTTP 404"):
+        load_weights(backbone(), f"{other.url}w.pth")

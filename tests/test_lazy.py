@@ -19,7 +19,7 @@ from PIL import Image
 
 from resnest_d2 import model_zoo
 from resnest_d2.config import ConfigError
-from resnest_d2.config.lazy import detectron2_config, read_lazy_config
+from resnest_d2.config.lazy import detectron2_config
 from resnest_d2.config.settings import (
     DEPENDENT_TRAINING_KEYS,
     EVALUATION_KEYS,
@@ -399,7 +399,7 @@ def test_data_that_no_loader_would_read():
 
 
 def test_configs_can_go_to_other_processes():
-    cfg = read_lazy_config(model_zoo.get_config_file("lazy/cascade_resnest50"))
+    cfg = load_config(model_zoo.get_config_file("lazy/cascade_resnest50"))
     again = pickle.loads(pickle.dumps(cfg))
     with no_weights(model_zoo.get_config("mask_resnest50"), cfg):
         again.train.device = "meta"

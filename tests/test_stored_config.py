@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from commands import ROOT, run_tool
+from server import Server
 
 from resnest_d2.config import ConfigError, InputError
 from resnest_d2.config.settings import MAPPER, Settings
@@ -156,7 +157,9 @@ def test_without_a_config_anywhere(weights, tmp_path):
     cut = tmp_path / "cut.pth"
     cut.write_bytes(weights.read_bytes()[:10000])
     with pytest.raises(InputError, match=r"cut\.pth is damaged or cut off"):
-        load_config_of_weights("", ["MODEL.WEIGHTS", str(cut)])
+        load_config_of_weights("", ["MODEL.WEIGHTS", f"{cut}?matching_heuristics=True"])
+    with Server().running() as server, pytest.raises(OSError, match=r"x\.pth: HTTP 404"):
+        load_config_of_weights("", ["MODEL.WEIGHTS", f"{server.url}x.pth"])
     with pytest.raises(
         InputError, match="a config is needed .--config-file, or --model., because no MODEL.WEIGHTS"
     ):

@@ -632,6 +632,14 @@ def test_a_models_own_names_are_taken_as_they_are(tmp_path, name):
     assert resumed.untouched() == []
 
 
+def test_a_models_own_names_are_not_taken_for_caffe2s(tmp_path):
+    model, other = small_backbone(), small_backbone()
+    arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+    (tmp_path / "own.pkl").write_bytes(pickle.dumps(arrays))
+    assert load_weights(other, str(tmp_path / "own.pkl")) == []
+    assert torch.equal(other.stem.conv1_1.weight, model.stem.conv1_1.weight)
+
+
 def test_a_query_hides_no_classes(tmp_path):
     classes = {"thing_classes": ["cat", "dog"]}
     content = {"model": {"x.cls_score.weight": torch.zeros(3, 8)}, "classes": classes}

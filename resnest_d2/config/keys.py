@@ -30,13 +30,6 @@ RESNEST_DEFAULTS: dict[str, Any] = {
     # Recompute blocks in the backward pass instead of keeping their activations.
     "GRAD_CHECKPOINT": False,
 }
-# Compile the backbone for training with torch.compile.
-COMPILE_DEFAULT = False
-# Large-scale jitter in place of INPUT.MIN_SIZE_TRAIN: images are scaled to fit a random multiple of
-# IMAGE_SIZE, and cropped or padded to it (arXiv:2012.07177).
-LSJ_DEFAULTS = {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "IMAGE_SIZE": 1024}
-# Factor of the learning rate in the bottom-up network, as in MaskFormer's configs.
-MULTIPLIER_DEFAULT = 1.0
 
 # Detectron2's builders of plain ResNets, and the depths that these have.
 PLAIN_BUILDERS = (
@@ -60,11 +53,22 @@ def add_resnest_config(cfg: CfgNode) -> None:
     files load unchanged. Unlike the reference it leaves ``STRIDE_IN_1X1`` alone, which ResNet
     baselines need at Detectron2's default; the ResNeSt builders do not read that key.
     """
-    for key, value in RESNEST_DEFAULTS.items():
-        cfg.MODEL.RESNETS.setdefault(key, value)
-    cfg.MODEL.setdefault("COMPILE", COMPILE_DEFAULT)
-    cfg.SOLVER.setdefault("BACKBONE_MULTIPLIER", MULTIPLIER_DEFAULT)
-    cfg.INPUT.setdefault("LSJ", CfgNode(LSJ_DEFAULTS))
+    for node, key, default in _own_keys(cfg):
+        node.setdefault(key, default)
+
+
+def _own_keys(cfg: CfgNode) -> Iterator[tuple[CfgNode, str, Any]]:
+    """The nodes of a config, the keys that this package adds to them, and their defaults."""
+    for key, default in RESNEST_DEFAULTS.items():
+        yield cfg.MODEL.RESNETS, key, default
+    # Compile the backbone for training with torch.compile.
+    yield cfg.MODEL, "COMPILE", False
+    # Factor of the learning rate in the bottom-up network, as in MaskFormer's configs.
+    yield cfg.SOLVER, "BACKBONE_MULTIPLIER", 1.0
+    # Large-scale jitter in place of INPUT.MIN_SIZE_TRAIN: images are scaled to fit a random
+    # multiple of IMAGE_SIZE, and cropped or padded to it (arXiv:2012.07177).
+    jitter = {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "IMAGE_SIZE": 1024}
+    yield cfg.INPUT, "LSJ", CfgNode(jitter)
 
 
 def merge_config(loaded: dict[str, Any], file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -123,9 +127,7 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    defaults = [(cfg.MODEL.RESNETS, *item) for item in RESNEST_DEFAULTS.items()]
-    defaults += [(cfg.MODEL, "COMPILE", COMPILE_DEFAULT), (cfg.INPUT, "LSJ", LSJ_DEFAULTS)]
-    for node, key, default in (*defaults, (cfg.SOLVER, "BACKBONE_MULTIPLIER", MULTIPLIER_DEFAULT)):
+    for node, key, default in _own_keys(cfg):
         if node.get(key) == default:
             node.pop(key, None)
     return cfg

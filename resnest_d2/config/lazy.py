@@ -18,19 +18,6 @@ from .keys import flat_keys
 TRUSTED = ("detectron2.", "fvcore.", "resnest_d2.", "torch.nn.", "torch.optim.")
 
 
-def read_lazy_config(file: str, overrides: Sequence[str] = ()) -> DictConfig:
-    """Read a ``.py`` config, which is code and is run.
-
-    Args:
-        file: its path.
-        overrides: ``["train.max_iter=100", ...]`` in Hydra's grammar.
-
-    Raises:
-        ConfigError: the file is no config, or an override names a key that does not exist.
-    """
-    return override(LazyConfig.load(file), file, overrides)
-
-
 def restore_lazy_config(
     content: dict[str, Any], file: str, overrides: Sequence[str] = (), known: Any = None
 ) -> DictConfig:
@@ -39,11 +26,11 @@ def restore_lazy_config(
     Args:
         content: what the YAML holds.
         file: its path, for messages.
-        overrides: as of :func:`read_lazy_config`.
+        overrides: as of :func:`override`.
         known: another config's content; what that one calls may be called.
 
     Raises:
-        ConfigError: as :func:`read_lazy_config`, or it calls what is none of the known packages'.
+        ConfigError: as :func:`override`, or it calls what is none of the known packages'.
     """
     for target in set(_targets(content)).difference(_targets(known)):
         found = locate(target) if target.startswith(TRUSTED) else None
@@ -66,10 +53,15 @@ def _targets(node: Any) -> Iterator[str]:
 
 
 def override(cfg: DictConfig, file: str, overrides: Sequence[str]) -> DictConfig:
-    """Override keys of a LazyConfig that ``file`` holds, in place, and return it.
+    """Override keys of a LazyConfig, in place, and return it.
+
+    Args:
+        cfg: the config.
+        file: its path, for messages.
+        overrides: ``["train.max_iter=100", ...]`` in Hydra's grammar.
 
     Raises:
-        ConfigError: as :func:`read_lazy_config`.
+        ConfigError: the file is no config, or an override names a key that does not exist.
     """
     if "model" not in cfg:
         raise ConfigError(f"{file} defines no 'model'")

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, LazyConfig
 from omegaconf import DictConfig
 
 from . import ConfigError, did_you_mean, require_int, require_one_of
 from .keys import errors_of, merge_config, read_yaml
-from .lazy import read_lazy_config, restore_lazy_config
+from .lazy import override, restore_lazy_config
 from .settings import Config, Settings
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictCon
         raise ConfigError(f"{late} must stand before the config's own options: {' '.join(opts)}")
     with errors_of(config_file):
         if config_file.endswith(".py"):
-            cfg = read_lazy_config(config_file, opts)
+            cfg = override(LazyConfig.load(config_file), config_file, opts)
         else:
             content = read_yaml(config_file)
             if "model" in content:  # keys of the other kind are upper case

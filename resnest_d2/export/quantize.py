@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..config import import_extra
-from .metadata import ENTRY, ONNX, Metadata
+from .metadata import ONNX, Metadata
 from .standalone import pad
 
 logger = logging.getLogger(__name__)
@@ -17,28 +17,22 @@ def quantize(file: Path, images: Sequence[torch.Tensor], metadata: Metadata) -> 
     """Quantise convolutions and matrix products of an ONNX file to 8 bits, in place.
 
     Args:
-        file: of a detector or a backbone.
+        file: of a detector or a backbone; what it says about itself stays.
         images: to measure the range of activations on, shape (3, H, W), 0 to 255.
         metadata: of the file.
 
     Raises:
         ImportError: a package is not installed.
     """
-    onnx = import_extra("onnx", *ONNX)
     tools = import_extra("onnxruntime.quantization", *ONNX)
+    sides = metadata.size_divisibility, metadata.min_side
+    inputs = ({"image": pad(image.numpy(), metadata.pixel_mean, *sides)} for image in images)
 
     class Reader(tools.CalibrationDataReader):
         """Hands out the images, one at a time."""
 
-        def __init__(self) -> None:
-            self.images = iter(images)
-
         def get_next(self) -> dict | None:
-            image = next(self.images, None)
-            if image is None:
-                return None
-            sides = metadata.size_divisibility, metadata.min_side
-            return {"image": pad(image.numpy(), metadata.pixel_mean, *sides)}
+            return next(inputs, None)
 
     logger.info("Measuring ranges on %d images", len(images))
     logging.disable(logging.WARNING)  # the quantiser advises a step that fails on these graphs
@@ -53,7 +47,3 @@ def quantize(file: Path, images: Sequence[torch.Tensor], metadata: Metadata) -> 
         )
     finally:
         logging.disable(logging.NOTSET)
-    model = onnx.load(file)
-    del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {ENTRY: metadata.to_json()})
-    onnx.save(model, file)

@@ -6,12 +6,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import (
-    CascadeROIHeads,
-    build_mask_head,
-    fast_rcnn,
-    select_foreground_proposals,
-)
+from detectron2.modeling.roi_heads import CascadeROIHeads, fast_rcnn, select_foreground_proposals
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
@@ -68,15 +63,11 @@ class AveragingCascadeROIHeads(CascadeROIHeads):
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        arguments = super()._init_mask_head(cfg, input_shape)
-        if arguments:
-            pooler = arguments["mask_pooler"]
-            height, width = pooler.output_size
-            channels = input_shape[arguments["mask_in_features"][0]].channels
-            shape = ShapeSpec(channels=channels, height=height, width=width)
-            others = [build_mask_head(cfg, shape) for _ in cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS[1:]]
-            arguments["mask_head"] = nn.ModuleList([arguments["mask_head"], *others])
-        return arguments
+        make_one, stages = super()._init_mask_head, cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
+        made = [make_one(cfg, input_shape) for _ in stages]
+        if made[0]:
+            made[0]["mask_head"] = nn.ModuleList([one["mask_head"] for one in made])
+        return made[0]
 
     def _forward_box(
         self,

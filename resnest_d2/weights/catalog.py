@@ -116,6 +116,8 @@ OPENMMLAB = "https://download.openmmlab.com/"
 OPENMMLAB_DETECTORS = MMDETECTION.root
 # Reported dead since 2021. It has the files for ImageNet too, under torch/.
 BUCKET = AUTHORS.root.removesuffix("detectron/")
+# Addresses of weights below these stand for their names.
+NAMED_PLACES = (BUCKET, OPENMMLAB_DETECTORS)
 
 
 def names() -> list[str]:

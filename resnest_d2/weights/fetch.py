@@ -60,7 +60,7 @@ class WeightsHandler(PathHandler):
     """
 
     def _get_supported_prefixes(self) -> list[str]:
-        return [catalog.RESNEST, catalog.TIMM, catalog.BUCKET, catalog.OPENMMLAB_DETECTORS]
+        return [catalog.RESNEST, catalog.TIMM, *catalog.NAMED_PLACES]
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
         return False  # then checkpointers ask for the local path
@@ -115,29 +115,37 @@ def local_path(entry: catalog.Entry, force: bool = False) -> Path:
 
 
 def fetch_address(address: str) -> str:
-    """Return a local copy of the file at an address with a query, which is fetched as it stands.
+    """Return a local copy of the file of weights at an address, which is fetched as it stands.
 
-    It is cached by the whole address, for with other parameters it may be another file.
+    It is cached by the whole address, for with another host or query it may be another file.
 
     Raises:
-        FetchError: the file cannot be fetched, or the cache cannot be written.
+        FetchError: the file cannot be fetched or is no file of weights, or the cache cannot be
+            written.
     """
     name = Path(urlparse(address).path).name or "weights"
     key = hashlib.sha256(address.encode()).hexdigest()[:16]
     target = Path(get_cache_dir()) / "resnest_d2" / "addresses" / key / name
-    if not target.is_file():
-        with _writing_to(target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target) as temporary, temporary.open("wb", buffering=0) as file:
-            try:
-                _download(address, file)
-            except CacheError:
-                raise
-            except (OSError, HTTPException) as error:
-                raise FetchError(f"cannot get {address}: {_reason(error)}") from error
-            if problem := hash_problem(temporary, ""):
-                raise FetchError(f"cannot get {address}: {problem}")
+    if target.is_file():
+        return str(target)
+    with _writing_to(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(str(target)):
+            if not target.is_file():
+                _fetch_to(target, address)
     return str(target)
+
+
+def _fetch_to(target: Path, address: str) -> None:
+    with replacing(target) as temporary, temporary.open("wb", buffering=0) as file:
+        try:
+            _download(address, file)
+        except CacheError:
+            raise
+        except (OSError, HTTPException) as error:
+            raise FetchError(f"cannot get {address}: {_reason(error)}") from error
+        if problem := hash_problem(temporary, ""):
+            raise FetchError(f"cannot get {address}: {problem}")
 
 
 def read_note(path: str | Path) -> dict[str, Any]:
@@ -292,7 +300,8 @@ def hash_problem(file: Path, name: str, actual: str = "") -> str | None:
         text = describe_text(stream.read(512))
     if text:
         return f"it is {text}"
-    actual, promised = actual or sha256(file), promised_hash(name)
+    if promised := promised_hash(name):
+        actual = actual or sha256(file)
     is_right = actual.startswith(promised)
     return None if is_right else f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}"
 

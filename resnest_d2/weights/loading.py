@@ -15,7 +15,7 @@ from torch import nn
 
 from ..config import InputError
 from ..modeling.resnest import ResNeSt
-from .catalog import find, input_format_of
+from .catalog import NAMED_PLACES, find_address, input_format_of
 from .convert import Conversion, UnreadableError, rename, unwrap
 from .fetch import fetch_address
 from .files import Checkpoint, classes_in, config_in, read_checkpoint
@@ -89,8 +89,8 @@ class RecordingCheckpointer(DetectionCheckpointer):
         own = Conversion(tensors, "", container, {}, ())
         conversion = own if is_own else rename(tensors, container)
         checkpoint = Checkpoint.of(content, conversion)
-        is_foreign = not conversion.naming and container != "model"
-        if not is_foreign or not filename.endswith((".pkl", ".pyth")):
+        is_known = is_own or conversion.naming or container == "model"
+        if is_known or not filename.endswith((".pkl", ".pyth")):
             return checkpoint
         # Detectron's files are in Caffe2's names, files of pycls in their own.
         kept = {k: v for k, v in tensors.items() if not k.endswith(("_momentum", "_tracked"))}
@@ -229,19 +229,28 @@ def number_of_classes(path: str) -> int | None:
 
 def _peek(path: str) -> dict[str, Any]:
     try:
-        if not path.startswith(("http://", "https://")):
-            path = local_file(path)
-        elif not find(path):
-            path = PathManager.get_local_path(local_file(path))
-        return read_checkpoint(path, with_weights=False) if os.path.isfile(path) else {}
+        return look_into(path)
     except (OSError, InputError):  # loading it into the model will tell why
         return {}
 
 
-def local_file(path: str) -> str:
-    """Return ``MODEL.WEIGHTS`` without a query, which is Detectron2's own or an address's.
+def look_into(path: str) -> dict[str, Any]:
+    """Return what a checkpoint at a path or an address holds, its weights only where they are read.
 
-    A file at an address with a query of its own is fetched, and its local path returned.
+    Names of published weights, and files that are not there, hold nothing.
+
+    Raises:
+        FetchError: the file cannot be fetched.
+        InputError: it is no checkpoint, or the path has a query that is not Detectron2's.
+    """
+    file = local_file(path)
+    return read_checkpoint(file, with_weights=False) if os.path.isfile(file) else {}
+
+
+def local_file(path: str) -> str:
+    """Return ``MODEL.WEIGHTS`` without the query that is Detectron2's own.
+
+    A file at an address is fetched, and its local path returned, unless the catalog names it.
 
     Raises:
         FetchError: it cannot be fetched.
@@ -249,11 +258,12 @@ def local_file(path: str) -> str:
     """
     bare, _, query = path.partition("?")
     others = [part for part in query.split("&") if part not in (HEURISTICS, "")]
-    if not others:
-        return bare
-    if not path.startswith(("http://", "https://")):
+    has_name = path.startswith(NAMED_PLACES) and find_address(bare)
+    if path.startswith(("http://", "https://")) and not has_name:
+        return fetch_address("?".join(filter(None, (bare, "&".join(others)))))
+    if others:
         raise InputError(f"MODEL.WEIGHTS {path}: after '?' only {HEURISTICS} is known")
-    return fetch_address(f"{bare}?{'&'.join(others)}")
+    return bare
 
 
 def require_file(path: str) -> None:

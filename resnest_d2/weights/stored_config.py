@@ -1,7 +1,6 @@
 """The config that a checkpoint holds, and what counts where another one is given."""
 
 import logging
-import os
 import tempfile
 from collections.abc import Sequence
 from functools import reduce
@@ -26,8 +25,7 @@ from ..config.keys import (
 from ..config.lazy import override, restore_lazy_config
 from ..config.load import check, load_config
 from ..config.settings import MAPPER, Config, Settings
-from .files import read_checkpoint
-from .loading import read_config, require_file
+from .loading import look_into, read_config, require_file
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +95,7 @@ def load_config_of_weights(
 
     Raises:
         FileNotFoundError: there is no such file.
+        FetchError: no file is given and the weights cannot be fetched.
         InputError: no file is given and the weights hold no config or are damaged; or the config
             is wrong.
     """
@@ -107,8 +106,7 @@ def load_config_of_weights(
         if given is not None:
             return given
         require_file(path)
-        if os.path.isfile(path):
-            read_checkpoint(path, with_weights=False)  # tells of a file that is damaged
+        look_into(path)  # tells of a file that is damaged or cannot be fetched
         reason = f"MODEL.WEIGHTS {path} holds no config" if path else "no MODEL.WEIGHTS are given"
         raise InputError(f"a config is needed (--config-file, or --model), because {reason}")
     source = f"the config in {path}"
