@@ -15,6 +15,7 @@ from ..weights import FetchError, UnreadableError, read_checkpoint
 from ..weights.catalog import input_format_of
 from ..weights.convert import Conversion, describe_conversion
 from ..weights.files import CLASSES_KEY, ENDINGS, Checkpoint, classes_in, write_checkpoint
+from ..weights.loading import local_file
 from ..weights.naming import network_of
 from . import setting_up
 
@@ -69,7 +70,7 @@ def read(source: str, drop_unknown: bool = False) -> tuple[Conversion, Checkpoin
     if "://" not in source and not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {source}")
     try:
-        content = read_checkpoint(PathManager.get_local_path(source), name=source)
+        content = read_checkpoint(PathManager.get_local_path(local_file(source)), name=source)
         conversion = describe_conversion(content, drop_unknown)
         checkpoint = Checkpoint.of(content, conversion)
     except (UnreadableError, OSError) as error:
