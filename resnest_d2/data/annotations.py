@@ -12,10 +12,9 @@ from .image_files import CLIPPED, ImageFile
 from .notes import Notes, some
 from .repair import Options
 from .rle import as_text, decode_counts
+from .values import Box, clip, excess, is_outside, number, numbers, polygons
 from .values import box as read_box
-from .values import number, numbers, polygons
 
-Box = list[int | float]
 Mask = list[list[float]] | dict[str, Any]
 ENOUGH = 20  # annotations that all lie in one part of their pictures are there for a reason
 
@@ -62,12 +61,12 @@ class AnnotationReader:
         """
         mask, problem = self._mask(name, entry, image)
         of_mask = None if mask is None else mask_box(mask)
-        if of_mask and image.is_exchanged and _excess(of_mask, image.size) > CLIPPED:
+        if of_mask and image.is_exchanged and excess(of_mask, image.size) > CLIPPED:
             self.turned.append(name)
-        if of_mask and _is_outside(of_mask, image.size):
+        if of_mask and is_outside(of_mask, image.size):
             mask = of_mask = None
             problem = "have a mask outside of their image"
-        box = self._box(name, entry, image, of_mask and _clip(of_mask, image.size))
+        box = self._box(name, entry, image, of_mask and clip(of_mask, image.size))
         if box is None:
             return None
         iscrowd = self._flag(name, entry, "iscrowd")
@@ -176,16 +175,16 @@ class AnnotationReader:
         if width <= 0 or height <= 0:
             self.notes.add("left out {n} annotations that have a mask without area", name)
             return None
-        excess = _excess(box, image.size)
-        if image.is_exchanged and excess > CLIPPED:
+        most = excess(box, image.size)
+        if image.is_exchanged and most > CLIPPED:
             self.turned.append(name)
-        if _is_outside(box, image.size):
+        if is_outside(box, image.size):
             self.notes.add("left out {n} annotations that lie outside of their image", name)
             return None
-        if excess > CLIPPED:
+        if most > CLIPPED:
             self.beyond.append((name, box, image))
-        clips = excess > CLIPPED or (excess > 0 and image.declared != image.size)
-        return _clip(box, image.size) if clips else box
+        clips = most > CLIPPED or (most > 0 and image.declared != image.size)
+        return clip(box, image.size) if clips else box
 
     def _mask(self, name: Any, entry: dict[str, Any], image: ImageFile) -> tuple[Mask | None, str]:
         """The mask in the picture's pixels, or what is wrong with it."""
@@ -279,7 +278,7 @@ class AnnotationReader:
             self.beyond
             and len(self.beyond) > 0.2 * self.read_boxes
             and fmean(
-                min(corners(box)[2:]) > 0 and _excess(corners(box), image.size) <= CLIPPED
+                min(corners(box)[2:]) > 0 and excess(corners(box), image.size) <= CLIPPED
                 for _, box, image in self.beyond
             )
             > 0.9
@@ -324,24 +323,6 @@ def mask_box(mask: Mask) -> Box:
     xs = [x for polygon in mask for x in polygon[::2]]
     ys = [y for polygon in mask for y in polygon[1::2]]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
-def _excess(box: Box, size: tuple[int, int]) -> float:
-    """By how many pixels a box reaches beyond an image of this width and height."""
-    x, y, width, height = box
-    return max(-x, -y, x + width - size[0], y + height - size[1])
-
-
-def _is_outside(box: Box, size: tuple[int, int]) -> bool:
-    x, y, width, height = box
-    return x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0
-
-
-def _clip(box: Box, size: tuple[int, int]) -> Box:
-    """The part of a box that lies in an image of this width and height."""
-    x, y, width, height = box
-    left, top = max(x, 0), max(y, 0)
-    return [left, top, min(x + width, size[0]) - left, min(y + height, size[1]) - top]
 
 
 def _mask_area(mask: Mask, size: tuple[int, int]) -> float:

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+Box = list[int | float]  # x, y, width, height
+
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -95,3 +97,22 @@ def _polygon(value: Any) -> list[int | float] | None:
     if len(pairs) < len(value) or any(pair is None or len(pair) != 2 for pair in pairs):
         return None
     return [coordinate for pair in pairs for coordinate in pair]
+
+
+def excess(box: Box, size: tuple[int, int]) -> float:
+    """Return by how many pixels a box reaches beyond an image of this width and height."""
+    x, y, width, height = box
+    return max(-x, -y, x + width - size[0], y + height - size[1])
+
+
+def is_outside(box: Box, size: tuple[int, int]) -> bool:
+    """Whether a box has no part in an image of this width and height."""
+    x, y, width, height = box
+    return x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0
+
+
+def clip(box: Box, size: tuple[int, int]) -> Box:
+    """Return the part of a box that lies in an image of this width and height."""
+    x, y, width, height = box
+    left, top = max(x, 0), max(y, 0)
+    return [left, top, min(x + width, size[0]) - left, min(y + height, size[1]) - top]
