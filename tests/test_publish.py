@@ -271,8 +271,9 @@ def test_detectors_of_older_detectron2s_are_converted(tmp_path, capsys):
     weights = make_resnest(50).state_dict()
     weights = {f"backbone.bottom_up.{key}": value for key, value in weights.items()}
     weights |= {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
-    torch.save({"model": weights}, tmp_path / "old.pth")
-    assert convert_weights([str(tmp_path / "old.pth"), str(tmp_path / "new.pth")]) == 0
+    old = tmp_path / "old.pth?dl=1"  # as wget calls it
+    torch.save({"model": weights}, old)
+    assert convert_weights([str(old), str(tmp_path / "new.pth")]) == 0
     assert "pixel_mean" in capsys.readouterr().out
 
 

@@ -691,6 +691,9 @@ def test_pictures_of_one_name_are_told_apart_by_their_paths(folder):
     found = [Path(image["file_name"]).relative_to(folder / "images") for image in data.images]
     assert found == [Path("x/1.jpg"), Path("x/sub/1.jpg")]
     assert [len(record["annotations"]) for record in data.dicts] == [1, 1]
+    odd["images"][0]["file_name"] = odd["images"][1]["file_name"] = "x/1.jpg"  # one, listed twice
+    del odd["images"][1]["path"]
+    assert [len(record["annotations"]) for record in read(folder, odd).dicts] == [2]
 
 
 @pytest.mark.parametrize("crowds", [False, True])

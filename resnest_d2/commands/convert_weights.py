@@ -70,7 +70,8 @@ def read(source: str, drop_unknown: bool = False) -> tuple[Conversion, Checkpoin
     if "://" not in source and not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {source}")
     try:
-        content = read_checkpoint(PathManager.get_local_path(local_file(source)), name=source)
+        file = local_file(source) if "://" in source else source  # of which a name may have a "?"
+        content = read_checkpoint(PathManager.get_local_path(file), name=source)
         conversion = describe_conversion(content, drop_unknown)
         checkpoint = Checkpoint.of(content, conversion)
     except (UnreadableError, OSError) as error:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -110,7 +109,8 @@ def read_header(file: str | Path) -> Header:
     """
     with _open(file) as image:
         _require_known_range(image)
-        size, is_turned = image.size, _orientation(image) >= 5
+        is_turned = _may_have_exif(image) and _orientation(image) >= 5
+        size = image.size
         pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         return Header(size[::-1] if is_turned else size, is_turned, pages)
 
@@ -140,8 +140,6 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
-    if image.format == "PNG" and image.fp and not _may_have_exif(image.fp):
-        return 1
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGED:
@@ -149,12 +147,14 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if value in tuple(UPRIGHT) else 1
 
 
-def _may_have_exif(stream: IO[bytes]) -> bool:
-    """Whether a PNG names EXIF or XMP anywhere: without, Pillow decodes it all to look for them."""
-    place = stream.tell()
-    stream.seek(0)
-    content = stream.read()
-    stream.seek(place)
+def _may_have_exif(image: Image.Image) -> bool:
+    """Whether a file names EXIF or XMP: to look for them, Pillow decodes a PNG that has none."""
+    if image.format != "PNG":
+        return True
+    place = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(place)
     return any(name in content for name in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
 
 

@@ -196,7 +196,8 @@ def read_images(
     by_name: dict[str, Any] = {}
     paths: dict[Any, set[Any]] = defaultdict(set)  # COCO Annotator's, of one file_name
     for entry in entries:
-        paths[str(entry.get("file_name"))].add(str(entry.get("path")))
+        if entry.get("path"):
+            paths[str(entry.get("file_name"))].add(str(entry["path"]))
     for entry in entries:
         key = identity(entry.get("id"))
         name = entry.get("file_name") or entry.get("path") or entry.get("coco_url")

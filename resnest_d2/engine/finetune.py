@@ -228,11 +228,12 @@ def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
 
 def _write(data: CocoData, file: Path) -> None:
     """Write what was read, but not over the data of a training that is running in the folder."""
-    if file.is_file() and file.read_text() == data.to_json():
+    text = data.to_json()
+    if file.is_file() and file.read_text() == text:
         return
     try:
         with hold_folder(file.parent):
-            write_text(file, data.to_json())
+            write_text(file, text)
     except BlockingIOError as error:
         raise InputError(
             f"{file}: {error.strerror} and evaluates on these; wait for its end, or choose another "

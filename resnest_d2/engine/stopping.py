@@ -69,7 +69,8 @@ def early_end(loop: TrainerBase) -> Iterator[None]:
             if stop.exit_code:
                 raise SystemExit(stop.exit_code) from None
         finally:
-            signal.alarm(0)
+            if threading.current_thread() is threading.main_thread():
+                signal.alarm(0)
             TRAINING.value, loop._data_loader_iter_obj = False, None
 
 

@@ -84,14 +84,14 @@ def load_exported(path: str | Path) -> ExportedModel:
     path = Path(path)
     metadata, session = read_metadata(path)
     try:
-        function = _of(session) if session else _LOADERS[metadata.format](path)
+        function = _onnx(session) if session else _LOADERS[metadata.format](path)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} cannot be read as an exported model: {reason}") from error
     return ExportedModel(function, metadata)
 
 
-def _of(session: "onnxruntime.InferenceSession") -> Function:  # noqa: F821
+def _onnx(session: "onnxruntime.InferenceSession") -> Function:  # noqa: F821
     def run(image: torch.Tensor) -> list[torch.Tensor]:
         return [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
 
