@@ -7,9 +7,10 @@ config_packages = [f"resnest_d2.{name}" for name in configs]
 
 setup(
     packages=[*find_packages(include=["resnest_d2*"]), *config_packages],
+    py_modules=["resnest_d2_cli"],
     package_dir={"resnest_d2.configs": "configs"},
     package_data={
-        "resnest_d2": ["py.typed", "analysis/page.html"],
+        "resnest_d2": ["py.typed"],
         **{name: ["*.yaml", "*.py"] for name in config_packages},
     },
 )

@@ -29,7 +29,6 @@ except ModuleNotFoundError as error:
 from . import model_zoo
 from .config.keys import add_resnest_config
 from .modeling.build import (
-    CONFIG_CHECKS,
     build_resnest_backbone,
     build_resnest_fpn_backbone,
     build_retinanet_resnest_fpn_backbone,
@@ -39,11 +38,8 @@ from .modeling.resnest import ResNeSt, make_resnest
 from .modeling.roi_heads import AveragingCascadeROIHeads  # noqa: F401  (it registers itself)
 from .modeling.split_attention import SplitAttentionConv2d
 from .weights import load_weights, register_handlers
-from .weights.catalog import check_colours
 
 register_handlers()
-if check_colours not in CONFIG_CHECKS:
-    CONFIG_CHECKS.append(check_colours)
 
 # Loaded on first use: they need more of Detectron2 than a project that only builds a backbone.
 _LAZY = {

@@ -1,9 +1,9 @@
-"""Small helpers for files."""
+"""Files that are whole or not there, and folders that one process works in."""
 
 import errno
+import fcntl
 import hashlib
 import os
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -11,14 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from .config import FileError, InputError
+
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
@@ -29,17 +28,20 @@ def replacing(target: Path) -> Iterator[Path]:
     it. The temporary file is there, empty and with the permissions of any new file.
 
     Raises:
-        OSError: the file cannot be written; the message names it.
+        FileError: the file cannot be written; the message names it.
     """
-    temporary = _beside(target)
-    with _naming(target):
-        temporary.touch()
+    # Not tempfile's, which only this user may read: caches are shared.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
+        temporary.touch()
         yield temporary
-        with _naming(target):
-            _to_disk(temporary)
-            os.replace(temporary, target)
-            _to_disk(target.parent)
+        _to_disk(temporary)
+        os.replace(temporary, target)
+        _to_disk(target.parent)
+    except InputError:
+        raise
+    except OSError as error:
+        raise FileError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -53,73 +55,57 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
-    """Hold a folder for this process, so that no other one writes to it.
-
-    The hold ends with the process, however that ends, or when the file that is returned is closed.
-    Processes that are forked do not prolong it. File systems without locks hold nothing.
-
-    Args:
-        folder: made if it is not there.
-        wait: seconds for a process that holds it to end.
+def write_text(target: Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all.
 
     Raises:
-        BlockingIOError: another process holds the folder; the message names both.
+        FileError: it cannot be written.
     """
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    stream = (folder / ".lock").open("a+")
-    until = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return stream  # a file system without locks
-            if time.monotonic() < until:
-                time.sleep(0.2)
-                continue
-            stream.seek(0)
-            holder = stream.read() or "another process"
-            stream.close()
-            raise BlockingIOError(errno.EAGAIN, f"{holder} is working in it", str(folder)) from None
-    stream.truncate(0)
-    stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-    stream.flush()
-    return stream
+    with replacing(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def check_writable(target: Path) -> None:
     """See that a file can be written, before the work whose result it is to hold; it is not made.
 
     Raises:
-        OSError: it cannot; the message names it.
+        FileError: it cannot; the message names it.
     """
-    with _naming(target):
-        if target.is_dir():
-            raise OSError(errno.EISDIR, "it is a folder")
-        temporary = _beside(target)
-        temporary.touch()
-        temporary.unlink()
+    if target.is_dir():
+        raise FileError(f"cannot write {target}: it is a folder")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        is_there = target.parent.is_dir()
+        reason = "its folder cannot be written" if is_there else "there is no such folder"
+        raise FileError(f"cannot write {target}: {reason}")
 
 
-def _beside(target: Path) -> Path:
-    # Not tempfile's, which only this user may read: caches are shared.
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
+    """Hold a folder, so that no other training writes to it, in this process neither.
 
+    The hold ends when the file that is returned is closed, or with the process. File systems
+    without locks hold nothing.
 
-@contextmanager
-def _naming(target: Path) -> Iterator[None]:
-    """Errors name the file that is wanted, not the temporary one."""
+    Args:
+        folder: made if it is not there.
+        wait: seconds for another one to end.
+
+    Raises:
+        FileError: another one holds the folder, or it cannot be written.
+    """
     try:
-        yield
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / ".lock").open("a")
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {target}: {error.strerror}") from error
-
-
-def write_text(target: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all."""
-    with replacing(target) as temporary, _naming(target):
-        temporary.write_text(text, encoding="utf-8")
+        raise FileError(f"cannot write to {folder}: {error.strerror}") from error
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return stream
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return stream  # a file system without locks
+            if time.monotonic() > until:
+                stream.close()
+                raise FileError(f"another training writes to {folder}") from None
+            time.sleep(0.2)

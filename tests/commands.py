@@ -33,6 +33,14 @@ def run_tool(
     return _run_in_process([ROOT / "tools" / tool, *args], None, cwd, environment)
 
 
+def run_command(
+    command: str, *args: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Exit code and output of ``resnest-d2 <command>``."""
+    code = "import sys, resnest_d2_cli; sys.exit(resnest_d2_cli.main())"
+    return _run_in_process(["resnest-d2", command, *args], code, cwd, environment)
+
+
 def run_python(
     code: str, *args: object, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""Configs of both kinds: their keys, reading them, and what the rest asks of them."""
+"""Keys and files of configs, and the errors that end a command in one line."""
 
 import difflib
 import importlib
@@ -13,6 +13,18 @@ class InputError(ValueError):
 
 class ConfigError(InputError):
     """A setting is wrong; the message names its key, the value and what is allowed."""
+
+
+class FileError(InputError, OSError):
+    """A file cannot be read or written; the message names it."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file or folder that a user named is not there."""
+
+
+class MissingPackageError(InputError, ImportError):
+    """A package of an extra is not installed; the message says how to install it."""
 
 
 def require_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
@@ -47,29 +59,25 @@ def require_between(name: str, value: float, least: float, most: float) -> None:
         raise ConfigError(f"{name} must be between {least:g} and {most:g}, got {value}")
 
 
-def import_extra(
-    name: str, start: str, extra: str = "", packages: Iterable[str] = ()
-) -> ModuleType:
-    """Import a module of a package that not everybody needs.
+def import_extra(name: str, extra: str, purpose: str) -> ModuleType:
+    """Import a module that only an extra of this package installs.
 
     Args:
         name: of the module.
-        start: the beginning of the message, in which {} stands for the package.
-        extra: of this project that installs it; by default the package is named alone.
-        packages: that may be missing, by default the module's own.
+        extra: of this project, ``"export"`` for ``resnest_d2[export]``.
+        purpose: what needs it, the beginning of the message.
 
     Raises:
-        ImportError: the package is not installed; the message says how to install it.
+        MissingPackageError: the module's package is not installed.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in (packages or name.partition(".")[:1]):
-            raise
-        install = f"'resnest_d2[{extra}]'" if extra else missing
-        raise ImportError(
-            f"{start.format(missing)} is not installed: pip install {install}"
+        if missing != name.partition(".")[0]:
+            raise  # it is there, and something that it needs is not
+        raise MissingPackageError(
+            f"{purpose} needs {missing}, which is not installed: pip install 'resnest_d2[{extra}]'"
         ) from error
 
 

@@ -1,31 +1,24 @@
-"""From a command line to a checked config that fits the machine."""
+"""From files and command lines to configs that fit the machine."""
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import detectron2
 import torch
-from detectron2.config import CfgNode, LazyConfig
-from omegaconf import DictConfig
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
-from . import ConfigError, did_you_mean, require_int, require_one_of
-from .keys import errors_of, merge_config, read_yaml
-from .lazy import override, restore_lazy_config
-from .settings import Config, Settings
+from . import ConfigError, MissingFileError, did_you_mean, require_int
+from .keys import add_project_config, add_resnest_config, flat_keys
 
 logger = logging.getLogger(__name__)
 
-# Keys whose values are at least 1, of YAML configs and of LazyConfigs.
-POSITIVE_KEYS = (
-    (
-        *("SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD"),
-        *("INPUT.MAX_SIZE_TRAIN", "INPUT.MAX_SIZE_TEST"),
-    ),
-    (
-        *("train.max_iter", "train.log_period", "train.checkpointer.period"),
-        "dataloader.train.total_batch_size",
-    ),
+PLAIN_BUILDERS = (
+    *("build_resnet_backbone", "build_resnet_fpn_backbone"),
+    "build_retinanet_resnet_fpn_backbone",
 )
 
 
@@ -36,47 +29,127 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode | DictConfig:
-    """Read a config, YAML over the defaults of Detectron2 and ResNeSt or a LazyConfig.
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Read a YAML file over the defaults of Detectron2, of ResNeSt and of the projects it needs.
 
     Args:
-        config_file: path of a ``.yaml`` or ``.py`` file.
-        opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]`` for YAML, ``["optimizer.lr=0.01",
-            ...]`` for a LazyConfig.
+        config_file: a path, or an address of Detectron2's PathManager.
+        opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Returns:
         the config, not frozen.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConfigError: a key that does not exist, or a value that does not fit its key; the message
-            names it.
+        MissingFileError: there is no such file.
+        ConfigError: a key that does not exist, a value that does not fit its key, or a tag that
+            would run code; the message names it.
     """
-    if not os.path.isfile(config_file):
+    if not PathManager.isfile(config_file):
         root = config_dir()
         known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
         hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
-        raise FileNotFoundError(f"--config-file: there is no file {config_file!r}{hint}")
-    late = next((option for option in opts if option.startswith("--")), None)
+        raise MissingFileError(f"--config-file: there is no file {config_file!r}{hint}")
+    if not config_file.endswith((".yaml", ".yml")):
+        raise ConfigError(
+            f"--config-file must be a YAML file, got {config_file}; tools/lazyconfig_train_net.py "
+            "trains Detectron2's LazyConfigs (.py)"
+        )
+    # One of Detectron2's own files, Base-RetinaNet.yaml, computes its anchors. It is code like the
+    # rest of Detectron2; tags in any other file are refused.
+    own = Path(detectron2.__file__).parent in Path(config_file).resolve().parents
+    cfg = get_cfg()
+    with _errors_of(config_file, cfg):
+        loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=own)
+        _add_keys(cfg, loaded, opts)
+        cfg.merge_from_file(config_file, allow_unsafe=own)
+    return _merge_options(cfg, loaded, opts)
+
+
+def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
+    """As :func:`load_config`, from the text of a config that a checkpoint holds.
+
+    Args:
+        text: YAML.
+        source: what messages call it.
+        opts: overrides.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
+    cfg = get_cfg()
+    with _errors_of(source, cfg):
+        loaded = CfgNode.load_cfg(text)
+        _add_keys(cfg, loaded, opts)
+        cfg.merge_from_other_cfg(loaded)
+    return _merge_options(cfg, loaded, opts)
+
+
+def _add_keys(cfg: CfgNode, loaded: dict, opts: Sequence[str]) -> None:
+    add_resnest_config(cfg)
+    add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
+
+
+def _merge_options(cfg: CfgNode, loaded: dict, opts: Sequence[str]) -> CfgNode:
+    late = next((option for option in opts if str(option).startswith("--")), None)
     if late:
         raise ConfigError(f"{late} must stand before the config's own options: {' '.join(opts)}")
-    with errors_of(config_file):
-        if config_file.endswith(".py"):
-            cfg = override(LazyConfig.load(config_file), config_file, opts)
-        else:
-            content = read_yaml(config_file)
-            if "model" in content:  # keys of the other kind are upper case
-                cfg = restore_lazy_config(content, config_file, opts)
-            elif len(opts) % 2:
-                raise ConfigError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
-            else:
-                cfg = merge_config(content, config_file, opts)
-    check(Settings.of(cfg))
+    if len(opts) % 2:
+        raise ConfigError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
+    with _errors_of("the command line", cfg):
+        cfg.merge_from_list(list(opts))
+    _check_builder(cfg, {*flat_keys(loaded), *opts[::2]})
     return cfg
 
 
+def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
+    """Refuse ResNeSt's keys with a plain ResNet's builder, as the authors' fork spells it.
+
+    Args:
+        cfg: the config.
+        named: the keys that a user has set; a default asks for nothing.
+    """
+    builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
+    asked = {"RADIX": resnets.RADIX > 1, **{k: resnets[k] for k in ("AVD", "DEEP_STEM")}}
+    for key in (key for key, value in asked.items() if value and f"MODEL.RESNETS.{key}" in named):
+        if builder in PLAIN_BUILDERS:
+            raise ConfigError(
+                f"MODEL.RESNETS.{key} {resnets[key]} is a ResNeSt's, but MODEL.BACKBONE.NAME "
+                f"{builder!r} builds a plain ResNet without it: write "
+                f"{builder.replace('resnet_', 'resnest_')!r}, or take the key out"
+            )
+
+
+@contextmanager
+def _errors_of(source: str, cfg: CfgNode) -> Iterator[None]:
+    """Turn what yacs and PyYAML raise on a wrong config into a ConfigError.
+
+    Args:
+        source: the file, or "the command line", which the message begins with.
+        cfg: a config whose keys are suggested for one that does not exist.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except KeyError as error:
+        name = str(error.args[0]).rpartition(" ")[2]
+        hint = did_you_mean(name, flat_keys(cfg))
+        raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: it is its own _BASE_, or nested without end") from error
+    except yaml.constructor.ConstructorError as error:
+        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "a tag"
+        raise ConfigError(
+            f"{source}: {where} has a tag that would run code, and was not read: {error.problem}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
+    except (AssertionError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
 def check_device(name: str, device: str) -> None:
-    """Refuse a device that PyTorch does not know, or this machine does not have; GPUs may lack.
+    """Reject an unknown device. A missing GPU is allowed: :func:`choose_device` decides on that.
 
     Args:
         name: of the key or option.
@@ -95,45 +168,9 @@ def check_device(name: str, device: str) -> None:
         ) from None
 
 
-def check(settings: Settings) -> None:
-    """Refuse settings that Detectron2 trips over late, or in words that do not name the key.
-
-    Raises:
-        ConfigError: the message names the key and its value.
-    """
-    check_device(settings.key("device"), settings.device)
-    for key in POSITIVE_KEYS[settings.is_lazy]:
-        require_int(key, settings.get(key, 1), 1)
-    if settings.is_lazy:
-        return
-    cfg = settings.cfg
-    require_one_of("INPUT.FORMAT", cfg.INPUT.FORMAT, ("BGR", "RGB", "L", "YUV-BT.601"))
-    if len(cfg.MODEL.PIXEL_MEAN) != len(cfg.MODEL.PIXEL_STD):
-        raise ConfigError(
-            f"MODEL.PIXEL_MEAN {cfg.MODEL.PIXEL_MEAN} and MODEL.PIXEL_STD {cfg.MODEL.PIXEL_STD} "
-            "must have a value for each channel"
-        )
-    if cfg.INPUT.FORMAT == "L" and len(cfg.MODEL.PIXEL_MEAN) == 3:
-        for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-            values = settings.get(key)
-            settings.set(key, [sum(values) / 3])
-            message = "INPUT.FORMAT 'L' has one channel: %s %s is now its mean, %s"
-            logger.warning(message, key, values, settings.get(key))
-    sizes = cfg.INPUT.MIN_SIZE_TRAIN
-    for key, values in (("TRAIN", sizes), ("TEST", [cfg.INPUT.MIN_SIZE_TEST])):
-        if not values or any(not isinstance(v, int | float) or v < 0 for v in values):
-            raise ConfigError(
-                f"INPUT.MIN_SIZE_{key} {settings.get(f'INPUT.MIN_SIZE_{key}')} must be numbers of "
-                "pixels, of which 0 leaves images as they are"
-            )
-    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and len(sizes) != 2:
-        raise ConfigError(
-            f"INPUT.MIN_SIZE_TRAIN {sizes} must be the least and the greatest size with "
-            "INPUT.MIN_SIZE_TRAIN_SAMPLING 'range'"
-        )
-
-
-def choose_device(cfg: Config, num_gpus: int = 1, num_processes: int | None = None) -> int:
+def choose_device(
+    cfg: CfgNode, num_gpus: int = 1, num_processes: int | None = None, *, required: bool = False
+) -> int:
     """Fit a config, ``--num-gpus`` and ``--num-processes`` to the machine.
 
     Without a GPU a config made for one runs on the CPU, without AMP, which Detectron2 has for GPUs
@@ -143,17 +180,18 @@ def choose_device(cfg: Config, num_gpus: int = 1, num_processes: int | None = No
         cfg: a config, whose device and use of AMP may be changed.
         num_gpus: GPUs of this machine that the user asked for.
         num_processes: processes on CPUs that the user asked for.
+        required: whether the user named the device, so that a missing GPU is an error.
 
     Returns:
         number of processes to start on this machine.
 
     Raises:
-        ConfigError: more GPUs are asked for than there are, or processes on CPUs where a GPU is
-            used.
+        ConfigError: there is no such device, fewer GPUs are there than are asked for, or processes
+            on CPUs are asked for where a GPU is used.
     """
-    settings = Settings.of(cfg)
+    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wants_gpu = settings.device.startswith("cuda")
+    wants_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     if num_processes is not None:
         require_int("--num-processes", num_processes, 1)
     if wants_gpu and num_gpus > available > 0:
@@ -162,17 +200,15 @@ def choose_device(cfg: Config, num_gpus: int = 1, num_processes: int | None = No
         if num_processes:
             raise ConfigError(
                 "--num-processes is for CPUs, and this machine has GPUs: take --num-gpus, or set "
-                f"{settings.key('device')} cpu"
+                "MODEL.DEVICE cpu"
             )
         return max(num_gpus, 1)
-    amp = ""
-    if settings.amp:
-        settings.amp = False
-        amp = settings.key("amp").rpartition(".")[0]
+    if wants_gpu and required:
+        raise ConfigError(f"device {cfg.MODEL.DEVICE!r} was asked for, and no GPU was found")
+    amp, cfg.SOLVER.AMP.ENABLED = cfg.SOLVER.AMP.ENABLED, False
     if wants_gpu:
-        settings.device = "cpu"
-        without = f" and without {amp}" if amp else ""
-        logger.warning("No GPU was found: running on the CPU%s.", without)
+        cfg.MODEL.DEVICE = "cpu"
+        logger.warning("No GPU: running on the CPU%s.", " without SOLVER.AMP" if amp else "")
     elif amp:
-        logger.warning("%s needs a GPU: running on %s without it.", amp, settings.device)
+        logger.warning("SOLVER.AMP needs a GPU: running on %s without it.", cfg.MODEL.DEVICE)
     return num_processes or 1

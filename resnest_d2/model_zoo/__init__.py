@@ -1,46 +1,33 @@
-"""Models by name, with the verbs of ``detectron2.model_zoo``.
+"""Models by name, with the four verbs of ``detectron2.model_zoo`` and their meanings.
 
 A name is a config's path under ``configs/`` without its ending: ``"cascade_resnest101"``,
-``"baselines/mask_resnet50"``, and ``"lazy/cascade_resnest101"`` for a LazyConfig. What was
-published about them is in :mod:`resnest_d2.model_zoo.published`.
+``"baselines/mask_resnet50"``. What was published about them is in
+:mod:`resnest_d2.model_zoo.published`.
 """
 
 import torch
 from detectron2.config import CfgNode
-from omegaconf import DictConfig
 from torch import nn
 
 from ..config import InputError, did_you_mean
 from ..config.load import config_dir, load_config
-from ..config.settings import Settings
 from ..modeling.detector import build_detector
-from .published import PUBLICATIONS, Publication
-
-LAZY = "lazy/"
+from .published import PUBLICATIONS
 
 
-def names(lazy: bool = False) -> list[str]:
-    """Names of all models, sorted; shared files (``base_*``, ``lazy/common``) are none.
-
-    Args:
-        lazy: those that are LazyConfigs (``.py``), in place of those in YAML.
-    """
+def names() -> list[str]:
+    """Names of all models, sorted; shared files (``base_*``) are none."""
     root = config_dir()
-    paths = sorted(path.relative_to(root) for path in root.rglob("*.py" if lazy else "*.yaml"))
-    return [
-        path.with_suffix("").as_posix()
-        for path in paths
-        if not path.name.startswith(("base_", "_")) and "common" not in path.parts
-    ]
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.yaml"))
+    return [p.with_suffix("").as_posix() for p in paths if not p.name.startswith("base_")]
 
 
 def _known(name: str) -> str:
     """The name without its ending, if there is such a model."""
     if not isinstance(name, str):
         raise InputError(f"a model's name is a string, got {name!r}")
-    stem = name.removesuffix(".yaml").removesuffix(".py")
-    known = names() + names(lazy=True)
-    if stem not in known or name == f"{stem}.{'yaml' if stem.startswith(LAZY) else 'py'}":
+    stem, known = name.removesuffix(".yaml"), names()
+    if stem not in known:
         # By the last part, so that a folder may be forgotten.
         last = stem.lower().rpartition("/")[2]
         same = [n for n in known if n.rpartition("/")[2] == last]
@@ -58,54 +45,56 @@ def get_config_file(name: str) -> str:
     Raises:
         InputError: there is no such model; the message lists the closest names.
     """
-    name = _known(name)
-    return str(config_dir() / f"{name}{'.py' if name.startswith(LAZY) else '.yaml'}")
+    return str(config_dir() / f"{_known(name)}.yaml")
 
 
-def get_config(name: str) -> CfgNode | DictConfig:
+def get_config(name: str, trained: bool = False) -> CfgNode:
     """A model's full config.
 
-    Returns:
-        Detectron2's defaults, ResNeSt's keys, those of the project that the head comes from, and
-        the model's file; for a name under ``lazy/``, what the file defines.
+    Args:
+        name: as in :func:`get_config_file`.
+        trained: set ``MODEL.WEIGHTS`` to the published checkpoint; else it is the config's, for
+            most models a backbone for ImageNet.
+
+    Raises:
+        InputError: there is no such model, or no checkpoint of it.
     """
-    return load_config(get_config_file(name))
+    cfg = load_config(get_config_file(name))
+    if trained:
+        get_checkpoint_url(name)  # names a model that nobody has published
+        cfg.MODEL.WEIGHTS = f"resnest://COCO/{_known(name)}"
+    return cfg
 
 
 def get(name: str, trained: bool = False, device: str | None = None) -> nn.Module:
-    """Build a model in evaluation mode.
+    """Build a model and load the ``MODEL.WEIGHTS`` of its config; it is in training mode.
 
     Args:
-        name: a name of :func:`names`.
-        trained: load the published checkpoint; otherwise the weights are random.
-        device: where to put it; None takes a GPU if there is one.
+        name: as in :func:`get_config_file`.
+        trained: load the published checkpoint.
+        device: as ``MODEL.DEVICE``; None takes the config's, or the CPU where there is no GPU.
 
     Raises:
-        InputError: there is no such model, no checkpoint of it, or one that does not fill it.
+        InputError: as :func:`get_config`, or the weights cannot be fetched or do not fit.
     """
-    if trained:
-        get_checkpoint_url(name)  # names a model that nobody has published
-    settings = Settings.of(get_config(name))
-    settings.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_detector(settings)
-    if trained:
-        from ..weights import load_weights  # it stands above the zoo, whose names it knows
+    from ..weights import WeightsCheckpointer  # it stands above the zoo, whose names it knows
 
-        load_weights(model, f"resnest://COCO/{_known(name)}")
-    return model.eval()
-
-
-def _publication(name: str) -> Publication | None:
-    return PUBLICATIONS.get(_known(name).removeprefix(LAZY))
+    cfg = get_config(name, trained)
+    if device is None and not torch.cuda.is_available():
+        device = "cpu"
+    cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+    model = build_detector(cfg)
+    WeightsCheckpointer(model).load_to_train(cfg.MODEL.WEIGHTS)
+    return model
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Address of the published trained model; a LazyConfig has that of its YAML twin.
+    """Address of the published trained model.
 
     Raises:
         InputError: there is no such model, or nobody has published a checkpoint of it.
     """
-    if publication := _publication(name):
+    if publication := PUBLICATIONS.get(_known(name)):
         return publication.url
     raise InputError(f"no checkpoint of {_known(name)!r} was published")
 
@@ -118,5 +107,5 @@ def published(name: str) -> dict[str, float]:
     Raises:
         InputError: there is no such model.
     """
-    publication = _publication(name)
+    publication = PUBLICATIONS.get(_known(name))
     return dict(publication.metrics) if publication else {}

@@ -1,14 +1,17 @@
 """The registered builders: from a Detectron2 config to ResNeSt backbones."""
 
 import inspect
+import logging
 import re
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ..config import ConfigError, require_int, require_one_of
@@ -18,11 +21,11 @@ from .resnest import ResNeSt, make_resnest
 # A key of MODEL.RESNETS is the upper case of an argument of make_resnest, these apart.
 ARGUMENTS = set(inspect.signature(make_resnest).parameters)
 ARGUMENTS -= {"in_channels", "num_classes", "freeze_at"}
+# Keys of Detectron2's project DeepLab. Other projects add them with other values in mind, so only
+# the DeepLab builder reads them.
+DEEPLAB_ARGUMENTS = {"res4_dilation", "res5_multi_grid"}
 KEYS = {name: f"MODEL.RESNETS.{name.upper()}" for name in ARGUMENTS}
 KEYS |= {"freeze_at": "MODEL.BACKBONE.FREEZE_AT", "groups": "MODEL.RESNETS.NUM_GROUPS"}
-
-# Called with the config of every ResNeSt that any project builds; weights check colours here.
-CONFIG_CHECKS: list[Callable[[CfgNode], None]] = []
 
 
 def _register(builder: Callable) -> Callable:
@@ -42,8 +45,7 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     """Build the ResNeSt that ``cfg.MODEL.RESNETS`` describes.
 
     A key that the config lacks takes :func:`make_resnest`'s default. ``STRIDE_IN_1X1`` has no
-    meaning for ResNeSt and is not read; of the keys of Detectron2's project DeepLab,
-    ``RES4_DILATION`` and ``RES5_MULTI_GRID`` are.
+    meaning for ResNeSt and is not read.
 
     Args:
         cfg: a Detectron2 config.
@@ -52,11 +54,30 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     Raises:
         ConfigError: a setting that is not possible; the message names the key.
     """
-    for check in CONFIG_CHECKS:
-        check(cfg)
+    return _build(cfg, input_shape, ARGUMENTS - DEEPLAB_ARGUMENTS)
+
+
+@_register
+def build_resnest_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
+    """As :func:`build_resnest_backbone`, with ``RES4_DILATION`` and ``RES5_MULTI_GRID``.
+
+    These are keys of ``detectron2.projects.deeplab``, whose ``build_resnet_deeplab_backbone`` reads
+    them likewise.
+    """
+    return _build(cfg, input_shape, ARGUMENTS)
+
+
+def _build(cfg: CfgNode, input_shape: ShapeSpec, names: set[str]) -> ResNeSt:
     resnets = cfg.MODEL.RESNETS
-    arguments = {name: resnets[name.upper()] for name in ARGUMENTS if name.upper() in resnets}
+    arguments: dict[str, Any] = {n: resnets[n.upper()] for n in names if n.upper() in resnets}
     arguments |= {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
+    if cfg.MODEL.WEIGHTS and list(cfg.MODEL.PIXEL_STD) == [1, 1, 1]:
+        message = (
+            f"MODEL.PIXEL_STD [1, 1, 1] is Detectron2's default, and INPUT.FORMAT is "
+            f"{cfg.INPUT.FORMAT}: published ResNeSt weights are for RGB with PIXEL_MEAN [123.68, "
+            "116.779, 103.939] and PIXEL_STD [58.393, 57.12, 57.375], and find nothing without"
+        )
+        log_first_n(logging.WARNING, message, name=__name__, key="message")
     try:
         return make_resnest(**arguments)
     except ValueError as error:

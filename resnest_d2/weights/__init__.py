@@ -1,28 +1,24 @@
 """Published weights: what exists and where, fetching it, and converting its names."""
 
-from .convert import UnreadableError, convert
-from .fetch import FetchError, hash_problem, promised_hash, read_note, register_handlers
-from .files import read_checkpoint
+from .convert import convert
+from .fetch import FetchError, register_handlers
+from .files import Checkpoint, UnreadableError, read_checkpoint
 from .loading import (
-    RecordingCheckpointer,
     UntrainedParametersError,
-    load_detector,
+    WeightsCheckpointer,
     load_weights,
-    read_classes,
+    open_weights,
 )
 
 __all__ = [
+    "Checkpoint",
     "FetchError",
-    "RecordingCheckpointer",
     "UnreadableError",
     "UntrainedParametersError",
+    "WeightsCheckpointer",
     "convert",
-    "hash_problem",
-    "load_detector",
     "load_weights",
-    "promised_hash",
+    "open_weights",
     "read_checkpoint",
-    "read_classes",
-    "read_note",
     "register_handlers",
 ]

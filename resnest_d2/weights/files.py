@@ -1,25 +1,20 @@
 """Files of weights: one schema, read without executing anything in a file, written as a whole."""
 
-import errno
-import io
 import json
 import pickle
 import re
-import shutil
-import zipfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
+from ..config import FileError, InputError, MissingFileError, import_extra
 from ..files import replacing
 from . import input_format
-from .convert import Conversion, UnreadableError
+from .arrays import ArrayUnpickler
 from .input_format import InputFormat
 
 ENDINGS = (".pth", ".safetensors")
@@ -31,72 +26,44 @@ CLASS_METADATA = (
     *("stuff_classes", "stuff_dataset_id_to_contiguous_id"),
     *("keypoint_names", "keypoint_connection_rules"),
 )
-_TENSORS = ("model", "classifier")
-_NO_SAFETENSORS = "safetensors, which is not installed: pip install 'resnest_d2[hub]'"
+# Keys under which checkpoints hold their weights, the first that is there counts. What is trained
+# comes before an average of it (EMA).
+_TRAINED = ("model", "model_state_dict", "state_dict", "model_state", "net", "params", "blobs")
+_AVERAGED = ("model_ema", "state_dict_ema", "ema_model", "ema_state", "ema_state_dict", "ema")
+_MAX_DEPTH = 4  # of containers in containers
+
+
+class UnreadableError(InputError):
+    """A file is no checkpoint, is damaged, asks to execute something or holds other weights."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The content of a file of weights; no other code knows the file's keys."""
 
+    name: str
+    """The words that messages call it by: its path, address or name."""
     weights: dict[str, torch.Tensor]
-    """Tensors by Detectron2's names; those of a backbone alone have no prefix."""
-    classifier: dict[str, torch.Tensor]
-    """The ``linear.`` layer of a backbone, for which detectors have no use."""
-    by_suffix: bool
+    container: str = ""
+    """The key that held the weights; "" if the file itself did."""
+    by_suffix: bool = False
     """Whether names match a model's by their ends, so that a backbone fits a detector."""
-    author: str
+    author: str = ""
     """"Caffe2" makes Detectron2 convert names; "" if unknown."""
-    input_format: InputFormat | None
+    input_format: InputFormat | None = None
     """The images that the weights are for."""
-    classes: dict[str, Any]
+    classes: dict[str, Any] = field(default_factory=dict)
     """Metadata of the classes, with keys of ``CLASS_METADATA``."""
-    config: str
+    config: str = ""
     """Text of the config that the weights were trained with, in YAML; "" if unknown."""
-    rest: dict[str, Any]
+    rest: dict[str, Any] = field(default_factory=dict)
     """Everything that training keeps beside its weights; it is never written here."""
     source: dict[str, Any] = field(default_factory=dict)
     """The file that this one was made from."""
 
-    @classmethod
-    def of(cls, content: Mapping[str, Any], conversion: Conversion) -> "Checkpoint":
-        """Sort the content of a file whose weights have been converted.
-
-        Raises:
-            UnreadableError: a tensor is no plain array of numbers.
-        """
-        for key, value in conversion.weights.items():
-            if value.is_meta or value.is_quantized or value.layout != torch.strided:
-                kind = f"{value.device.type}, {value.layout}, {value.dtype}"
-                name = conversion.origins.get(key, key)
-                raise UnreadableError(f"{name} is a tensor of an unsupported kind ({kind})")
-            if not value.isfinite().all():
-                name = conversion.origins.get(key, key)
-                raise UnreadableError(
-                    f"{name} has values that are NaN or infinite, as after a training that "
-                    "diverged; take an earlier checkpoint"
-                )
-        backbone, classifier = conversion.backbone, content.get("classifier")
-        classifier = dict(classifier) if isinstance(classifier, Mapping) else {}
-        classifier |= {k: v for k, v in (backbone or {}).items() if k.startswith("linear.")}
-        weights = conversion.weights if backbone is None else backbone
-        # Other projects use other containers, and keep other things beside them.
-        is_ours = conversion.container == "model"
-        return cls(
-            {k: v for k, v in weights.items() if k not in classifier},
-            {k: v for k, v in classifier.items() if isinstance(v, torch.Tensor)},
-            by_suffix=backbone is not None,
-            author="resnest_d2" if conversion.naming else "",
-            input_format=input_format.from_dict(content.get(INPUT_KEY)),
-            classes=classes_in(content),
-            config=config_in(content),
-            rest={k: v for k, v in content.items() if is_ours and k not in _TENSORS},
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a file that ``DetectionCheckpointer`` loads."""
         known = {
-            "classifier": self.classifier,
             "matching_heuristics": self.by_suffix,
             "__author__": self.author,
             INPUT_KEY: self.input_format and self.input_format.to_dict(),
@@ -107,9 +74,89 @@ class Checkpoint:
         return {"model": self.weights, **{key: value for key, value in known.items() if value}}
 
 
-def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> Checkpoint:
+    """Read a checkpoint of PyTorch, safetensors, or a pickle of arrays (Detectron2's ``.pkl``).
+
+    Only tensors, arrays and plain values are read; nothing in the file is ever executed. The ending
+    decides on the reader: ``.safetensors``, ``.pkl``, and PyTorch's for all others.
+
+    Args:
+        path: a local file.
+        name: how messages call it, by default by its path.
+        average: take the average of the weights (EMA), where there is one beside them.
+
+    Raises:
+        MissingFileError: there is no such file.
+        UnreadableError: the file is something else, is damaged or holds other objects.
+    """
+    path, name = Path(path), name or str(path)
+    if not path.is_file():
+        raise MissingFileError(f"there is no file {name}")
+    with path.open("rb") as stream:
+        if text := describe_text(stream.read(512)):
+            raise UnreadableError(f"{name} is {text}")
+    safe_open = None
+    if path.suffix == ".safetensors":
+        safe_open = import_extra("safetensors", "hub", f"reading {name}").safe_open
+    with _reader_errors(name):
+        if safe_open:
+            content = _read_safetensors(path, safe_open)
+        elif path.suffix == ".pkl":
+            content = ArrayUnpickler(path.read_bytes()).load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
+    return _sort(content, path.suffix, name, average)
+
+
+def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Checkpoint:
+    containers = (*_AVERAGED, *_TRAINED) if average else (*_TRAINED, *_AVERAGED)
+    container, weights = find_tensors(content, containers)
+    if not weights:
+        raise UnreadableError(f"{name} holds no tensors under {', '.join(map(str, content))[:200]}")
+    for key, value in weights.items():
+        if value.is_meta or value.is_quantized or value.layout != torch.strided:
+            kind = f"{value.device.type}, {value.layout}, {value.dtype}"
+            raise UnreadableError(f"{name}: {key} is a tensor of an unsupported kind ({kind})")
+    author = str(content.get("__author__", ""))
+    by_suffix = content.get("matching_heuristics") is True
+    if container != "model" and ending in (".pkl", ".pyth"):
+        # Detectron's files are in Caffe2's names, files of pycls in their own.
+        kept = {k: v for k, v in weights.items() if not k.endswith(("_momentum", "_tracked"))}
+        weights, by_suffix = kept, True
+        author = "Caffe2" if ending == ".pkl" else "pycls"
+    classes, config = content.get(CLASSES_KEY), content.get(CONFIG_KEY)
+    is_config = isinstance(config, str) and re.search("^MODEL:", config, re.MULTILINE)
+    return Checkpoint(
+        name,
+        weights,
+        container,
+        by_suffix,
+        author,
+        input_format.from_dict(content.get(INPUT_KEY)),
+        check_classes(classes),
+        config if is_config else "",
+        # Other projects use other containers, and keep other things beside them.
+        {k: v for k, v in content.items() if container == "model" and k != "model"},
+    )
+
+
+def find_tensors(
+    content: Mapping[Any, Any], containers: tuple[str, ...] = _TRAINED + _AVERAGED, depth: int = 0
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """Find the tensors in a file's content, and the key that holds them ("" if none does)."""
+    for container in containers if depth < _MAX_DEPTH else ():
+        inner = content.get(container)
+        if isinstance(inner, Mapping):
+            deeper, tensors = find_tensors(inner, containers, depth + 1)
+            if tensors:
+                return f"{container}.{deeper}".rstrip("."), tensors
+    return "", {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
+
+
+def check_classes(classes: Any) -> dict[str, Any]:
     """Return the classes that a checkpoint was trained on; {} if it does not name them our way."""
-    classes = checkpoint.get(CLASSES_KEY)
     if not isinstance(classes, Mapping):
         return {}
     for key in {"thing_classes", "stuff_classes"} & classes.keys():
@@ -119,56 +166,6 @@ def classes_in(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             return {}
     found = {key: classes[key] for key in CLASS_METADATA if key in classes}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
-
-
-def config_in(checkpoint: Mapping[str, Any]) -> str:
-    """Return the text of the config that a checkpoint holds; "" if it does not, our way."""
-    text = checkpoint.get(CONFIG_KEY)
-    is_config = isinstance(text, str) and re.search("^(MODEL|model):", text, re.MULTILINE)
-    return text if is_config else ""
-
-
-def read_checkpoint(
-    path: str | Path, with_weights: bool = True, name: str | None = None
-) -> dict[str, Any]:
-    """Read a checkpoint of PyTorch, safetensors, or a pickle of arrays (Detectron2's ``.pkl``).
-
-    Only tensors, arrays and plain values are read; nothing in the file is ever executed. The
-    tensors of a safetensors file are returned under "model", with its metadata beside them.
-
-    Args:
-        path: a local file.
-        with_weights: False leaves the weights on the disk where the format allows it.
-        name: how messages call the file, by default by its path.
-
-    Raises:
-        UnreadableError: the file is something else, is damaged or holds other objects.
-        OSError: it cannot be opened.
-    """
-    path, name = Path(path), name or str(path)
-    with path.open("rb") as stream:
-        head = stream.read(512)
-    if text := describe_text(head):
-        raise UnreadableError(f"{name} is {text}")
-    is_zip = head.startswith(b"PK")
-    if program := _describe_program(path, head):
-        raise UnreadableError(
-            f"{name} is {program}, not a file of weights; give the checkpoint that it was made from"
-        )
-    # Formats show in the content, for files are renamed; but a pickle's ending is not overruled.
-    if head[8:9] == b"{" and path.suffix not in (".pkl", ".pyth"):
-        content = _read_safetensors(path, name, with_weights)
-    elif path.suffix != ".pkl" and (is_zip or _TORCH_MAGIC in head):
-        with _reader_errors(name):
-            # Before 1.6 torch.save wrote files that are no archives and cannot be mapped.
-            mmap = is_zip and not with_weights
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    else:
-        with _reader_errors(name):
-            content = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    if not isinstance(content, dict):
-        raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
-    return content
 
 
 def describe_text(head: bytes) -> str | None:
@@ -185,21 +182,6 @@ def describe_text(head: bytes) -> str | None:
     return None
 
 
-def _describe_program(path: Path, head: bytes) -> str | None:
-    """Say which kind of compiled or exported model a file is; None if it is none."""
-    # ONNX begins with the version of its format, and then the name of its producer or the like.
-    if re.match(rb"\x08[\x01-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]", head):
-        return "an ONNX model"
-    if head.startswith(b"PK") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2]: name for name in archive.namelist()}
-        if "archive_format" in names or "serialized_exported_program.json" in names:
-            return "a program of torch.export"
-        if any("/code/" in name for name in names.values()):
-            return "a TorchScript program"
-    return None
-
-
 def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     """Write everything but ``rest``, whole or not at all.
 
@@ -207,50 +189,38 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
     in its metadata.
 
     Raises:
-        ImportError: safetensors is not installed and the target is such a file.
-        OSError: the file cannot be written.
+        MissingPackageError: safetensors is not installed and the target is such a file.
+        FileError: the file cannot be written.
     """
     content = checkpoint.to_dict()
-    for part in content.keys() & set(_TENSORS):  # views would drag along all of their memory
-        content[part] = {k: v.detach().clone().contiguous() for k, v in content[part].items()}
-    size = sum(v.nbytes for v in _tensors(content).values())
-    free = shutil.disk_usage(target.parent).free
-    if size > free:
-        message = f"cannot write {target}: it takes {size} bytes, and {free} are free on its disk"
-        raise OSError(errno.ENOSPC, message)
-    save = _save_safetensors if target.suffix == ".safetensors" else torch.save
+    # Views would drag along all of their memory.
+    content["model"] = {k: v.detach().clone().contiguous() for k, v in content["model"].items()}
+    save = None
+    if target.suffix == ".safetensors":
+        save = import_extra("safetensors.torch", "hub", f"writing {target}").save
     with replacing(target) as temporary:
-        try:
-            save(content, temporary)
-        except (OSError, RuntimeError) as error:  # torch tells of the disk by RuntimeErrors
-            reason = getattr(error, "strerror", "") or str(error).strip().partition("\n")[0]
-            message = f"cannot write {target} ({free} bytes are free there): {reason}"
-            raise OSError(errno.EIO, message) from error
+        if save is None:
+            save_content(content, temporary)
+        else:
+            beside = {key: json.dumps(value) for key, value in content.items() if key != "model"}
+            temporary.write_bytes(save(content["model"], {"format": "pt", **beside}))
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {k: v for part in _TENSORS for k, v in content.get(part, {}).items()}
+def save_content(content: Mapping[str, Any], file: Path) -> None:
+    """``torch.save``, which tells of a full disk by an OSError.
 
-
-def _save_safetensors(content: Mapping[str, Any], file: Path) -> None:
+    Raises:
+        OSError: the file cannot be written.
+    """
     try:
-        from safetensors.torch import save
-    except ImportError:
-        raise ImportError(f"{file.suffix} is written by {_NO_SAFETENSORS}") from None
-    beside = {key: json.dumps(value) for key, value in content.items() if key not in _TENSORS}
-    # Its save_file would make the file private, and raise errors of its own for a full disk.
-    file.write_bytes(save(_tensors(content), {"format": "pt", **beside}))
+        torch.save(dict(content), file)
+    except RuntimeError as error:  # PyTorch's own, of its archives
+        raise OSError(None, str(error).partition("\n")[0]) from error
 
 
-def _read_safetensors(path: Path, name: str, with_weights: bool) -> dict[str, Any]:
-    try:
-        from safetensors import safe_open
-    except ImportError:
-        raise UnreadableError(f"{name} is read by {_NO_SAFETENSORS}") from None
-    with _reader_errors(name), safe_open(path, framework="pt") as file:
-        # The layer that tells the number of classes is small.
-        names = [k for k in file.keys() if with_weights or k.endswith("cls_score.weight")]  # noqa: SIM118
-        content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in names}}
+def _read_safetensors(path: Path, safe_open: Any) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
         metadata = file.metadata() or {}
     for key, value in metadata.items():
         try:
@@ -267,27 +237,6 @@ def _integer_keys(content: dict[str, Any]) -> dict[Any, Any]:
     return content
 
 
-# The number that torch.save puts at the beginning of files that are no archives.
-_TORCH_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
-# The functions that arrays are pickled with.
-_ARRAY_GLOBALS: dict[str, Any] = {
-    "numpy.ndarray": np.ndarray,
-    "numpy.dtype": np.dtype,
-    "collections.OrderedDict": OrderedDict,
-    "_codecs.encode": str.encode,
-}
-for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # in NumPy 1 and 2
-    _ARRAY_GLOBALS[f"{_module}._reconstruct"] = np.empty(0).__reduce__()[0]
-    _ARRAY_GLOBALS[f"{_module}.scalar"] = np.float64(0).__reduce__()[0]
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" in _ARRAY_GLOBALS:
-            return _ARRAY_GLOBALS[f"{module}.{name}"]
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-
-
 _UNSAFE = re.compile(r"GLOBAL (\S+)|[Uu]nsupported (?:class|global)\S* (?!GLOBAL)(\S+)")
 
 
@@ -298,24 +247,21 @@ def _reader_errors(name: str) -> Iterator[None]:
         yield
     except MemoryError:
         raise
+    except PermissionError as error:
+        raise FileError(f"{name} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch.load, pickle and safetensors meet damage with any type
-        # An archive's end, where its table should be, can lie before the beginning of a short file.
-        is_short = isinstance(error, OSError) and error.errno == errno.EINVAL
-        if isinstance(error, OSError) and not is_short:
-            raise
-        unsafe = _UNSAFE.search(str(error))
-        if unsafe:
+        if unsafe := _UNSAFE.search(str(error)):
             found = unsafe[unsafe.lastindex].strip("`'\".,")
             reason = (
                 f"holds Python objects besides tensors ({found}) and was not loaded, because "
                 "reading them could execute anything; save nothing but its state dict, "
                 'torch.save({"model": model.state_dict()}, ...), where it comes from'
             )
+        elif "TorchScript" in str(error):
+            reason = "is a TorchScript program, not a checkpoint; give the one it was made from"
         elif isinstance(error, pickle.UnpicklingError):  # PyTorch advises to unpickle it all
             reason = "is no checkpoint, or a damaged one"
-        elif is_short or type(error).__name__ in ("EOFError", "RuntimeError", "SafetensorError"):
-            reason = "is damaged or cut off; fetch it again"
         else:
             first = str(error).strip().partition("\n")[0]
-            reason = f"is no readable checkpoint: {type(error).__name__}: {first}".rstrip(": ")
+            reason = f"cannot be read, it may be cut off: {type(error).__name__}: {first}"
         raise UnreadableError(f"{name} {reason}") from error

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,12 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..config import InputError
+from ..config import FileError, InputError, MissingFileError
 from ..modeling.resnest import ResNeSt
-from .catalog import NAMED_PLACES, find_address, input_format_of
-from .convert import Conversion, UnreadableError, rename, unwrap
-from .fetch import fetch_address
-from .files import Checkpoint, classes_in, config_in, read_checkpoint
+from .catalog import input_format_of
+from .convert import rename
+from .fetch import FetchError
+from .files import Checkpoint, UnreadableError, read_checkpoint
 from .input_format import of_model, warn_if_it_differs
 from .naming import network_of
 
@@ -34,72 +34,89 @@ class UntrainedParametersError(InputError):
     """Weights did not reach all of a model that is about to be used, not trained."""
 
 
-class RecordingCheckpointer(DetectionCheckpointer):
+def open_weights(path: str | os.PathLike, average: bool = False) -> Checkpoint:
+    """Read the file that ``MODEL.WEIGHTS`` may name.
+
+    Args:
+        path: a file; a name of published weights; or any address, which a handler of Detectron2's
+            PathManager fetches. Detectron2's ``?matching_heuristics=True`` may follow.
+        average: as in :func:`~resnest_d2.weights.files.read_checkpoint`.
+
+    Raises:
+        MissingFileError: there is no such file.
+        FetchError: it cannot be fetched.
+        UnreadableError: it is no checkpoint, or is damaged.
+    """
+    path, by_suffix = str(path), False
+    if path.endswith(f"?{HEURISTICS}") or path.endswith(f"&{HEURISTICS}"):
+        path, by_suffix = path[: -len(HEURISTICS) - 1], True
+    try:
+        local = PathManager.get_local_path(path) if "://" in path else path
+    except FileError:
+        raise
+    except (OSError, AssertionError) as error:  # a handler's, of the web or the disk
+        raise FetchError(f"cannot get {path}: {error}") from error
+    checkpoint = read_checkpoint(local, path, average)
+    return replace(
+        checkpoint,
+        by_suffix=by_suffix or checkpoint.by_suffix,
+        input_format=checkpoint.input_format or input_format_of(path),
+    )
+
+
+class WeightsCheckpointer(DetectionCheckpointer):
     """``DetectionCheckpointer`` that reads every known file, and keeps the report on what fitted.
 
     Files are read without executing anything in them, and foreign names are converted. A file of
     another network than the model's is refused; one for other images is warned of.
     """
 
-    incompatible = None
-    _path = ""
+    incompatible: Any = None
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load as the base class does; a failure leaves the checkpointer as it was.
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
+        """Load as the base class does.
 
         Raises:
-            OSError: the file is not there or cannot be fetched.
-            UnreadableError: the file is no checkpoint, or one of another network.
+            InputError: as :func:`open_weights` and :meth:`load_opened`.
         """
-        self._path = path
-        try:
-            return super().load(local_file(path) if path else path, *args, **kwargs)
-        except UnreadableError as error:
-            name = "" if path in str(error) else f" {path}"
-            raise UnreadableError(f"MODEL.WEIGHTS{name}: {error}") from error
-        except OSError as error:
-            if path in str(error):
-                raise
-            raise OSError(f"MODEL.WEIGHTS {path}: {error}") from error
-        finally:
-            self._parsed_url_during_load = None
+        if not path:
+            logger.info("No MODEL.WEIGHTS: starting from random weights")
+            return {}
+        return self.load_opened(open_weights(path), checkpointables)
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read any known file; the base class would execute what is in a pickle."""
-        name = f"MODEL.WEIGHTS {self._path}"
-        by_suffix = HEURISTICS in self._path.partition("?")[2].split("&")
+    def load_opened(
+        self, checkpoint: Checkpoint, checkpointables: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint that has been read.
+
+        Args:
+            checkpoint: the checkpoint.
+            checkpointables: names of what is loaded beside the model; None for all there is.
+
+        Returns:
+            what the file holds besides.
+
+        Raises:
+            UnreadableError: it is of another network, or a weight is NaN or infinite.
+        """
         states = self.model.state_dict()
-        checkpoint = self._read(filename, states)
-        theirs = checkpoint.input_format or input_format_of(self._path)
-        if not _fit_channels(name, checkpoint.weights, states):
-            warn_if_it_differs(name, theirs, of_model(self.model))
-        classifier = {k: v for k, v in checkpoint.classifier.items() if k in states}
-        content = {**checkpoint.rest, **checkpoint.to_dict()}
-        content["model"] = {**checkpoint.weights, **classifier}
-        return {**content, "matching_heuristics": by_suffix or checkpoint.by_suffix}
-
-    def _read(self, filename: str, states: dict[str, torch.Tensor]) -> Checkpoint:
-        content = read_checkpoint(filename)
-        container, tensors = unwrap(content)
-        found, expected = network_of(tensors), network_of(states)
+        found, expected = network_of(checkpoint.weights), network_of(states)
         if found and expected and not found.fits(expected):
-            raise UnreadableError(f"it is of a {found}, the model has a {expected}")
+            raise UnreadableError(f"{checkpoint.name} is of a {found}, the model has a {expected}")
         # The names of a model that was trained here may be those of another project's files.
-        is_own = all(k in states and states[k].ndim == v.ndim for k, v in tensors.items())
-        own = Conversion(tensors, "", container, {}, ())
-        conversion = own if is_own else rename(tensors, container)
-        checkpoint = Checkpoint.of(content, conversion)
-        is_known = is_own or conversion.naming or container == "model"
-        if is_known or not filename.endswith((".pkl", ".pyth")):
-            return checkpoint
-        # Detectron's files are in Caffe2's names, files of pycls in their own.
-        kept = {k: v for k, v in tensors.items() if not k.endswith(("_momentum", "_tracked"))}
-        author = "Caffe2" if filename.endswith(".pkl") else "pycls"
-        return replace(checkpoint, weights=kept, author=author, by_suffix=True)
-
-    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        self.incompatible = super()._load_model(checkpoint)
-        return self.incompatible
+        is_own = all(k in states and states[k].ndim == v.ndim for k, v in checkpoint.weights.items())
+        if not is_own and checkpoint.author not in ("Caffe2", "pycls"):
+            checkpoint = rename(checkpoint).checkpoint
+        if not _fit_channels(checkpoint, states):
+            warn_if_it_differs(checkpoint.name, checkpoint.input_format, of_model(self.model))
+        self.incompatible = self._load_model({**checkpoint.to_dict(), "model": checkpoint.weights})
+        self._log_incompatible_keys(self.incompatible)
+        require_finite(self.model, checkpoint.name)
+        rest = dict(checkpoint.rest)
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in rest:
+                self.checkpointables[key].load_state_dict(rest.pop(key))
+        return rest
 
     def untouched(self) -> list[str]:
         """Name the parameters and statistics that no file has reached, in the model's order."""
@@ -124,13 +141,50 @@ class RecordingCheckpointer(DetectionCheckpointer):
                 found += [name for name in names if not re.search("conv2_offset" + folded, name)]
         return found
 
+    def load_to_train(self, path: str) -> None:
+        """Load the weights that a training begins with; heads may start anew, the backbone not.
 
-def _fit_channels(source: str, weights: dict[str, Any], states: dict[str, Any]) -> bool:
+        Raises:
+            InputError: as :meth:`load`, or the file lacks parts of the backbone.
+        """
+        self.load(path, [])
+        if not path:
+            return
+        if absent := self.untouched_backbone():
+            raise InputError(
+                f"MODEL.WEIGHTS {path} leaves {len(absent)} parameters of the backbone at random "
+                f"values, in {submodules(absent)}{self._first_shape()}: give weights of this "
+                "backbone, or MODEL.WEIGHTS '' to train from scratch"
+            )
+        if absent := self.untouched():
+            logger.info("%s does not hold %s, which start anew", path, submodules(absent))
+
+    def _first_shape(self) -> str:
+        for name, theirs, ours in self.incompatible.incorrect_shapes[:1] if self.incompatible else ():
+            return f" ({name} has shape {theirs} in the file and {ours} in the model)"
+        return ""
+
+    def require_all(self, name: str) -> list[str]:
+        """See that a file has reached the whole model.
+
+        Raises:
+            UntrainedParametersError: it has not.
+        """
+        if untouched := self.untouched():
+            raise UntrainedParametersError(
+                f"MODEL.WEIGHTS {name or 'is empty and'} leaves {len(untouched)} parameters at "
+                f"random values, in {submodules(untouched)}{self._first_shape()}: give the "
+                "checkpoint of a trained detector, and the config that it was trained with"
+            )
+
+
+def _fit_channels(checkpoint: Checkpoint, states: dict[str, torch.Tensor]) -> bool:
     """Fit a stem for three channels, in place, to a model of another number of them.
 
     Every channel gets the sum of the three filters over the number of channels, so that the
     response to equal channels stays as it is. Return whether that was needed.
     """
+    weights = checkpoint.weights
     for name in (name for name in states if STEM.search(name)):
         for key in (key for key in weights if f".{name}".endswith(f".{key}")):
             (out, has, *size), (_, needs, *_) = weights[key].shape, states[name].shape
@@ -139,143 +193,58 @@ def _fit_channels(source: str, weights: dict[str, Any], states: dict[str, Any]) 
             summed = weights[key].sum(1, keepdim=True) / needs
             weights[key] = summed.expand(out, needs, *size).clone()
             message = "%s has filters for three channels: summed and divided among %d, in %s"
-            logger.warning(message, source, needs, name)
+            logger.warning(message, checkpoint.name, needs, name)
             return True
     return False
 
 
-def load_weights(model: nn.Module, path: str, allow_untrained: bool = False) -> list[str]:
+def require_finite(model: nn.Module, source: str) -> None:
+    """See that a model's parameters are numbers; buffers, such as masks, may hold infinities.
+
+    Raises:
+        UnreadableError: one is NaN or infinite, as after a training that diverged.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise UnreadableError(
+                f"{source}: {name} has values that are NaN or infinite, as after a training that "
+                "diverged; take an earlier checkpoint"
+            )
+
+
+def load_weights(
+    model: nn.Module, weights: str | Checkpoint, allow_untrained: bool = False
+) -> list[str]:
     """Load a checkpoint for inference.
 
     Args:
         model: what to load into, in place.
-        path: a file, an address or a name, as in ``MODEL.WEIGHTS``; "" loads nothing.
+        weights: a file, an address or a name, as in ``MODEL.WEIGHTS``, "" loads nothing; or a
+            checkpoint that has been opened.
         allow_untrained: only warn of parameters that keep their random values.
 
     Returns:
         names of the parameters and statistics that the file left untouched.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
         UnreadableError: the file is no checkpoint, is damaged or is of another network.
         UntrainedParametersError: the file left something untouched.
     """
-    return _load(model, path, allow_untrained)[0]
-
-
-def load_detector(model: nn.Module, path: str, allow_untrained: bool = False) -> dict[str, Any]:
-    """Load as :func:`load_weights` does, and return the classes that the model was trained on.
-
-    They have Detectron2's names (``thing_classes``, ...); only this package's trainers write them.
-    """
-    return classes_in(_load(model, path, allow_untrained)[1])
-
-
-def _load(model: nn.Module, path: str, allow_untrained: bool) -> tuple[list[str], dict[str, Any]]:
-    checkpointer = RecordingCheckpointer(model)
-    require_file(path)
-    content = checkpointer.load(path)
-    untouched = checkpointer.untouched()
-    if untouched:
-        why = ""
-        for name, theirs, ours in checkpointer.incompatible.incorrect_shapes[:1] if path else ():
-            why = f" ({name} has shape {theirs} in the file and {ours} in the model)"
-        source = path or 'is ""'
-        message = (
-            f"MODEL.WEIGHTS {source} leaves {len(untouched)} parameters at random values, in "
-            f"{parts(untouched)}{why}: give the checkpoint of a trained detector, and its config"
-        )
-        if not allow_untrained:
-            raise UntrainedParametersError(message)
-        logger.warning(message)
-    return untouched, content
-
-
-def read_classes(path: str) -> dict[str, Any]:
-    """Return the classes of :func:`load_detector` without loading weights.
-
-    Local files and those at addresses are looked at, as this package's trainers write them; for
-    those that are not there or not readable there are none.
-    """
-    return classes_in(_peek(path))
-
-
-def read_config(path: str) -> str:
-    """Return the text of the config that a checkpoint holds; "" if it holds none.
-
-    Files are looked at as by :func:`read_classes`.
-    """
-    return config_in(_peek(path))
-
-
-def number_of_classes(path: str) -> int | None:
-    """Return how many classes a checkpoint's heads tell apart; None if that does not show.
-
-    Files are looked at as by :func:`read_classes`.
-    """
-    weights = _peek(path).get("model")
-    shapes = weights if isinstance(weights, dict) else {}
-    shapes = {name: tuple(getattr(weight, "shape", ())) for name, weight in shapes.items()}
-    for name, shape in shapes.items():
-        if name.endswith("cls_score.weight"):
-            if len(shape) == 2:  # one row a class and one for the background
-                return shape[0] - 1
-            # A dense head has as many rows for each anchor, and four for its box.
-            boxes = shapes.get(name.replace("cls_score", "bbox_pred"))
-            if len(shape) == 4 and boxes and 4 * shape[0] % boxes[0] == 0:
-                return 4 * shape[0] // boxes[0]
-    return None
-
-
-def _peek(path: str) -> dict[str, Any]:
+    checkpointer = WeightsCheckpointer(model)
+    if isinstance(weights, Checkpoint):
+        checkpointer.load_opened(weights, [])
+    else:
+        checkpointer.load(weights, [])
     try:
-        return look_into(path)
-    except (OSError, InputError):  # loading it into the model will tell why
-        return {}
+        checkpointer.require_all(weights.name if isinstance(weights, Checkpoint) else weights)
+    except UntrainedParametersError as error:
+        if not allow_untrained:
+            raise
+        logger.warning("%s", error)
+    return checkpointer.untouched()
 
 
-def look_into(path: str) -> dict[str, Any]:
-    """Return what a checkpoint at a path or an address holds, its weights only where they are read.
-
-    Names of published weights, and files that are not there, hold nothing.
-
-    Raises:
-        FetchError: the file cannot be fetched.
-        InputError: it is no checkpoint, or the path has a query that is not Detectron2's.
-    """
-    file = local_file(path)
-    return read_checkpoint(file, with_weights=False) if os.path.isfile(file) else {}
-
-
-def local_file(path: str) -> str:
-    """Return ``MODEL.WEIGHTS`` without the query that is Detectron2's own.
-
-    A file at an address is fetched, and its local path returned, unless the catalog names it.
-
-    Raises:
-        FetchError: it cannot be fetched.
-        InputError: the path of a file has a query that is not Detectron2's.
-    """
-    bare, _, query = path.partition("?")
-    others = [part for part in query.split("&") if part not in (HEURISTICS, "")]
-    has_name = path.startswith(NAMED_PLACES) and find_address(bare)
-    if path.startswith(("http://", "https://")) and not has_name:
-        return fetch_address("?".join(filter(None, (bare, "&".join(others)))))
-    if others:
-        raise InputError(f"MODEL.WEIGHTS {path}: after '?' only {HEURISTICS} is known")
-    return bare
-
-
-def require_file(path: str) -> None:
-    """Refuse weights that should be a file of this machine and are not.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    if path and "://" not in path and not PathManager.isfile(path.partition("?")[0]):
-        raise FileNotFoundError(f"MODEL.WEIGHTS: there is no file {path}")
-
-
-def parts(names: Iterable[str]) -> str:
+def submodules(names: Iterable[str]) -> str:
     """Name the submodules that parameters belong to, for a message: two levels say enough."""
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))

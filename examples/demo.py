@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Train a small ResNeSt Mask R-CNN on handwritten digits, evaluate it and draw what it learned.
+
+``make demo`` runs this. Options override the config: ``demo.py --output DIR SOLVER.MAX_ITER 20``.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.logger import setup_logger
+from detectron2.utils.visualizer import Visualizer
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+import resnest_d2
+from resnest_d2.data import build_digits
+from resnest_d2.data.images import read_image
+from resnest_d2.engine import Trainer, TrainingOptions, choose_device, load_config
+
+NUM_PICTURES, PAIRS_PER_ROW, SCALE = 12, 3, 2.5
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, evaluate, draw, and print where everything is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    args = parser.parse_args(arguments)
+    output: Path = args.output
+    output.mkdir(parents=True, exist_ok=True)
+    log_to_file(output / "log.txt")
+
+    config_file = resnest_d2.model_zoo.get_config_file("mask_resnest14_digits")
+    cfg = load_config(config_file, [*args.opts, "OUTPUT_DIR", str(output)])
+    choose_device(cfg)
+    print(f"Data set: {build_digits()}")
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
+    start = time.monotonic()
+    # The evaluator's tables belong in a file, not between the lines of the progress bar.
+    with open(output / "evaluation.txt", "w") as tables, contextlib.redirect_stdout(tables):
+        trainer = Trainer(cfg, TrainingOptions(progress=True))
+        trainer.resume_or_load(resume=False)
+        metrics = flatten_results_dict(trainer.train())
+    minutes = (time.monotonic() - start) / 60
+
+    write_metrics(metrics, output / "results.json")
+    images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5"]
+    predictor = resnest_d2.Predictor(output, options=options)
+    draw_grid(predictor, images[:NUM_PICTURES], output / "predictions.png")
+    write_report(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file, output)
+    print(f"\nTrained and evaluated in {minutes:.1f} minutes; on {len(images)} validation images:\n")
+    rows = [
+        (name, *(metrics[f"{task}/{metric}"] for metric in ("AP", "AP50", "AP75")))
+        for task, name in (("bbox", "  box "), ("segm", "  mask"))
+    ]
+    print(tabulate(rows, ("", "AP", "AP50", "AP75"), "plain", floatfmt=".1f") + "\n")
+    print(f"  {output}/predictions.png: ground truth beside prediction")
+    print(f"  {output}/curves.png: losses and AP over iterations")
+    print(f"  {output}/report.pdf: AP by class, kinds of errors, calibration (hotcoco)")
+    print(f"  {output}/results.json: all metrics")
+    print(f"  {output}/model_final.pth: the trained model")
+
+
+def log_to_file(file: Path) -> None:
+    """Keep Detectron2's long log out of the terminal, where the progress bar is; warnings stay."""
+    file.unlink(missing_ok=True)  # Detectron2 appends to it
+    console = logging.StreamHandler()
+    console.setLevel(logging.WARNING)
+    for name in ("detectron2", "fvcore", "resnest_d2"):
+        setup_logger(str(file), name=name, configure_stdout=False).addHandler(console)
+
+
+def write_metrics(metrics: dict[str, float], file: Path) -> None:
+    """Write metrics as JSON; NaN, COCO's "no object of that size", becomes null."""
+    values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
+    file.write_text(json.dumps(values, indent=1) + "\n")
+
+
+def write_report(annotations: str, output: Path) -> None:
+    """Leave hotcoco's report of the masks beside the predictions."""
+    import hotcoco
+    import hotcoco.plot
+
+    predictions = output / "inference/coco_instances_results.json"
+    # Where a prediction has a box, its area and not the mask's would decide what is small.
+    found = [{k: v for k, v in one.items() if k != "bbox"} for one in json.loads(predictions.read_text())]
+    truth = hotcoco.COCO(annotations)
+    evaluation = hotcoco.COCOeval(truth, truth.load_res(found), "segm")
+    evaluation.run()
+    hotcoco.plot.report(evaluation, save_path=output / "report.pdf", title="Handwritten digits")
+
+
+def draw_grid(
+    predictor: resnest_d2.Predictor, dicts: Sequence[dict[str, Any]], picture: Path
+) -> None:
+    """Draw images of Detectron2's dataset format twice: with annotations, with detections."""
+    rows, columns = -(-len(dicts) // PAIRS_PER_ROW), 2 * PAIRS_PER_ROW
+    figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for left, right, entry in zip(axes[::2], axes[1::2], dicts, strict=False):
+        image = read_image(entry["file_name"])
+        truth = Visualizer(image, predictor.metadata, SCALE).draw_dataset_dict(entry).get_image()
+        left.imshow(truth)
+        left.set_title("ground truth", fontsize=9)
+        right.imshow(predictor(image).plot(SCALE))
+        right.set_title("prediction", fontsize=9, color="tab:blue")
+    figure.savefig(picture, dpi=90)
+
+
+if __name__ == "__main__":
+    main()
