@@ -111,7 +111,9 @@ def _choose_limits(cfg: CfgNode, data: CocoData, choose: Choose) -> None:
     for split, factor in (("TEST", 2), ("TRAIN", 3)):
         key = f"POST_NMS_TOPK_{split}"
         if cfg.MODEL.RPN[key] < factor * detections:
-            number = choose(f"MODEL.RPN.{key}", factor * detections, f"{factor} times the detections")
+            number = choose(
+                f"MODEL.RPN.{key}", factor * detections, f"{factor} times the detections"
+            )
             choose(f"MODEL.RPN.PRE_NMS_TOPK_{split}", 2 * number, "twice that")
 
 

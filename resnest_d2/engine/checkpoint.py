@@ -1,4 +1,4 @@
-"""Checkpoints of training, which keep the classes, images and config that a model was trained on."""
+"""Checkpoints of training, which keep the classes, images and config of the model."""
 
 import logging
 import zipfile

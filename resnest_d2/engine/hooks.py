@@ -150,7 +150,12 @@ class KeepBest(hooks.BestCheckpointer):
     ) -> None:
         super().__init__(eval_period, checkpointer, metric, file_prefix=BEST)
         self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
-        self._metric, self._evaluations, self._patience, self._stop = metric, eval_period, patience, stop
+        self._metric, self._evaluations, self._patience, self._stop = (
+            metric,
+            eval_period,
+            patience,
+            stop,
+        )
 
     def before_train(self) -> None:
         """Go on from the best of the run that is resumed."""

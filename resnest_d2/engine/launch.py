@@ -156,4 +156,5 @@ def work(job: Job) -> None:
 def _log(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Log as Detectron2 does, which also saves the config; this package's messages likewise."""
     default_setup(portable_config(cfg), args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="resnest_d2")
+    rank, is_shown = comm.get_rank(), bool(logging.getLogger("resnest_d2").handlers)
+    setup_logger(cfg.OUTPUT_DIR, rank, name="resnest_d2", configure_stdout=not is_shown)

@@ -81,8 +81,8 @@ class TrainingOptions:
         if task not in METRICS or dataset not in expected:
             start = f"{names[0]}/" if len(names) > 1 else ""
             raise InputError(
-                f"{said}: with DATASETS.TEST {names} a metric is called {start}TASK/METRIC, such as "
-                f"{start}bbox/AP; tasks are {', '.join(METRICS)}"
+                f"{said}: with DATASETS.TEST {names} a metric is called {start}TASK/METRIC, "
+                f"such as {start}bbox/AP; tasks are {', '.join(METRICS)}"
             )
         if metric not in METRICS[task] and not metric.startswith(PER_CLASS):
             hint = did_you_mean(metric, METRICS[task]) or f"; it has {', '.join(METRICS[task])}"

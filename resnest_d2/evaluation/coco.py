@@ -6,7 +6,6 @@ import io
 import itertools
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
-from tabulate import tabulate
+from detectron2.utils.logger import create_small_table
 
 from ..config import ConfigError, InputError
 from ..data.rle import encode_masks
@@ -134,8 +133,10 @@ class CocoEvaluator(DatasetEvaluator):
         tasks = [t for t, field in FIELDS.items() if any(field in one for one in found[:1])]
         results = {task: self._metrics(found, task, img_ids) for task in tasks or ["bbox"]}
         for task, metrics in results.items():
-            rows = [[name, f"{value:.2f}"] for name, value in metrics.items()]
-            logger.info("%s on %s by %s:\n%s", task, self.name, self._library, tabulate(rows))
+            overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
+            classes = [f"{k[3:]} {v:.1f}" for k, v in metrics.items() if k.startswith("AP-")]
+            table = f"{create_small_table(overall)}\nAP by class: {', '.join(classes)}"
+            logger.info("%s on %s by %s:\n%s", task, self.name, self._library, table)
         return results
 
     def _to_dataset_ids(self, found: list[dict[str, Any]]) -> None:
@@ -215,7 +216,9 @@ class CocoEvaluator(DatasetEvaluator):
         if self._sigmas:
             _set(params, "kpt_oks_sigmas", np.array(self._sigmas))
         sigmas = len(params.kpt_oks_sigmas)
-        annotated = (len(a["keypoints"]) // 3 for a in self._truth["annotations"] if "keypoints" in a)
+        annotated = (
+            len(a["keypoints"]) // 3 for a in self._truth["annotations"] if "keypoints" in a
+        )
         number = next(annotated, sigmas)
         if not sigmas == number == predicted:
             raise ConfigError(
@@ -259,6 +262,6 @@ def _check_annotations(file: str, annotations: Sequence[dict[str, Any]]) -> None
             some = ", ".join(map(str, which[:5])) + (", ..." if len(which) > 5 else "")
             raise ConfigError(
                 f"{file}: {len(which)} annotations {problem} ({some}), on which AP would depend on "
-                f"the library that computes it; `resnest-d2 check-data --json {os.path.basename(file)} "
-                "... --output FILE` writes them anew"
+                "the library that computes it; `resnest-d2 check-data --json ... --output FILE` "
+                "writes them anew"
             )
