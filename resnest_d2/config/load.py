@@ -10,7 +10,6 @@ import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
 from . import ConfigError, FileError, MissingFileError, did_you_mean, require_int
 from .keys import add_project_config, add_resnest_config, flat_keys
@@ -34,7 +33,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults of Detectron2, of ResNeSt and of the projects it needs.
 
     Args:
-        config_file: a path, or an address of Detectron2's PathManager.
+        config_file: a path; its ``_BASE_`` may be an address.
         opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Returns:
@@ -45,7 +44,12 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         ConfigError: a key that does not exist, a value that does not fit its key, or a tag that
             would run code; the message names it.
     """
-    if not PathManager.isfile(config_file):
+    if "://" in config_file:
+        raise ConfigError(
+            f"--config-file {config_file} is an address, which Detectron2 reads only as the _BASE_ "
+            "of a local file"
+        )
+    if not Path(config_file).is_file():
         root = config_dir()
         known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
         hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
