@@ -20,7 +20,7 @@ from server import Server, content, cut_off, silent, slow, status
 
 import resnest_d2
 from resnest_d2 import model_zoo
-from resnest_d2.config import InputError
+from resnest_d2.config import FileError, InputError
 from resnest_d2.model_zoo.published import PUBLICATIONS, Publication, Publisher
 from resnest_d2.weights import (
     FetchError,
@@ -230,7 +230,7 @@ def test_a_mirror_comes_first(server, tiny, data, imagenet, tmp_path, monkeypatc
 MIRRORS = {
     "~nosuchuser/w": "no such file",
     "x" * 300: "File name too long",
-    "://": "unknown url type",
+    "nothing://x": "unknown url type",
     "http://[::bad/": "Invalid IPv6",
 }
 
@@ -279,7 +279,7 @@ def test_a_full_disk(server, tiny, data, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(FetchError, match=r"cannot write .*tiny.pth: No space left on device"):
+    with pytest.raises(FileError, match=r"cannot write .*tiny.pth: No space left on device"):
         PathManager.get_local_path(NAME)
     assert cached(tmp_path) == []
 

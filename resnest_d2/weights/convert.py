@@ -55,8 +55,8 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         checkpoint: names to tensors, or a checkpoint that holds such a mapping.
 
     Returns:
-        a new dict. A backbone that had foreign names has no prefix (``stem.``, ``res2.`` to
-        ``res5.``; ``linear.`` is its classifier); Detectron2 names keep theirs.
+        a new dict. A backbone alone has no prefix (``stem.``, ``res2.`` to ``res5.``; ``linear.``
+        is its classifier); a detector has Detectron2's names.
 
     Raises:
         UnreadableError: keys fit no known naming; the message lists some.
