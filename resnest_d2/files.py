@@ -16,8 +16,11 @@ from .config import FileError, InputError
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex digits."""
+    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager
