@@ -110,18 +110,15 @@ def test_a_stock_trainer_trains_a_config_as_it_stands(tmp_path):
     assert not any(model_zoo.get_config(n).SOLVER.REFERENCE_WORLD_SIZE for n in model_zoo.names())
     cfg = get_cfg()
     cfg.merge_from_file(model_zoo.get_config_file("faster_resnest50"))
-    small = [
-        "MODEL.RESNETS.DEPTH",
-        14,
-        "INPUT.MIN_SIZE_TRAIN",
-        (64,),
-        "TEST.PRECISE_BN.NUM_ITER",
-        1,
-    ]
-    small += ["DATASETS.TRAIN", ("digits_train",), "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0]
-    small += ["MODEL.ROI_HEADS.NUM_CLASSES", 10, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)]
-    small += ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN", "MODEL.ROI_BOX_HEAD.NORM", "BN"]
-    cfg.merge_from_list([*small, "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2])
+    options = f"""
+        MODEL.DEVICE cpu MODEL.WEIGHTS - OUTPUT_DIR {tmp_path} SOLVER.IMS_PER_BATCH 2
+        MODEL.RESNETS.DEPTH 14 MODEL.ROI_HEADS.NUM_CLASSES 10 TEST.PRECISE_BN.NUM_ITER 1
+        MODEL.RESNETS.NORM BN MODEL.FPN.NORM BN MODEL.ROI_BOX_HEAD.NORM BN
+        INPUT.MIN_SIZE_TRAIN (64,64) DATASETS.TRAIN ("digits_train",) DATASETS.TEST ()
+        DATALOADER.NUM_WORKERS 0
+    """
+    cfg.merge_from_list(options.split())
+    cfg.MODEL.WEIGHTS = ""
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
     trainer = DefaultTrainer(cfg)
     trainer.train()
