@@ -16,8 +16,11 @@ from .config import FileError, InputError
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex digits."""
+    digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -79,6 +82,18 @@ def check_writable(target: Path) -> None:
         raise FileError(f"cannot write {target}: {reason}")
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, if it is not there.
+
+    Raises:
+        FileError: it cannot be made; the message names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
     """Hold a folder, so that no other training writes to it, in this process neither.
 
@@ -92,8 +107,8 @@ def hold_folder(folder: Path, wait: float = 0) -> IO[str]:
     Raises:
         FileError: another one holds the folder, or it cannot be written.
     """
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / ".lock").open("a")
     except OSError as error:
         raise FileError(f"cannot write to {folder}: {error.strerror}") from error

@@ -11,9 +11,7 @@ from helpers import STAGES, assert_features_equal, image_shape, make_cfg, random
 from torch import nn
 
 import resnest_d2
-from benchmarks.training import saved_bytes
 from resnest_d2.config import ConfigError
-from resnest_d2.config.settings import Settings
 from resnest_d2.engine.trainer import check_training
 from resnest_d2.modeling.grad_checkpoint import checkpoint_block
 from resnest_d2.modeling.norm import NORMS
@@ -149,19 +147,19 @@ def test_every_norm_builds(norm):
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "nnSyncBN", "naiveSyncBN"])
 def test_one_value_per_channel_is_explained(norm):
     model = make_resnest(**SMALL, norm=norm).train()
-    settings = Settings.of(make_cfg("SOLVER.IMS_PER_BATCH", 1, "DATASETS.TRAIN", ()))
+    cfg = make_cfg("SOLVER.IMS_PER_BATCH", 1, "DATASETS.TRAIN", ())
     with pytest.raises(ConfigError, match="batch size of this process is 1") as error:
-        check_training(settings, model)
+        check_training(cfg, model)
     for way_out in ("SOLVER.IMS_PER_BATCH", '"SyncBN"', '"FrozenBN"', '"GN"'):
         assert way_out in str(error.value)
 
 
 def test_one_image_trains_where_statistics_do_not_matter():
     x = torch.randn(1, 3, 64, 64)
-    settings = Settings.of(make_cfg("SOLVER.IMS_PER_BATCH", 1, "DATASETS.TRAIN", ()))
+    cfg = make_cfg("SOLVER.IMS_PER_BATCH", 1, "DATASETS.TRAIN", ())
     for options in ({"norm": "FrozenBN"}, {"norm": "GN"}, {"freeze_at": 5}):
         model = make_resnest(**SMALL, **options).train()
-        check_training(settings, model)
+        check_training(cfg, model)
         assert torch.isfinite(model(x)["res5"]).all()
     make_resnest(**SMALL).eval()(x)
 
@@ -238,6 +236,22 @@ def test_sync_bn_in_a_cpu_process_group(tmp_path, world_size):
         torch.testing.assert_close(result["grad"] / scale, gradient / scale, rtol=0, atol=1e-6)
         for name, value in model.state_dict().items():
             torch.testing.assert_close(result["state"][name], value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def saved_bytes(model, x):
+    """Memory of the tensors that a forward pass keeps for its backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        outputs = model(x)
+    del outputs
+    for parameter in model.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 @pytest.mark.parametrize("norm", ["BN", "SyncBN", "naiveSyncBN", "GN", "FrozenBN"])

@@ -14,6 +14,7 @@ from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
 
 import resnest_d2
+from resnest_d2.config import ConfigError
 from resnest_d2.config.keys import RESNEST_DEFAULTS
 
 BUILDERS = (
@@ -21,6 +22,7 @@ BUILDERS = (
     "build_resnest_fpn_backbone",
     "build_retinanet_resnest_fpn_backbone",
 )
+DEEPLAB = "build_resnest_deeplab_backbone"
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -130,7 +132,7 @@ def test_group_width_counts_cardinality_once():
 )
 def test_wrong_settings_name_the_key(key, value, message):
     cfg = make_cfg(key, value)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
 
 
@@ -147,16 +149,28 @@ def test_wrong_settings_name_the_key(key, value, message):
     ],
 )
 def test_dilations_of_detectron2s_deeplab(keys, message):
-    cfg = make_cfg()
+    cfg = make_cfg("MODEL.BACKBONE.NAME", DEEPLAB)
     add_deeplab_config(cfg)
-    backbone = resnest_d2.build_resnest_backbone(cfg, image_shape())
+    backbone = build_backbone(cfg)
     assert backbone.output_shape()["res5"].stride == 32  # its default multi-grid changes nothing
     cfg.MODEL.RESNETS.update(keys)
-    with pytest.raises(ValueError, match=message):
-        resnest_d2.build_resnest_backbone(cfg, image_shape())
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(cfg)
     cfg.MODEL.RESNETS.update(RES4_DILATION=2, RES5_DILATION=4, RES5_MULTI_GRID=[1, 2, 4])
-    backbone = resnest_d2.build_resnest_backbone(cfg, image_shape())
+    backbone = build_backbone(cfg)
     assert backbone.output_shape()["res5"].stride == 8
+    assert [b.conv2.conv.dilation[0] for b in backbone.res5] == [2, 8, 16]
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_keys_of_deeplab_are_only_its_builders(name):
+    """Another project adds them with DeepLab's values, and its dilated res5 is its own."""
+    cfg = make_cfg("MODEL.BACKBONE.NAME", name, "MODEL.RESNETS.RES5_DILATION", 2)
+    add_deeplab_config(cfg)
+    cfg.MODEL.RESNETS.update(RES4_DILATION=2, RES5_MULTI_GRID=[1, 2, 4])
+    backbone = build_backbone(cfg)
+    res5 = getattr(backbone, "bottom_up", backbone).res5
+    assert [block.conv2.conv.dilation[0] for block in res5] == [1, 2, 2]
 
 
 def test_deformable_groups_must_divide():
@@ -183,14 +197,14 @@ def test_deformable_groups_must_divide():
     ],
 )
 def test_group_norm_must_fit_the_channels(opts, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         resnest_d2.build_resnest_fpn_backbone(make_cfg(*opts), image_shape())
 
 
 def test_retinanet_needs_res5():
     cfg = make_cfg("MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"])
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4"]
-    with pytest.raises(ValueError, match="MODEL.RESNETS.OUT_FEATURES .* must hold 'res5'"):
+    with pytest.raises(ConfigError, match="MODEL.RESNETS.OUT_FEATURES .* must hold 'res5'"):
         resnest_d2.build_retinanet_resnest_fpn_backbone(cfg, image_shape())
 
 
@@ -221,5 +235,5 @@ def test_import_without_detectron2_says_how_to_install_it():
 
 
 def test_import_registers_builders_and_weight_names():
-    assert all(name in BACKBONE_REGISTRY for name in BUILDERS)
+    assert all(name in BACKBONE_REGISTRY for name in (*BUILDERS, DEEPLAB))
     assert PathManager.exists("resnest://ImageNet/resnest50")

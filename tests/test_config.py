@@ -1,4 +1,4 @@
-"""Reading configs: no YAML runs code, each file is read once, both kinds answer alike."""
+"""Reading configs: no YAML runs code, and wrong files and options are named."""
 
 from pathlib import Path
 
@@ -6,13 +6,11 @@ import detectron2
 import pytest
 import yaml
 from detectron2.config import LazyConfig, get_cfg
+from server import Server, content
 
 from resnest_d2 import model_zoo
-from resnest_d2.config import ConfigError, keys
-from resnest_d2.config.load import choose_device, load_config
-from resnest_d2.config.settings import Settings
-from resnest_d2.engine import load_config as public_load_config
-from resnest_d2.modeling.detector import build_detector
+from resnest_d2.config import ConfigError, MissingFileError, import_extra, keys
+from resnest_d2.config.load import choose_device, config_dir, load_config, parse_config
 
 DETECTRON2_CONFIGS = Path(detectron2.__file__).parent / "model_zoo/configs"
 CODE = [
@@ -27,100 +25,148 @@ CODE = [
 
 
 @pytest.mark.parametrize("text", CODE)
-@pytest.mark.parametrize("place", ["the file", "its base", "a base of a list"])
-def test_yaml_that_would_run_code_is_refused_by_name(text, place, tmp_path, monkeypatch):
+def test_yaml_that_would_run_code_is_refused(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hostile.yaml").write_text(text)
     (tmp_path / "good.yaml").write_text("VERSION: 2\n")
     (tmp_path / "base.yaml").write_text("_BASE_: hostile.yaml\n")
     (tmp_path / "list.yaml").write_text("_BASE_: [good.yaml, hostile.yaml]\n")
-    name = {"the file": "hostile", "its base": "base", "a base of a list": "list"}[place]
-    with pytest.raises(ConfigError, match=r"hostile.yaml: line 1: the tag !!python/\S+ would run"):
-        load_config(f"{name}.yaml")
+    for name in ("hostile", "base", "list"):
+        with pytest.raises(ConfigError, match="line 1 has a tag that would run code, .*python/"):
+            load_config(f"{name}.yaml")
+    with pytest.raises(ConfigError, match="the checkpoint's: line 1 has a tag that would run"):
+        parse_config(text, "the checkpoint's")
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    "target", ["os.system", "detectron2.utils.env.os.system", "builtins.eval", "nothing.there"]
-)
-def test_a_saved_lazy_config_calls_known_packages_only(target, tmp_path):
-    file = tmp_path / "config.yaml"
-    file.write_text(f"model:\n  _target_: {target}\n  command: touch ran\n")
-    with pytest.raises(ConfigError, match=f"config.yaml calls {target}, which is none of"):
-        load_config(str(file))
+def test_a_saved_lazy_config_calls_nothing(tmp_path):
+    """Its targets could be any function, of this package's dependencies too."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    call = {"_target_": "detectron2.config.LazyConfig.load", "filename": str(tmp_path / "evil.py")}
+    hostile = {"model": {"_target_": "torch.nn.Identity", "x": call}}
+    LazyConfig.save(LazyConfig.load(lazy("mask_resnest14_digits")), str(tmp_path / "saved.yaml"))
+    (tmp_path / "hostile.yaml").write_text(yaml.safe_dump(hostile))
+    for file in ("hostile.yaml", "saved.yaml"):
+        with pytest.raises(ConfigError, match="has a tag that would run|Non-existent config key"):
+            load_config(str(tmp_path / file))
+    with pytest.raises(ConfigError, match="LazyConfigs"):
+        load_config(lazy("mask_resnest14_digits"))
+    assert not (tmp_path / "ran").exists()
 
 
-def test_a_saved_lazy_config_is_read_again(tmp_path):
-    cfg = model_zoo.get_config("lazy/mask_resnest14_digits")
-    cfg.train.device = "cpu"
-    file = tmp_path / "config.yaml"
-    LazyConfig.save(cfg, str(file))
-    again = load_config(str(file), ["train.max_iter=5"])
-    assert again.train.max_iter == 5
-    states = [build_detector(one).state_dict() for one in (again, cfg)]
-    assert [(k, v.shape) for k, v in states[0].items()] == [
-        (k, v.shape) for k, v in states[1].items()
-    ]
+def lazy(name: str) -> str:
+    return str(config_dir() / f"lazy/{name}.py")
 
 
 @pytest.mark.parametrize("file", sorted(DETECTRON2_CONFIGS.rglob("*.yaml")), ids=lambda f: f.name)
 def test_detectron2s_own_configs_load_as_detectron2_loads_them(file):
     expected = get_cfg()
     expected.merge_from_file(str(file))
-    assert yaml.safe_load(keys.portable_config(load_config(str(file))).dump()) == yaml.safe_load(
-        expected.dump()
-    )
+    found = keys.portable_config(load_config(str(file)))
+    assert yaml.safe_load(found.dump()) == yaml.safe_load(expected.dump())
 
 
-def test_each_file_is_read_once(monkeypatch):
-    read = []
-    original = keys.PathManager.open
-
-    def spy(path, *args, **kwargs):
-        read.append(Path(path).name)
-        return original(path, *args, **kwargs)
-
-    monkeypatch.setattr(keys.PathManager, "open", spy)
-    load_config(model_zoo.get_config_file("mask_resnest50"), ["SOLVER.MAX_ITER", "5"])
-    assert read.count("mask_resnest50.yaml") == 1
-    assert len(read) == len(set(read))
+def test_a_base_at_an_address(tmp_path, monkeypatch):
+    """Relative to it, as Detectron2 reads it."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+    with Server().running() as server:
+        server.answers = {
+            "a/leaf.yaml": content(b"_BASE_: b/base.yaml\nSOLVER: {MAX_ITER: 7}\n"),
+            "a/b/base.yaml": content(b"SOLVER: {BASE_LR: 0.5, MAX_ITER: 5}\nVERSION: 2\n"),
+        }
+        (tmp_path / "mine.yaml").write_text(f"_BASE_: {server.url}a/leaf.yaml\n")
+        solver = load_config(str(tmp_path / "mine.yaml")).SOLVER
+        assert (solver.BASE_LR, solver.MAX_ITER) == (0.5, 7)
+        with pytest.raises(ConfigError, match="is an address, which .* only as the _BASE_"):
+            load_config(f"{server.url}a/leaf.yaml")
+        (tmp_path / "mine.yaml").write_text(f"_BASE_: {server.url}none.yaml\n")
+        with pytest.raises(OSError, match=r"mine.yaml: its _BASE_ cannot be read: .*404"):
+            load_config(str(tmp_path / "mine.yaml"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("_BASE_: config.yaml", " is its own _BASE_$"),
-        ("- a\n- b", ": it is no config but holds a list$"),
+        ("_BASE_: config.yaml", ": it is its own _BASE_"),
+        ("_BASE_: absent.yaml", ": its _BASE_ .*/absent.yaml is not there$"),
+        ("- a\n- b", ": a config is keys and values, not a list$"),
         ("a: [", " is no YAML: while parsing a flow node expected the node content"),
+        ("MODEL: {RESNETS: {RADUX: 2}}", ": .* key: MODEL.RESNETS.RADUX; did you mean .*RADIX"),
+        ("MODEL: {RESNETS: {RADIX: [2]}}", ": Type mismatch .* MODEL.RESNETS.RADIX"),
+        ("VERSION: 9", ": Cannot merge a v9 config into a v2 config"),
         (
-            "MODEL:\n  RESNETS:\n    RADUX: 2",
-            ": .* key: MODEL.RESNETS.RADUX; did you mean .*RADIX",
+            "MODEL: {BACKBONE: {NAME: build_resnet_fpn_backbone}, RESNETS: {RADIX: 2}}",
+            "",
         ),
-        ("VERSION: 9", ": VERSION is 9, this Detectron2's is 2$"),
     ],
 )
 def test_wrong_files_are_named(text, message, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    with pytest.raises(ConfigError, match=f"{file}{message}"):
+    expected = f"{file}{message}" if message else "RADIX 2 is a ResNeSt's, .* 'build_resnest_fpn"
+    with pytest.raises(ConfigError if "absent" not in text else OSError, match=expected):
         load_config(str(file))
 
 
-@pytest.mark.parametrize("name", ["mask_resnest50", "lazy/mask_resnest50"])
-def test_settings_of_both_kinds(name):
-    settings = Settings.of(public_load_config(model_zoo.get_config_file(name)))
-    assert Settings.of(settings) is settings
-    assert settings.input_format == "RGB"
-    assert settings.images_per_batch == 16
-    assert settings.datasets("test")[1] == ["coco_2017_val"]
-    assert settings.learns() == (True, False)
-    settings.device = "cuda"
-    settings.amp = True
-    assert choose_device(settings) == 1
-    assert (settings.device, settings.amp) == ("cpu", False)
-    copy = settings.copy()
-    copy.set_num_classes(3)
-    copy.set_datasets("train", ["a", "b"])
-    assert copy.get(copy.num_classes_key) == 3
-    assert copy.datasets("train")[1] == ["a", "b"]
-    assert settings.get(settings.num_classes_key) == 80
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["SOLVER.BASE_LR"], "options must be pairs of KEY and VALUE, got 'SOLVER.BASE_LR'"),
+        (["--resume", "1"], "--resume must stand before the config's own options"),
+        (["MODEL.RESNETS.RADUX", "2"], "the command line: Non-existent key: MODEL.RESNETS.RADUX"),
+        (["SOLVER.MAX_ITER", "many"], "the command line: Type mismatch .* SOLVER.MAX_ITER"),
+    ],
+)
+def test_wrong_options_are_named(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(model_zoo.get_config_file("mask_resnest50"), opts)
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(MissingFileError, match="no file 'mask_resnest5.yaml'; did you mean config"):
+        load_config("mask_resnest5.yaml")
+
+
+@pytest.mark.parametrize(
+    "key", ["MODEL.POINT_HEAD.NUM_CLASSES", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS"]
+)
+def test_keys_of_detectron2s_projects_are_added_where_they_are_named(key):
+    assert key not in set(keys.flat_keys(parse_config("VERSION: 2", "a text")))
+    assert key in set(keys.flat_keys(parse_config("VERSION: 2", "a text", [key, "3"])))
+
+
+def test_a_gpu_is_replaced_unless_it_was_asked_for(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cfg = get_cfg()
+    cfg.SOLVER.AMP.ENABLED = True
+    assert choose_device(cfg, num_processes=2) == 2
+    assert (cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED) == ("cpu", False)
+    cfg.MODEL.DEVICE = "cuda"
+    with pytest.raises(ConfigError, match="device 'cuda' was asked for, and no GPU was found"):
+        choose_device(cfg, required=True)
+    for device in ("cuda:x", "gpu", "xpu:0"):
+        cfg.MODEL.DEVICE = device
+        with pytest.raises(ConfigError, match=f"MODEL.DEVICE '{device}' is no device"):
+            choose_device(cfg)
+
+
+def test_gpus_that_are_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    cfg = get_cfg()
+    assert choose_device(cfg, 2) == 2
+    assert cfg.MODEL.DEVICE == "cuda"
+    with pytest.raises(ConfigError, match="--num-gpus is 4, but this machine has 2 GPUs"):
+        choose_device(cfg, 4)
+    with pytest.raises(ConfigError, match="--num-processes is for CPUs"):
+        choose_device(cfg, 1, 2)
+
+
+def test_extras_are_named_where_they_are_missing(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "broken_module.py").write_text("import something_absent\n")
+    message = r"^drawing needs absent_package, .*: pip install 'resnest_d2\[draw\]'"
+    with pytest.raises(ImportError, match=message):
+        import_extra("absent_package.part", "draw", "drawing")
+    with pytest.raises(ModuleNotFoundError, match="No module named 'something_absent'"):
+        import_extra("broken_module", "draw", "drawing")  # it is there: a defect of another kind

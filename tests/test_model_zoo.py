@@ -11,11 +11,12 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
-from detectron2.modeling import build_model
 
 from resnest_d2 import model_zoo
 from resnest_d2.config.keys import RESNEST_DEFAULTS, portable_config
 from resnest_d2.model_zoo.published import PUBLICATIONS
+from resnest_d2.modeling.detector import build_detector
+from resnest_d2.weights import UntrainedParametersError, loading, open_weights
 
 ROOT = Path(__file__).parents[1]
 # Per published model, each setting of the merged reference config that differs from Detectron2's
@@ -66,8 +67,7 @@ def test_the_zoo_is_complete():
     assert len(REFERENCE) == 21
     multi_scale = {"cascade_resnest200_dcn_3x_ms"}
     assert set(model_zoo.names()) == set(REFERENCE) | NEW | MMDET | multi_scale
-    heads = {f"lazy/{head}_resnest{d}" for head in ("faster", "mask", "cascade") for d in (50, 101)}
-    assert set(model_zoo.names(lazy=True)) == heads | {"lazy/mask_resnest14_digits"}
+    assert len(model_zoo.names()) == 51
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -78,7 +78,6 @@ def test_settings_equal_the_reference(name):
     expected |= {"MODEL.COMPILE": False, "SOLVER.BACKBONE_MULTIPLIER": 1.0}
     expected |= {"INPUT.LSJ.ENABLED": False, "INPUT.LSJ.IMAGE_SIZE": 1024}
     expected |= {"INPUT.LSJ.MIN_SCALE": 0.1, "INPUT.LSJ.MAX_SCALE": 2.0}
-    expected["SOLVER.REFERENCE_WORLD_SIZE"] = 8  # the only thing added; 8 processes change nothing
     actual = dict(flatten(model_zoo.get_config(name)))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected
@@ -105,18 +104,28 @@ def test_other_detectron2_programs_read_the_configs(name):
     assert CfgNode(plain) == CfgNode(yaml.safe_load(cfg.dump()))
 
 
-def test_schedules_follow_the_number_of_gpus():
-    for name in set(model_zoo.names()) - {"mask_resnest14_digits"}:
-        cfg = model_zoo.get_config(name)
-        assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 8, name
-        assert DefaultTrainer.auto_scale_workers(cfg, 8) == cfg
-    cfg = model_zoo.get_config("mask_resnest50")
-    for gpus in (1, 2, 16):
-        solver = DefaultTrainer.auto_scale_workers(cfg, gpus).SOLVER
-        assert solver.IMS_PER_BATCH == 2 * gpus
-        assert solver.BASE_LR == pytest.approx(0.0025 * gpus)
-        assert solver.MAX_ITER == 720000 // gpus
-        assert solver.STEPS == (480000 // gpus, 640000 // gpus)
+@pytest.mark.usefixtures("registered_digits")
+def test_a_stock_trainer_trains_a_config_as_it_stands(tmp_path):
+    """With two images a batch; Detectron2 scales nothing unless a config asks for it."""
+    assert not any(model_zoo.get_config(n).SOLVER.REFERENCE_WORLD_SIZE for n in model_zoo.names())
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("faster_resnest50"))
+    small = [
+        "MODEL.RESNETS.DEPTH",
+        14,
+        "INPUT.MIN_SIZE_TRAIN",
+        (64,),
+        "TEST.PRECISE_BN.NUM_ITER",
+        1,
+    ]
+    small += ["DATASETS.TRAIN", ("digits_train",), "DATASETS.TEST", (), "DATALOADER.NUM_WORKERS", 0]
+    small += ["MODEL.ROI_HEADS.NUM_CLASSES", 10, "MODEL.WEIGHTS", "", "OUTPUT_DIR", str(tmp_path)]
+    small += ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN", "MODEL.ROI_BOX_HEAD.NORM", "BN"]
+    cfg.merge_from_list([*small, "MODEL.DEVICE", "cpu", "SOLVER.IMS_PER_BATCH", 2])
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS = 1, ()
+    trainer = DefaultTrainer(cfg)
+    trainer.train()
+    assert (tmp_path / "model_final.pth").is_file()
 
 
 def test_variants_are_the_ones_in_their_names():
@@ -159,7 +168,7 @@ def test_backbones_have_the_published_number_of_parameters(name, millions):
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        backbone = build_model(cfg).backbone.bottom_up
+        backbone = build_detector(cfg).backbone.bottom_up
     count = sum(p.numel() for p in backbone.parameters()) + 2048 * 1000 + 1000
     # Frozen statistics of FREEZE_AT's norms are buffers there.
     frozen = (m for m in backbone.modules() if type(m).__name__ == "FrozenBatchNorm2d")
@@ -177,21 +186,56 @@ def test_leaves_repeat_nothing_that_a_base_could_hold():
         assert len(shared) < 3, f"{a} and {b} share {shared}"
 
 
-@pytest.mark.parametrize("name", model_zoo.names() + model_zoo.names(lazy=True))
+@pytest.mark.parametrize("name", model_zoo.names())
 def test_every_model_builds(name):
+    cfg = model_zoo.get_config(name)
+    cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):  # nothing is initialised, which takes time
-        model = model_zoo.get(name, device="meta")
+        model = build_detector(cfg)
     backbone = getattr(model.backbone, "bottom_up", model.backbone)
     assert backbone.res5 is not None
-    assert not model.training
 
 
-def test_get_builds_a_model_for_evaluation():
-    model = model_zoo.get("mask_resnest14_digits", device="cpu")
-    assert not model.training
-    with torch.no_grad():
-        (output,) = model([{"image": torch.zeros(3, 128, 128)}])
-    assert output["instances"].image_size == (128, 128)
+def plain(name, tmp_path, monkeypatch):
+    """A small model of that name, whose weights are a file's."""
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_detector(cfg)
+    file = tmp_path / "weights.pth"
+    torch.save({"model": model.state_dict()}, file)
+    cfg.MODEL.WEIGHTS = str(file)
+    (tmp_path / f"{name}.yaml").write_text(portable_config(cfg).dump())
+    monkeypatch.setattr(model_zoo, "config_dir", lambda: tmp_path)
+    return model, file
+
+
+def test_get_loads_the_weights_of_its_config(tmp_path, monkeypatch):
+    """And is in training mode, as detectron2.model_zoo.get."""
+    model, file = plain("mine", tmp_path, monkeypatch)
+    found = model_zoo.get("mine", device="cpu")
+    assert found.training
+    states = model.state_dict()
+    assert all(torch.equal(value, states[key]) for key, value in found.state_dict().items())
+    with pytest.raises(ValueError, match="no checkpoint of 'mine' was published"):
+        model_zoo.get("mine", trained=True)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no file .*weights.pth"):
+        model_zoo.get("mine", device="cpu")
+
+
+def test_get_loads_the_published_checkpoint(tmp_path, monkeypatch):
+    """Which has to fill the model."""
+    _, file = plain("mask_resnest50", tmp_path, monkeypatch)
+    assert model_zoo.get_config("mask_resnest50", trained=True).MODEL.WEIGHTS == (
+        "resnest://COCO/mask_resnest50"
+    )
+    assert model_zoo.get_config("mask_resnest50.yaml").MODEL.WEIGHTS == str(file)
+    opened = open_weights(file)
+    monkeypatch.setattr(loading, "open_weights", lambda path: opened)
+    assert model_zoo.get("mask_resnest50", trained=True, device="cpu").training
+    opened.weights.pop("roi_heads.mask_head.predictor.weight")
+    with pytest.raises(UntrainedParametersError, match="leaves 1 parameters .*roi_heads.mask_head"):
+        model_zoo.get("mask_resnest50", trained=True, device="cpu")
 
 
 # Read off the reference's tables: box AP, mask AP, the end of the checkpoint's name.
@@ -251,20 +295,6 @@ def test_published_figures_and_checkpoints():
         assert model_zoo.get_checkpoint_url(f"{name}.yaml") == model_zoo.get_checkpoint_url(name)
 
 
-def test_a_lazy_config_is_its_yaml_twin():
-    assert model_zoo.get_config_file("lazy/mask_resnest50").endswith(
-        "configs/lazy/mask_resnest50.py"
-    )
-    assert model_zoo.get_config("lazy/mask_resnest50.py").train.max_iter == 90000
-    assert model_zoo.published("lazy/mask_resnest50") == {"bbox/AP": 42.81, "segm/AP": 38.14}
-    url = model_zoo.get_checkpoint_url("mask_resnest50")
-    assert model_zoo.get_checkpoint_url("lazy/mask_resnest50.py") == url
-    with pytest.raises(
-        ValueError, match=r"no model 'mask_resnest50.py'; did you mean mask_resnest50"
-    ):
-        model_zoo.get_config_file("mask_resnest50.py")
-
-
 def test_figures_are_of_the_data_set_that_the_config_tests_on():
     for name, publication in PUBLICATIONS.items():
         tested_on = publication.dataset
@@ -293,7 +323,7 @@ def test_an_unknown_name_lists_the_closest(verb):
     [
         ("mask_resnet50", "baselines/mask_resnet50"),
         ("MASK_RESNEST50", "mask_resnest50"),
-        ("mask_resnest50.py", "mask_resnest50 or mmdet/mask_resnest50 or lazy/mask_resnest50"),
+        ("lazy/mask_resnest50", "mask_resnest50 or mmdet/mask_resnest50"),
     ],
 )
 def test_hints_know_folders_and_cases(name, hint):

@@ -1,17 +1,15 @@
-"""tools/reproduce.py end to end: planted checkpoints whose AP is known before they are measured."""
+"""resnest-d2 reproduce, end to end: planted checkpoints whose AP is known beforehand."""
 
 import contextlib
 import copy
 import hashlib
 import io
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import ROOT, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances, register_coco_panoptic_separated
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, build_model
@@ -23,13 +21,10 @@ from pycocotools.cocoeval import COCOeval
 from torch import nn
 
 from resnest_d2 import model_zoo
-from resnest_d2.commands import reproduce as module
+from resnest_d2.commands import reproduce as tool
 from resnest_d2.commands.reproduce import choose_models, find_checkpoint
-from resnest_d2.files import write_text
+from resnest_d2.config import InputError
 from resnest_d2.model_zoo.published import PUBLICATIONS, Publication
-
-sys.path.insert(0, str(ROOT / "tools"))
-import reproduce as tool
 
 SIZE, MOST = 64, 64
 CLASSES = ["square", "bar"]
@@ -149,8 +144,9 @@ def run(tmp_path, *models, args=()):
 
 
 def report(tmp_path):
-    models = json.loads((tmp_path / "out/results.json").read_text())["models"]
-    return {entry["model"]: entry for entry in models}
+    """The rows by their metric."""
+    rows = json.loads((tmp_path / "out/results.json").read_text())
+    return {row["metric"]: row for row in rows}
 
 
 def test_ground_truth_replayed_gives_100(replay, publish, tmp_path, capsys):
@@ -161,11 +157,11 @@ def test_ground_truth_replayed_gives_100(replay, publish, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| mask_resnest50 | bbox/AP | 100.00 | 100.00 | +0.00 | yes |" in printed
     assert "| mask_resnest50 | segm/AP | 99.95 | 100.00 | +0.05 | yes |" in printed
-    assert "no hash shows to be the published ones: mask_resnest50." in printed
+    assert "No hash shows these checkpoints to be the published ones: mask_resnest50." in printed
     assert (tmp_path / "out/results.md").read_text().count("| mask_resnest50 |") == 2
-    rows = report(tmp_path)["mask_resnest50"]["rows"]
-    assert [row["within"] for row in rows] == [True, True]
-    assert rows[1]["measured"] == pytest.approx(100)
+    row = report(tmp_path)["segm/AP"]
+    assert row["measured"] == pytest.approx(100)
+    assert (row["published"], row["verified"]) == (99.95, False)
 
 
 def test_half_of_it_gives_what_pycocotools_gives(replay, publish, tmp_path):
@@ -181,103 +177,46 @@ def test_half_of_it_gives_what_pycocotools_gives(replay, publish, tmp_path):
     # Published otherwise, the same figure is outside.
     publish("mask_resnest50", {**expected, "segm/AP": expected["segm/AP"] + 0.2})
     assert run(tmp_path, "mask_resnest50", args=["--any-dataset"]) == 1
-    rows = {row["metric"]: row for row in report(tmp_path)["mask_resnest50"]["rows"]}
-    assert rows["bbox/AP"]["within"]
-    assert not rows["segm/AP"]["within"]
-    assert rows["segm/AP"]["difference"] == pytest.approx(-0.2)
+    row = report(tmp_path)["segm/AP"]
+    assert row["measured"] - row["published"] == pytest.approx(-0.2)
 
 
-def test_goes_on_where_it_stopped(replay, publish, tmp_path, monkeypatch, capsys):
-    names = ("faster_resnest50", "baselines/faster_resnet50")
-    opts = [o if o != "14" else "50" for o in OPTS]
-    monkeypatch.setattr(sys.modules[__name__], "OPTS", opts)
-    for name in names:
-        publish(name, {"bbox/AP": 100.0})
-        replay.checkpoint(tmp_path / f"weights/{name}.pth", name, opts, replay.objects)
-    measured = []
-    original = module.evaluate_model
-
-    def spy(cfg, model):
-        measured.append(type(model.backbone.bottom_up).__name__)
-        if len(measured) == 2:
-            raise KeyboardInterrupt  # in the middle of the second model
-        return original(cfg, model)
-
-    monkeypatch.setattr(module, "evaluate_model", spy)
-    with pytest.raises(SystemExit, match="130"):
-        run(tmp_path, *names, args=["--any-dataset"])
-    assert list(report(tmp_path)) == ["faster_resnest50"]
-    assert run(tmp_path, *names, args=["--any-dataset"]) == 0
-    assert measured == ["ResNeSt", "ResNet", "ResNet"]
-    assert list(report(tmp_path)) == list(names)
-    # Another checkpoint under the same name is another measurement.
-    replay.checkpoint(tmp_path / f"weights/{names[0]}.pth", names[0], opts, replay.objects[:1])
-    assert run(tmp_path, *names, args=["--any-dataset"]) == 1
-    assert len(measured) == 4
-    # A checkpoint that is gone, or a defect, does not take what was measured with it.
-    before = report(tmp_path)
-    (tmp_path / f"weights/{names[0]}.pth").unlink()
-    replay.checkpoint(tmp_path / f"weights/{names[1]}.pth", names[1], opts, replay.objects[:1])
-    monkeypatch.setattr(module, "evaluate_model", lambda cfg, model: {}["no such key"])
-    capsys.readouterr()
-    assert run(tmp_path, *names, args=["--any-dataset"]) == 1
-    assert report(tmp_path) == before
-    printed = capsys.readouterr().out
-    assert f"Not measured: {names[0]}: --weights-dir: there is neither" in printed
-    assert f"Not measured: {names[1]}: KeyError: 'no such key'" in printed
-
-
-def test_one_model_that_fails_does_not_stop_the_others(replay, publish, tmp_path, capsys):
+def test_what_was_measured_is_written_before_another_fails(replay, publish, tmp_path, capsys):
     publish("faster_resnest50", {"bbox/AP": 100.0})
     publish("mask_resnest50", {"bbox/AP": 100.0})
-    replay.checkpoint(
-        tmp_path / "weights/mask_resnest50.pth", "mask_resnest50", OPTS, replay.objects
+    weights = tmp_path / "weights/mask_resnest50.pth"
+    replay.checkpoint(weights, "mask_resnest50", OPTS, replay.objects)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, "mask_resnest50", "faster_resnest50", args=["--any-dataset"])
+    assert end.value.code == 2
+    assert "error: --weights-dir: there is neither" in capsys.readouterr().err
+    assert (
+        "| mask_resnest50 | bbox/AP | 100.00 | 100.00 |"
+        in (tmp_path / "out/results.md").read_text()
     )
-    assert run(tmp_path, "faster_resnest50", "mask_resnest50", args=["--any-dataset"]) == 1
-    printed = capsys.readouterr().out
-    assert "| faster_resnest50 | bbox/AP | 100.00 | not measured |  | no |" in printed
-    assert "Not measured: faster_resnest50: --weights-dir: there is neither" in printed
-    assert "| mask_resnest50 | bbox/AP | 100.00 | 100.00 | +0.00 | yes |" in printed
+
+
+def test_a_figure_that_was_not_measured(replay, publish, tmp_path, capsys):
+    publish("mask_resnest50", {"bbox/AP": 100.0, "panoptic_seg/PQ": 50.0})
+    weights = tmp_path / "weights/mask_resnest50.pth"
+    replay.checkpoint(weights, "mask_resnest50", OPTS, replay.objects)
+    with pytest.raises(SystemExit):
+        run(tmp_path, "mask_resnest50", args=["--any-dataset"])
+    assert "was published with panoptic_seg/PQ, which was not measured" in capsys.readouterr().err
 
 
 def test_data_that_are_not_val2017_are_refused(replay, publish, tmp_path, monkeypatch, capsys):
     publish("mask_resnest50", {"bbox/AP": 100.0})
     weights = tmp_path / "weights/mask_resnest50.pth"
     replay.checkpoint(weights, "mask_resnest50", OPTS, replay.objects)
-    assert run(tmp_path, "mask_resnest50") == 1
-    assert "data set 'replay_val' has 6 images in" in capsys.readouterr().out
-    assert "has 6 images" in report(tmp_path)["mask_resnest50"]["problem"]
-    monkeypatch.setattr(module, "VAL2017_IMAGES", 6)
-    assert run(tmp_path, "mask_resnest50") == 1
-    printed = capsys.readouterr().out
-    assert f"SHA-256 of {replay.json} starts with" in printed
-    assert "that of COCO's instances_val2017.json with e8c7f790" in printed
-    assert "SHA-256" in report(tmp_path)["mask_resnest50"]["problem"]  # the later reason
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, "mask_resnest50")
+    assert end.value.code == 2
+    message = f"{replay.json} of data set 'replay_val' is not COCO's instances_val2017.json"
+    assert message in capsys.readouterr().err
     digest = hashlib.sha256(replay.json.read_bytes()).hexdigest()
-    monkeypatch.setattr(module, "VAL2017_SHA256", digest)
+    monkeypatch.setattr(tool, "VAL2017_SHA256", digest)
     assert run(tmp_path, "mask_resnest50") == 0
-
-
-def test_lazy_configs(replay, publish, tmp_path):
-    publish("faster_resnest50", {"bbox/AP": 100.0})
-    name = "lazy/faster_resnest50"
-    overrides = [
-        *("train.device=cpu", "model.backbone.bottom_up.depth=14", "dataloader.test.num_workers=0"),
-        *(
-            f"dataloader.test.dataset.names={DATA}",
-            "model.roi_heads._target_=test_reproduce.from_lazy",
-        ),
-        f"dataloader.test.mapper.augmentations.0.short_edge_length={SIZE}",
-    ]
-    yaml_checkpoint = tmp_path / "weights" / f"{name}.pth"
-    replay.checkpoint(yaml_checkpoint, "faster_resnest50", OPTS, replay.objects)
-    argv = ["--models", name, "--output", str(tmp_path / "out"), "--any-dataset"]
-    argv += ["--weights-dir", str(tmp_path / "weights"), "--opts", *overrides]
-    assert tool.main(argv) == 0
-
-
-def from_lazy(**arguments):
-    return ReplayHeads(None, None)
 
 
 @META_ARCH_REGISTRY.register()
@@ -379,7 +318,7 @@ def test_panoptic_models_too(publish, tmp_path):
     argv += ["MODEL.META_ARCHITECTURE", "ReplayPanoptic", "DATALOADER.NUM_WORKERS", "0"]
     argv += ["DATASETS.TEST", "('replay_panoptic_separated',)"]
     assert tool.main(argv) == 0
-    assert report(tmp_path)[name]["metrics"]["sem_seg/mIoU"] == pytest.approx(100)
+    assert report(tmp_path)["panoptic_seg/PQ"]["measured"] == pytest.approx(100)
 
 
 def test_models_to_choose():
@@ -387,28 +326,27 @@ def test_models_to_choose():
     assert len(everything) == 21 + 8
     assert "cascade_resnest101" in everything
     assert "cascade_resnest200_dcn_3x_ms" not in everything
-    assert choose_models(["mask_resnest50.yaml", "mask_resnest50", "lazy/mask_resnest50.py"]) == [
-        "mask_resnest50",
-        "lazy/mask_resnest50",
-    ]
+    assert choose_models(["mask_resnest50.yaml", "mask_resnest50"]) == ["mask_resnest50"]
     for names, message in (
-        (["all", "mask_resnest50"], "'all' stands alone; it holds every model"),
-        (["mask_resnest269"], "nothing is published about 'mask_resnest269'"),
+        (["all", "mask_resnest50"], "no model 'all'"),
+        (["mask_resnest269"], "'mask_resnest269' cannot be compared: .* published on no data set"),
         (["mask_resnet50"], "no model 'mask_resnet50'; did you mean baselines/mask_resnet50"),
-        (["cascade_resnest200_dcn_3x_ms"], "was measured on coco_2017_test-dev, whose annotations"),
+        (["cascade_resnest200_dcn_3x_ms"], "is published on coco_2017_test-dev"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             choose_models(names)
 
 
 def test_published_checkpoints_are_known_by_their_hash(tmp_path, publish):
-    content = b"\0a published checkpoint"
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
     file = tmp_path / f"the_model-{hashlib.sha256(content).hexdigest()[:8]}.pth"
     publish("mask_resnest50", {"bbox/AP": 1.0}, file.name)
     file.write_bytes(content)
-    assert find_checkpoint("mask_resnest50", tmp_path) == (str(file), True)
+    checkpoint, is_verified = find_checkpoint("mask_resnest50", tmp_path)
+    assert (checkpoint.name, is_verified) == (str(file), True)
     file.write_bytes(content + b"!")
-    with pytest.raises(ValueError, match=f"{file.name} is not what was published: wrong hash"):
+    with pytest.raises(InputError, match=f"{file.name} is not what was published"):
         find_checkpoint("mask_resnest50", tmp_path)
 
 
@@ -416,46 +354,18 @@ def test_published_checkpoints_are_known_by_their_hash(tmp_path, publish):
     ("args", "message"),
     [
         (["--models", "mask_resnet50"], "error: no model 'mask_resnet50'; did you mean"),
+        (["--models", "all", "--tolerance", "-1"], "error: --tolerance must be between 0 and 100"),
         (
-            ["--models", "all", "--weights-dir", "absent"],
-            "error: --weights-dir: there is no folder absent",
+            ["--models", "all", "--opts", "MODEL.X", "1"],
+            "error: the command line: Non-existent key",
         ),
-        (
-            ["--models", "all", "--tolerance", "-1"],
-            "error: --tolerance must be 0 or more, got -1.0",
-        ),
+        (["--models", "all"], "error: DATASETS.TEST: data set 'coco_2017_val' needs"),
     ],
 )
-def test_wrong_arguments(args, message, tmp_path):
-    result = run_tool("reproduce.py", *args, "--output", tmp_path / "out", cwd=tmp_path)
-    assert result.returncode == 2
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_the_output_is_a_folder(tmp_path, capsys):
-    (tmp_path / "out").write_text("a file")
-    with pytest.raises(SystemExit):
-        tool.main(["--models", "mask_resnest50", "--output", str(tmp_path / "out")])
-    assert f"error: --output must be a folder, and {tmp_path}/out is" in capsys.readouterr().err
-    assert (tmp_path / "out").read_text() == "a file"
-
-
-def test_without_the_data_nothing_is_downloaded(tmp_path, monkeypatch):
-    """Every model says what is missing, before it asks for its weights."""
-    monkeypatch.setattr(module.PathManager, "get_local_path", lambda url: 1 / 0)
-    assert tool.main(["--models", "all", "--output", str(tmp_path / "out")]) == 1
-    problems = {entry["problem"].partition(" needs ")[0] for entry in report(tmp_path).values()}
-    assert problems == {
-        "DATASETS.TEST: data set 'coco_2017_val'",
-        "DATASETS.TEST: data set 'coco_2017_val_panoptic_separated'",
-    }
-
-
-@pytest.mark.parametrize("text", ["{}", "no", '{"models": ["x"]}', '{"models": [{"x": 1}]}'])
-def test_a_report_that_is_none(tmp_path, capsys, text):
-    (tmp_path / "out").mkdir()
-    write_text(tmp_path / "out/results.json", text)
-    with pytest.raises(SystemExit):
-        tool.main(["--models", "mask_resnest50", "--output", str(tmp_path / "out")])
-    assert "results.json is no report of an earlier run" in capsys.readouterr().err
+def test_wrong_arguments(args, message, tmp_path, capsys, monkeypatch):
+    """Before any weights are asked for."""
+    monkeypatch.setattr(tool, "open_weights", lambda path: 1 / 0)
+    with pytest.raises(SystemExit) as end:
+        tool.main([*args[:2], "--output", str(tmp_path / "out"), *args[2:]])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err

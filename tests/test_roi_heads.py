@@ -10,7 +10,6 @@ from detectron2.utils.events import EventStorage
 from test_heads import SIZE, batch, small_config
 
 from resnest_d2 import AveragingCascadeROIHeads
-from resnest_d2.config.settings import Settings
 from resnest_d2.engine.trainer import prepare_to_train
 from resnest_d2.modeling.detector import build_detector
 
@@ -58,7 +57,7 @@ def test_every_stage_learns_its_masks(cfg):
 
 
 def test_images_without_objects(cfg):
-    model = prepare_to_train(Settings.of(cfg), build_detector(cfg).train())
+    model = prepare_to_train(cfg, build_detector(cfg).train())
     one_empty = batch(cfg)
     one_empty[1]["instances"] = one_empty[1]["instances"][:0]
     none = batch(cfg)

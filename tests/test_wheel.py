@@ -30,7 +30,7 @@ def wheel(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("resnest_d2", "configs"):
         shutil.copytree(ROOT / name, folder / "source" / name)
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "resnest_d2_cli.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "wheel"]
     options = ["--no-deps", "--no-build-isolation", "--wheel-dir", folder]
@@ -53,7 +53,9 @@ def test_configs_travel_in_the_wheel(wheel, tmp_path):
     code = (
         "from resnest_d2 import model_zoo as z; print(z.get_config_file('cascade_resnest101'));"
         "print(z.get_config('baselines/mask_resnet101').MODEL.RESNETS.DEPTH);"
-        "print(z.get_config('lazy/cascade_resnest101').model.backbone.bottom_up.depth)"
+        "from detectron2.config import LazyConfig;"
+        "lazy = z.get_config_file('cascade_resnest101').replace('configs/', 'configs/lazy/');"
+        "print(LazyConfig.load(lazy.replace('.yaml', '.py')).model.backbone.bottom_up.depth)"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = call(sys.executable, "-c", code, cwd=tmp_path, env=environment)

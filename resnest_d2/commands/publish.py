@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from ..config import InputError
 from ..config.keys import portable_config
 from ..engine.options import METRICS
-from ..files import sha256, write_text
+from ..files import make_folder, sha256, write_text
 from ..modeling.detector import build_detector
 from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.convert import rename
@@ -72,7 +72,7 @@ def publish(
     text = settings_text(cfg)
     checkpoint = replace(rename(checkpoint).checkpoint, input_format=of_model(model), config=text)
 
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     unnamed = output / f"{name}-unnamed.{ending}"
     write_checkpoint(checkpoint, unnamed)
     target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{ending}")
@@ -90,7 +90,7 @@ def read_metrics(file: Path) -> dict[str, float]:
             entry = json.loads(line)
         except ValueError:  # cut off where a machine died
             continue
-        for key, value in entry.items():
+        for key, value in entry.items() if isinstance(entry, dict) else ():
             task = key.split("/")[-2].removesuffix("_TTA") if "/" in key else ""
             if task in METRICS and isinstance(value, int | float) and math.isfinite(value):
                 found[key] = float(value)

@@ -12,12 +12,12 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 
 from .. import model_zoo
-from ..config import InputError, MissingFileError
-from ..config.load import choose_device
+from ..config import InputError, MissingFileError, require_between
+from ..config.load import choose_device, load_config
 from ..engine.evaluate import evaluate_model, load_for_evaluation
 from ..engine.processes import join_torchrun
 from ..evaluation import check_datasets
-from ..files import sha256, write_text
+from ..files import make_folder, sha256, write_text
 from ..model_zoo.published import PUBLICATIONS
 from ..weights import Checkpoint, open_weights
 from ..weights.fetch import promised_hash
@@ -40,12 +40,13 @@ def choose_models(names: Sequence[str]) -> list[str]:
     measurable = [n for n, p in PUBLICATIONS.items() if p.dataset == "coco_2017_val"]
     if list(names) == ["all"]:
         return measurable
-    for name in names:
+    chosen = [name.removesuffix(".yaml") for name in names]
+    for name in chosen:
         model_zoo.get_config_file(name)  # names a model that is not there
         if name not in measurable:
             data = PUBLICATIONS[name].dataset if name in PUBLICATIONS else "no data set"
             raise InputError(f"{name!r} cannot be compared: a figure is published on {data}")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(chosen))
 
 
 def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[Checkpoint, bool]:
@@ -97,10 +98,9 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     Raises:
         InputError: data or weights are not there, or not the published ones.
     """
-    cfg = model_zoo.get_config(name)
-    cfg.merge_from_list(args.opts)
+    cfg = load_config(model_zoo.get_config_file(name), args.opts)
     cfg.OUTPUT_DIR, cfg.TEST.AUG.ENABLED = str(args.output / name), False  # published at one scale
-    choose_device(cfg)
+    choose_device(cfg, required="MODEL.DEVICE" in args.opts[::2])
     join_torchrun(cfg.MODEL.DEVICE)
     check_datasets(cfg, train=False)
     if not args.any_dataset:
@@ -108,9 +108,12 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     checkpoint, verified = find_checkpoint(name, args.weights_dir)
     metrics = flatten_results_dict(evaluate_model(cfg, load_for_evaluation(cfg, checkpoint)))
     row = {"model": name, "checkpoint": checkpoint.name, "verified": verified}
+    published = model_zoo.published(name)
+    if comm.is_main_process() and (missing := published.keys() - metrics.keys()):
+        raise InputError(f"{name} was published with {', '.join(missing)}, which was not measured")
     return [
         {**row, "metric": metric, "published": value, "measured": metrics.get(metric)}
-        for metric, value in model_zoo.published(name).items()
+        for metric, value in published.items()
     ]
 
 
@@ -147,10 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     rows: list[dict] = []
     with running():
+        require_between("--tolerance", args.tolerance, 0, 100)
         for name in choose_models(args.models):
             rows += measure(name, args)
             if comm.is_main_process():  # after each, for an error may end it at the next
-                args.output.mkdir(parents=True, exist_ok=True)
+                make_folder(args.output)
                 write_text(args.output / "results.json", json.dumps(rows, indent=1) + "\n")
                 table = format_table(rows, args.tolerance)
                 write_text(args.output / "results.md", f"# Published and measured\n\n{table}\n")

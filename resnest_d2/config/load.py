@@ -4,14 +4,14 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import detectron2
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
-from . import ConfigError, MissingFileError, did_you_mean, require_int
+from . import ConfigError, FileError, MissingFileError, did_you_mean, require_int
 from .keys import add_project_config, add_resnest_config, flat_keys
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults of Detectron2, of ResNeSt and of the projects it needs.
 
     Args:
-        config_file: a path, or an address of Detectron2's PathManager.
+        config_file: a path; its ``_BASE_`` may be an address.
         opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Returns:
@@ -44,7 +44,12 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         ConfigError: a key that does not exist, a value that does not fit its key, or a tag that
             would run code; the message names it.
     """
-    if not PathManager.isfile(config_file):
+    if "://" in config_file:
+        raise ConfigError(
+            f"--config-file {config_file} is an address, which Detectron2 reads only as the _BASE_ "
+            "of a local file"
+        )
+    if not Path(config_file).is_file():
         root = config_dir()
         known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
         hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
@@ -57,10 +62,11 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     # One of Detectron2's own files, Base-RetinaNet.yaml, computes its anchors. It is code like the
     # rest of Detectron2; tags in any other file are refused.
     own = Path(detectron2.__file__).parent in Path(config_file).resolve().parents
-    cfg = get_cfg()
+    cfg = _own_defaults()
     with _errors_of(config_file, cfg):
         loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=own)
-        _add_keys(cfg, loaded, opts)
+    _add_keys(cfg, loaded, config_file, opts)
+    with _errors_of(config_file, cfg):
         cfg.merge_from_file(config_file, allow_unsafe=own)
     return _merge_options(cfg, loaded, opts)
 
@@ -76,16 +82,24 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    cfg = get_cfg()
+    cfg = _own_defaults()
     with _errors_of(source, cfg):
-        loaded = CfgNode.load_cfg(text)
-        _add_keys(cfg, loaded, opts)
-        cfg.merge_from_other_cfg(loaded)
+        loaded = yaml.safe_load(text)
+    _add_keys(cfg, loaded, source, opts)
+    with _errors_of(source, cfg):
+        cfg.merge_from_other_cfg(CfgNode(loaded))
     return _merge_options(cfg, loaded, opts)
 
 
-def _add_keys(cfg: CfgNode, loaded: dict, opts: Sequence[str]) -> None:
+def _own_defaults() -> CfgNode:
+    cfg = get_cfg()
     add_resnest_config(cfg)
+    return cfg
+
+
+def _add_keys(cfg: CfgNode, loaded: Any, source: str, opts: Sequence[str]) -> None:
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
     add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
 
 
@@ -121,7 +135,7 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
 
 @contextmanager
 def _errors_of(source: str, cfg: CfgNode) -> Iterator[None]:
-    """Turn what yacs and PyYAML raise on a wrong config into a ConfigError.
+    """Turn what yacs and PyYAML raise on a wrong config into a ConfigError; only their calls.
 
     Args:
         source: the file, or "the command line", which the message begins with.
@@ -129,12 +143,14 @@ def _errors_of(source: str, cfg: CfgNode) -> Iterator[None]:
     """
     try:
         yield
-    except ConfigError:
-        raise
     except KeyError as error:
         name = str(error.args[0]).rpartition(" ")[2]
         hint = did_you_mean(name, flat_keys(cfg))
         raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{source}: its _BASE_ {error.filename} is not there") from error
+    except OSError as error:
+        raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{source}: it is its own _BASE_, or nested without end") from error
     except yaml.constructor.ConstructorError as error:
@@ -144,6 +160,7 @@ def _errors_of(source: str, cfg: CfgNode) -> Iterator[None]:
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
+    # yacs checks by assertions, evaluates values and reads attributes of what should be a node.
     except (AssertionError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {error}") from error
 

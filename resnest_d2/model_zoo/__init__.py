@@ -77,14 +77,18 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     Raises:
         InputError: as :func:`get_config`, or the weights cannot be fetched or do not fit.
     """
-    from ..weights import WeightsCheckpointer  # it stands above the zoo, whose names it knows
+    # They stand above the zoo, whose names they know.
+    from ..weights import WeightsCheckpointer, load_weights
 
     cfg = get_config(name, trained)
     if device is None and not torch.cuda.is_available():
         device = "cpu"
     cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
     model = build_detector(cfg)
-    WeightsCheckpointer(model).load_to_train(cfg.MODEL.WEIGHTS)
+    if trained:
+        load_weights(model, cfg.MODEL.WEIGHTS)
+    else:
+        WeightsCheckpointer(model).load_to_train(cfg.MODEL.WEIGHTS)
     return model
 
 

@@ -71,7 +71,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, names: set[str]) -> ResNeSt:
     resnets = cfg.MODEL.RESNETS
     arguments: dict[str, Any] = {n: resnets[n.upper()] for n in names if n.upper() in resnets}
     arguments |= {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
-    if cfg.MODEL.WEIGHTS and list(cfg.MODEL.PIXEL_STD) == [1, 1, 1]:
+    if "resnest" in cfg.MODEL.WEIGHTS.lower() and list(cfg.MODEL.PIXEL_STD) == [1, 1, 1]:
         message = (
             f"MODEL.PIXEL_STD [1, 1, 1] is Detectron2's default, and INPUT.FORMAT is "
             f"{cfg.INPUT.FORMAT}: published ResNeSt weights are for RGB with PIXEL_MEAN [123.68, "
@@ -80,7 +80,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, names: set[str]) -> ResNeSt:
         log_first_n(logging.WARNING, message, name=__name__, key="message")
     try:
         return make_resnest(**arguments)
-    except ValueError as error:
+    except ConfigError as error:
         text = re.sub(r"\b[a-z_0-9]+\b", lambda word: KEYS.get(word[0], word[0]), str(error))
         raise ConfigError(text) from error
 

@@ -6,6 +6,8 @@ import torch
 from detectron2.layers import get_norm
 from torch import nn
 
+from ..config import ConfigError
+
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 Norm = str | Callable[[int], nn.Module] | None
@@ -28,12 +30,12 @@ def make_norm(norm: Norm, channels: int) -> nn.Module | None:
     """Detectron2's ``get_norm`` with a message for a wrong name.
 
     Raises:
-        ValueError: the name is unknown, or GN's 32 groups do not divide the channels.
+        ConfigError: the name is unknown, or GN's 32 groups do not divide the channels.
     """
     if norm == "GN":
         if channels % 32:
-            raise ValueError(f"norm 'GN' does not fit {channels} channels: 32 must divide them")
+            raise ConfigError(f"norm 'GN' does not fit {channels} channels: 32 must divide them")
         return GroupNorm(32, channels)
     if isinstance(norm, str) and norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
+        raise ConfigError(f"norm must be one of {', '.join(map(repr, NORMS))}, got {norm!r}")
     return get_norm(norm, channels)

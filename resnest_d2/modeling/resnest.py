@@ -70,7 +70,7 @@ class ResNeStBlock(CNNBlockBase):
     does in the first block of a dilated stage (``resnest/torch/models/resnet.py``).
 
     Raises:
-        ValueError: channels that radix, num_groups or deform_num_groups do not divide.
+        ConfigError: channels that radix, num_groups or deform_num_groups do not divide.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ def make_resnest(
                 grad_checkpoint=grad_checkpoint and index < last - 1,
                 **{name: arguments[name] for name in OF_BLOCKS},
             )
-        except ValueError as error:
+        except ConfigError as error:
             raise ConfigError(f"{STAGE_NAMES[index]}: {error}") from error
         stages.append(stage)
     return ResNeSt(stem, stages, num_classes, out_features, freeze_at)
@@ -318,4 +318,4 @@ def _dilations(
 
 def _require_divisor(name: str, divisor: int, channels: int) -> None:
     if divisor < 1 or channels < 1 or channels % divisor:
-        raise ValueError(f"{name} {divisor} must divide the bottleneck's {channels} channels")
+        raise ConfigError(f"{name} {divisor} must divide the bottleneck's {channels} channels")

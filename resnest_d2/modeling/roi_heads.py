@@ -12,6 +12,8 @@ from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from ..config import ConfigError
+
 # MMDetection's cascades have these, as the Cascade R-CNN paper's implementation has.
 STAGE_LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
@@ -50,12 +52,12 @@ class AveragingCascadeROIHeads(CascadeROIHeads):
         """Arguments from a config.
 
         Raises:
-            ValueError: a cascade that is longer than MMDetection's.
+            ConfigError: a cascade that is longer than MMDetection's.
         """
         arguments = super().from_config(cfg, input_shape)
         stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
         if stages > len(STAGE_LOSS_WEIGHTS):
-            raise ValueError(
+            raise ConfigError(
                 f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {stages} stages; AveragingCascadeROIHeads "
                 f"has loss weights for {len(STAGE_LOSS_WEIGHTS)}"
             )

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
 
+from ..config import ConfigError
 from .deform_conv import DeformConv2d
 from .norm import Norm, make_norm
 
@@ -30,7 +31,7 @@ class SplitAttentionConv2d(nn.Module):
         deform_modulated: whether the offsets carry a mask (DCN v2).
 
     Raises:
-        ValueError: radix or groups below 1, channels that they do not divide, an unknown norm.
+        ConfigError: radix or groups below 1, channels that they do not divide, an unknown norm.
     """
 
     def __init__(
@@ -51,9 +52,9 @@ class SplitAttentionConv2d(nn.Module):
     ) -> None:
         super().__init__()
         if radix < 1 or groups < 1:
-            raise ValueError(f"radix and groups must be at least 1, got {radix} and {groups}")
+            raise ConfigError(f"radix and groups must be at least 1, got {radix} and {groups}")
         if in_channels < 1 or in_channels % (groups * radix) or out_channels % groups:
-            raise ValueError(
+            raise ConfigError(
                 f"in_channels {in_channels} must be a multiple of groups * radix = "
                 f"{groups} * {radix}, and out_channels {out_channels} one of groups"
             )

@@ -16,8 +16,8 @@ import torch
 _KINDS = "biuf"  # booleans, integers, floats
 
 
-class _ArrayType:
-    """Stands for the class ``numpy.ndarray``, an argument that cannot be called."""
+# Stands for the class, which is an argument here; a text can be neither called nor changed.
+_ARRAY_TYPE = "numpy.ndarray"
 
 
 class _Dtype:
@@ -31,10 +31,12 @@ class _Dtype:
     def __setstate__(self, state: tuple) -> None:
         self.dtype = self.dtype.newbyteorder(state[1])
 
-    def read(self, raw: bytes, shape: tuple[int, ...], is_fortran: bool = False) -> torch.Tensor:
-        """Make a tensor of raw bytes."""
-        order = "F" if is_fortran else "C"
-        values = np.frombuffer(raw, self.dtype).reshape(shape, order=order)
+    def read(
+        self, raw: bytes | str, shape: tuple[int, ...], is_fortran: bool = False
+    ) -> torch.Tensor:
+        """Make a tensor of raw bytes, which in files of Python 2 are a string."""
+        raw = raw.encode("latin1") if isinstance(raw, str) else raw
+        values = np.ndarray(shape, self.dtype, raw, order="F" if is_fortran else "C")
         # PyTorch takes neither read-only memory nor another byte order.
         return torch.from_numpy(np.array(values, self.dtype.newbyteorder("="), order="C"))
 
@@ -42,8 +44,8 @@ class _Dtype:
 class _Array:
     """An array before its state is known."""
 
-    def __init__(self, kind: type, shape: tuple, code: Any) -> None:
-        if kind is not _ArrayType:
+    def __init__(self, kind: str, shape: tuple, code: Any) -> None:
+        if kind is not _ARRAY_TYPE:
             raise pickle.UnpicklingError(f"GLOBAL {kind}")
         self.tensor: torch.Tensor | None = None
 
@@ -57,19 +59,31 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """Python 3's empty bytes in pickle's second protocol."""
+    return b""
+
+
+def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> torch.Tensor:
+    """Arrays of pickle's fifth protocol."""
+    return dtype.read(bytes(raw), shape, order == "F")
+
+
 def _scalar(dtype: _Dtype, raw: bytes) -> float:
     return dtype.read(raw, (1,)).item()
 
 
 _GLOBALS: dict[str, Any] = {
-    "numpy.ndarray": _ArrayType,
+    "numpy.ndarray": _ARRAY_TYPE,
     "numpy.dtype": _Dtype,
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _encode,
+    "__builtin__.bytes": _no_bytes,
 }
-for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # in NumPy 1 and 2
-    _GLOBALS[f"{_module}._reconstruct"] = _Array
-    _GLOBALS[f"{_module}.scalar"] = _scalar
+for _module in ("numpy.core", "numpy._core"):  # in NumPy 1 and 2
+    _GLOBALS[f"{_module}.multiarray._reconstruct"] = _Array
+    _GLOBALS[f"{_module}.multiarray.scalar"] = _scalar
+    _GLOBALS[f"{_module}.numeric._frombuffer"] = _from_buffer
 
 
 class ArrayUnpickler(pickle.Unpickler):

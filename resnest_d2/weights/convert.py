@@ -16,6 +16,8 @@ logger = logging.getLogger(__name__)
 _ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
 _BACKBONE_KEY = re.compile(r"(stem|res[2-5]|linear)\.")
 _OLD_NORM = re.compile(r"(.*res[2-5]\.\d+\.conv2)\.bn\.(\w+)")
+# Counters and copies of averages, which lie among the weights.
+_AVERAGING = re.compile(r"n_averaged|steps|ema_[a-z_0-9]+")
 # DistributedDataParallel, Lightning and torch.compile put these before every key.
 _WRAPPERS = {"module", "model", "_orig_mod"}
 # Places of the backbone in somebody's model.
@@ -53,8 +55,8 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         checkpoint: names to tensors, or a checkpoint that holds such a mapping.
 
     Returns:
-        a new dict. A backbone that had foreign names has no prefix (``stem.``, ``res2.`` to
-        ``res5.``; ``linear.`` is its classifier); Detectron2 names keep theirs.
+        a new dict. A backbone alone has no prefix (``stem.``, ``res2.`` to ``res5.``; ``linear.``
+        is its classifier); a detector has Detectron2's names.
 
     Raises:
         UnreadableError: keys fit no known naming; the message lists some.
@@ -88,7 +90,7 @@ def check_conversion(conversion: Conversion) -> None:
 
 def rename(checkpoint: Checkpoint) -> Conversion:
     """Give a checkpoint's weights Detectron2's names; where none fits a known naming, all stay."""
-    named = checkpoint.weights
+    named = {k: v for k, v in checkpoint.weights.items() if not _AVERAGING.fullmatch(k)}
     while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
         named = {key.partition(".")[2]: value for key, value in named.items()}
     naming, names = _recognize(named)

@@ -16,7 +16,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
-from ..config import FileError, InputError
+from ..config import FileError, InputError, import_extra
 from ..files import sha256
 from . import catalog
 from .catalog import HUB, Entry, file_name
@@ -171,15 +171,14 @@ def _download(url: str, folder: Path) -> Path:
 
 
 def _from_hub(path: str) -> Path:
+    user, repository, file = re.fullmatch(
+        r"([^/]*)/?([^/]*)/?(.*)", path.removeprefix(HUB)
+    ).groups()
+    if not file:
+        raise InputError(f"{path!r} is not of the form {HUB}user/repository/file")
+    hub = import_extra("huggingface_hub", "hub", f"fetching {path}")
     try:
-        from huggingface_hub import hf_hub_download
-    except ImportError:
-        raise FetchError(
-            f"{path} needs huggingface_hub, which is not installed: pip install 'resnest_d2[hub]'"
-        ) from None
-    user, repository, *file = path.removeprefix(HUB).split("/")
-    try:
-        return Path(hf_hub_download(f"{user}/{repository}", "/".join(file)))
+        return Path(hub.hf_hub_download(f"{user}/{repository}", file))
     except Exception as error:  # its HTTP client and its accelerators raise types of their own
         raise FetchError(f"cannot get {path}: {_reason(error)}") from error
 

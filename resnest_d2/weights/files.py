@@ -16,6 +16,7 @@ from ..files import replacing
 from . import input_format
 from .arrays import ArrayUnpickler
 from .input_format import InputFormat
+from .naming import is_known
 
 ENDINGS = (".pth", ".safetensors")
 # Training keeps under these keys what it knows of its classes and its images, and its config.
@@ -94,27 +95,31 @@ def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> 
     path, name = Path(path), name or str(path)
     if not path.is_file():
         raise MissingFileError(f"there is no file {name}")
-    with path.open("rb") as stream:
-        if text := describe_text(stream.read(512)):
-            raise UnreadableError(f"{name} is {text}")
+    with _reader_errors(name), path.open("rb") as stream:
+        head = stream.read(512)
+    if text := describe_text(head):
+        raise UnreadableError(f"{name} is {text}")
+    ending = Path(path.name.partition("?")[0]).suffix  # files of addresses keep their query
     safe_open = None
-    if path.suffix == ".safetensors":
+    if ending == ".safetensors":
         safe_open = import_extra("safetensors", "hub", f"reading {name}").safe_open
     with _reader_errors(name):
         if safe_open:
             content = _read_safetensors(path, safe_open)
-        elif path.suffix == ".pkl":
+        elif ending == ".pkl":
             content = ArrayUnpickler(path.read_bytes()).load()
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
-    return _sort(content, path.suffix, name, average)
+    return _sort(content, ending, name, average)
 
 
 def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Checkpoint:
     containers = (*_AVERAGED, *_TRAINED) if average else (*_TRAINED, *_AVERAGED)
     container, weights = find_tensors(content, containers)
+    if average and container.partition(".")[0] not in _AVERAGED:
+        raise UnreadableError(f"{name} has no average of its weights: {', '.join(_AVERAGED)}")
     if not weights:
         raise UnreadableError(f"{name} holds no tensors under {', '.join(map(str, content))[:200]}")
     for key, value in weights.items():
@@ -123,7 +128,7 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
             raise UnreadableError(f"{name}: {key} is a tensor of an unsupported kind ({kind})")
     author = str(content.get("__author__", ""))
     by_suffix = content.get("matching_heuristics") is True
-    if container != "model" and ending in (".pkl", ".pyth"):
+    if container != "model" and ending in (".pkl", ".pyth") and not is_known(weights):
         # Detectron's files are in Caffe2's names, files of pycls in their own.
         kept = {k: v for k, v in weights.items() if not k.endswith(("_momentum", "_tracked"))}
         weights, by_suffix = kept, True

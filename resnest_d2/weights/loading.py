@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from http.client import HTTPException
 from typing import Any
 
 import torch
@@ -54,9 +55,11 @@ def open_weights(path: str | os.PathLike, average: bool = False) -> Checkpoint:
         local = PathManager.get_local_path(path) if "://" in path else path
     except FileError:
         raise
-    except (OSError, AssertionError) as error:  # a handler's, of the web or the disk
+    # A handler's, of the web or the disk; Detectron2's own asserts that a name is in its catalog.
+    except (OSError, HTTPException, AssertionError) as error:
         raise FetchError(f"cannot get {path}: {error}") from error
-    checkpoint = read_checkpoint(local, path, average)
+    name = path if local == path else f"{path} (at {local})"
+    checkpoint = replace(read_checkpoint(local, name, average), name=path)
     return replace(
         checkpoint,
         by_suffix=by_suffix or checkpoint.by_suffix,
@@ -109,9 +112,11 @@ class WeightsCheckpointer(DetectionCheckpointer):
         )
         if not is_own and checkpoint.author not in ("Caffe2", "pycls"):
             checkpoint = rename(checkpoint).checkpoint
-        if not _fit_channels(checkpoint, states):
+        weights = _fit_channels(checkpoint, states)
+        if weights is None:
+            weights = dict(checkpoint.weights)  # the base class takes out what does not fit
             warn_if_it_differs(checkpoint.name, checkpoint.input_format, of_model(self.model))
-        self.incompatible = self._load_model({**checkpoint.to_dict(), "model": checkpoint.weights})
+        self.incompatible = self._load_model({**checkpoint.to_dict(), "model": weights})
         self._log_incompatible_keys(self.incompatible)
         require_finite(self.model, checkpoint.name)
         rest = dict(checkpoint.rest)
@@ -182,11 +187,13 @@ class WeightsCheckpointer(DetectionCheckpointer):
             )
 
 
-def _fit_channels(checkpoint: Checkpoint, states: dict[str, torch.Tensor]) -> bool:
-    """Fit a stem for three channels, in place, to a model of another number of them.
+def _fit_channels(
+    checkpoint: Checkpoint, states: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | None:
+    """Fit a stem for three channels to a model of another number of them.
 
     Every channel gets the sum of the three filters over the number of channels, so that the
-    response to equal channels stays as it is. Return whether that was needed.
+    response to equal channels stays as it is. Return the weights, or None if they fit as they are.
     """
     weights = checkpoint.weights
     for name in (name for name in states if STEM.search(name)):
@@ -195,25 +202,26 @@ def _fit_channels(checkpoint: Checkpoint, states: dict[str, torch.Tensor]) -> bo
             if has != 3 or needs == 3:
                 continue
             summed = weights[key].sum(1, keepdim=True) / needs
-            weights[key] = summed.expand(out, needs, *size).clone()
+            fitted = summed.expand(out, needs, *size).clone()
             message = "%s has filters for three channels: summed and divided among %d, in %s"
             logger.warning(message, checkpoint.name, needs, name)
-            return True
-    return False
+            return {**weights, key: fitted}
+    return None
 
 
 def require_finite(model: nn.Module, source: str) -> None:
-    """See that a model's parameters are numbers; buffers, such as masks, may hold infinities.
+    """See that a model's values are numbers; buffers, such as masks, may hold infinities.
 
     Raises:
-        UnreadableError: one is NaN or infinite, as after a training that diverged.
+        UnreadableError: one is NaN, or a parameter is infinite, as after a training that diverged.
     """
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise UnreadableError(
-                f"{source}: {name} has values that are NaN or infinite, as after a training that "
-                "diverged; take an earlier checkpoint"
-            )
+    bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    bad += [name for name, value in model.named_buffers() if value.isnan().any()]
+    for name in bad[:1]:
+        raise UnreadableError(
+            f"{source}: {name} has values that are NaN or infinite, as after a training that "
+            "diverged; take an earlier checkpoint"
+        )
 
 
 def load_weights(

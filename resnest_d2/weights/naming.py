@@ -103,6 +103,13 @@ FOREIGN = (
 )
 DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123]|shortcut))\..+")
 
+
+def is_known(keys: Iterable[str]) -> bool:
+    """Return whether any key is Detectron2's for a ResNeSt's block, or of a known project."""
+    namings = (DETECTRON2_KEY.fullmatch, *(naming.rename for naming in FOREIGN))
+    return any(naming(key) for key in keys for naming in namings)
+
+
 _BLOCK_KEY = re.compile(r"(?:.*\.)?(?:res(?P<res>[2-5])|layer(?P<layer>[1-4]))\.(?P<block>\d+)\..+")
 _RESNETS = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
-from ..config import InputError
+from ..config import ConfigError, InputError
 from ..config.keys import flat_items, portable_config
 from ..config.load import load_config, parse_config
 from .files import Checkpoint
@@ -54,18 +54,26 @@ def config_to_use(config_file: str, opts: Sequence[str], checkpoint: Checkpoint 
     if not text:
         reason = f"{checkpoint.name} holds no config" if checkpoint else "no weights are given"
         raise InputError(f"--config-file is needed, because {reason}")
-    cfg = parse_config(text, f"the config in {checkpoint.name}")
-    defaults = get_cfg()  # what the file says of another machine
-    cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = defaults.OUTPUT_DIR, defaults.MODEL.DEVICE
-    cfg.MODEL.WEIGHTS = checkpoint.name
-    return parse_config(config_text(cfg), f"the config in {checkpoint.name}", opts)
+    cfg, defaults = parse_config(text, f"the config in {checkpoint.name}", opts), get_cfg()
+    # What the file says of another machine.
+    if "OUTPUT_DIR" not in opts[::2]:
+        cfg.OUTPUT_DIR = defaults.OUTPUT_DIR
+    if "MODEL.DEVICE" not in opts[::2]:
+        cfg.MODEL.DEVICE = defaults.MODEL.DEVICE
+    if "MODEL.WEIGHTS" not in opts[::2]:
+        cfg.MODEL.WEIGHTS = checkpoint.name
+    return cfg
 
 
 def _warn_of_others(
     cfg: CfgNode, config_file: str, text: str, name: str, opts: Sequence[str]
 ) -> None:
-    theirs = dict(flat_items(parse_config(text, f"the config in {name}", opts)))
-    changes = differences(theirs, dict(flat_items(cfg)))
+    try:
+        theirs = parse_config(text, f"the config in {name}", opts)
+    except ConfigError as error:  # of another project, with keys of its own
+        logger.warning("%s counts alone, for %s", config_file, error)
+        return
+    changes = differences(dict(flat_items(theirs)), dict(flat_items(cfg)))
     listed = _listing({k: v for k, v in changes.items() if k.startswith(RESULT_KEYS)})
     if listed:
         message = "%s was trained with other settings than those of %s, which count: %s"
