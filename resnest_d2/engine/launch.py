@@ -91,10 +91,10 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
             f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
             f"{reference}, the number of processes that it is meant for; with 0 nothing is scaled"
         )
-    if not args.eval_only:
-        TrainingOptions.of(args).check(cfg)
     if not any(job.data):
         check_datasets(cfg, train=not args.eval_only)
+    if not args.eval_only:
+        TrainingOptions.of(args).check(cfg)
     return job, num_processes
 
 

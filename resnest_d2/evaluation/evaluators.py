@@ -68,6 +68,25 @@ EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
     "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
     "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
 }
+INSTANCE_TASKS = ("bbox", "segm", "keypoints")
+TASKS = {
+    "coco": INSTANCE_TASKS,
+    "coco_panoptic_seg": ("sem_seg", *INSTANCE_TASKS, "panoptic_seg"),
+    "sem_seg": ("sem_seg",),
+    "lvis": ("bbox", "segm"),
+    "pascal_voc": ("bbox",),
+    "cityscapes_instance": ("segm",),
+    "cityscapes_sem_seg": ("sem_seg",),
+}
+
+
+def tasks_of(dataset_name: str) -> tuple[str, ...]:
+    """The tasks that a data set is evaluated by, as metrics name them.
+
+    Raises:
+        ConfigError: the data set has no evaluator type, or one that is not known.
+    """
+    return TASKS[_evaluator_type(dataset_name)]
 
 
 def build_evaluator(
