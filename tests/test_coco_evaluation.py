@@ -360,5 +360,7 @@ def test_a_mask_that_is_missing_is_said(evaluator):
     for annotation in data.annotations[:1]:
         annotation.update(id=9, segmentation=[])
     one = process(evaluator(data), data)
-    with pytest.raises(InputError, match="annotation 9 of .* has no 'segmentation', which task 'seg"):
+    with pytest.raises(
+        InputError, match="annotation 9 of .* has no 'segmentation', which task 'seg"
+    ):
         one.evaluate()

@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from resnest_d2 import model_zoo
 from resnest_d2.config import ConfigError
-from resnest_d2.config.keys import PLAIN_BUILDERS
+from resnest_d2.config.load import PLAIN_BUILDERS
 from resnest_d2.engine import Trainer, load_config
 from resnest_d2.modeling.detector import build_detector
 
