@@ -46,8 +46,6 @@ VERSION: 2
         ("RADIX: 4", "RADIX 4"),
         ("AVD: True", "AVD True"),
         ("DEEP_STEM: True", "DEEP_STEM True"),
-        ("AVG_DOWN: True", "AVG_DOWN True"),
-        *((f"DEPTH: {depth}", f"DEPTH {depth}") for depth in (14, 26, 200, 269)),
         ("RADIX: 0", None),
         ("RADIX: 1", None),
         ("AVD: False, DEEP_STEM: False, AVG_DOWN: False, RADIX: 1, DEPTH: 101", None),

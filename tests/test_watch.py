@@ -236,6 +236,22 @@ def test_without_matplotlib_a_line_says_so(tmp_path, monkeypatch, caplog):
     assert caplog.messages == ["curves.png is not drawn: pip install 'resnest_d2[draw]'"]
 
 
+def test_a_drawing_that_fails_is_a_warning(tmp_path, monkeypatch, caplog):
+    (tmp_path / "curves.png").write_text("an older one")
+
+    def full(self, file, **_):
+        file.write_text("a part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    curves_at(tmp_path, total_loss=2.0).after_train()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "curves.png: No space left on device" in record.getMessage()
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+    assert (tmp_path / "curves.png").read_text() == "an older one"
+
+
 def test_a_run_that_is_resumed_draws_its_whole_history(registered_digits, tmp_path, figures):
     keys = {"TEST.EVAL_PERIOD": "1", "DATASETS.TEST": "('digits_val',)"}
     make(tmp_path, keys={**keys, "SOLVER.MAX_ITER": "2"}).train()

@@ -41,7 +41,7 @@ class StopTraining(BaseException):
         self.exit_code = exit_code
 
 
-def ignore_signals(worker: int) -> None:
+def ignore_signals() -> None:
     """Let signals to a whole group of processes pass by a loader's process while training goes on.
 
     The trainer saves and ends its loaders; without it they end by themselves.

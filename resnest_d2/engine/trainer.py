@@ -4,7 +4,7 @@ import copy
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ class Trainer(DefaultTrainer):
             augmentations["augmentations"] = semantic_augmentations(cfg)
         mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
         loader = build_detection_train_loader(cfg, mapper=mapper)
-        _set_worker_init(loader)
+        _ignore_signals_in(loader)
         return loader
 
     @classmethod
@@ -122,7 +122,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader, with this package's reader of pictures."""
         mapper = Mapper(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        _set_worker_init(loader)
+        _ignore_signals_in(loader)
         return loader
 
     @classmethod
@@ -280,25 +280,18 @@ def _limit_precise_bn(cfg: CfgNode, loader: Any) -> CfgNode:
     return cfg
 
 
-def _set_worker_init(loader: Any) -> None:
+def _ignore_signals_in(loader: Any) -> None:
     """Have the processes of a Detectron2 loader ignore signals while this one trains."""
     while loader is not None:
         if isinstance(loader, DataLoader):
-            begin = loader.worker_init_fn
-            loader.worker_init_fn = _WorkerInit(begin)
+            loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
         loader = getattr(loader, "dataset", None)
 
 
-class _WorkerInit:
-    """Detectron2's start of a loader's process, and :func:`ignore_signals`."""
-
-    def __init__(self, begin: Any) -> None:
-        self._begin = begin
-
-    def __call__(self, worker: int) -> None:
-        ignore_signals(worker)
-        if self._begin is not None:
-            self._begin(worker)
+def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+    ignore_signals()
+    if begin is not None:
+        begin(worker)
 
 
 def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
