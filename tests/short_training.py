@@ -1,6 +1,7 @@
 """A training of a few iterations, which several test files run in their own process."""
 
 import argparse
+from pathlib import Path
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer, TrainingOptions, load_config
@@ -54,5 +55,6 @@ def use_own_data(cfg, args, num_processes=1, classes=None):
     data = read_own_data(cfg, args, classes or {})
     fit_config(cfg, args, data, num_processes)
     register(data, cfg.OUTPUT_DIR)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     write_annotations(data, cfg.OUTPUT_DIR)
     return data

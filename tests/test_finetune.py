@@ -16,7 +16,6 @@ from short_training import arguments, use_own_data
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer, load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, mirrored_keypoints
-from resnest_d2.inference import Predictor
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights import open_weights
 
@@ -93,6 +92,8 @@ def test_classes_follow_from_the_file(trained):
 
 def test_predictions_are_named(trained):
     """The checkpoint knows its classes and its config."""
+    from resnest_d2.inference import Predictor
+
     predictor = Predictor(str(trained[1] / "model_final.pth"))
     assert predictor.metadata.thing_classes == ["straight", "bent", "round"]
     assert predictor.model.roi_heads.num_classes == 3

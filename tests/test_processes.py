@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
     """What one process with all images and two with a share leave behind, by the kind of step."""
     folder = tmp_path_factory.mktemp("steps")
     take_steps(str(folder), {kind: [[*a, *b]] for kind, (a, b) in SHARES.items()})
-    start_processes(take_steps, (str(folder), SHARES), 2, 1, 0, "auto")
+    assert start(take_steps, str(folder), SHARES) == 0
     return folder
 
 

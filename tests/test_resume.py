@@ -1,10 +1,10 @@
 """``--resume``: PyTorch's own restore; what the config says otherwise now is changed and named."""
 
 import logging
+import shutil
 
 import pytest
 import torch
-from detectron2.engine import HookBase
 from short_training import make
 from torch.optim import lr_scheduler
 
@@ -19,59 +19,66 @@ TINY = {
 }
 
 
-class Recorder(HookBase):
-    """Keeps the optimizer's settings of the first iteration, and its momentum before."""
-
-    def before_step(self):
-        optimizer = self.trainer.optimizer
-        self.groups = [{k: g[k] for k in g.keys() - {"params"}} for g in optimizer.param_groups]
-        states = list(optimizer.state.values())
-        self.momentum = [s["momentum_buffer"].clone() for s in states if "momentum_buffer" in s]
-        raise StopIteration
+def groups(optimizer):
+    return [{k: g[k] for k in g.keys() - {"params"}} for g in optimizer.param_groups]
 
 
-def first_step(trainer):
-    """What the first iteration would be done with."""
-    recorder = Recorder()
-    trainer.register_hooks([recorder])
-    with pytest.raises(StopIteration):
-        trainer.train()
-    return recorder
+def momentum(trainer):
+    states = trainer.optimizer.state.values()
+    return [s["momentum_buffer"] for s in states if "momentum_buffer" in s]
 
 
-def count(trainer, iterations, learn=False):
-    """Move a trainer's schedule on, without computing anything."""
-    for _ in range(iterations):
-        if learn:
-            trainer.optimizer.step()
-        trainer.scheduler.step()
+def fresh_run(trainer, iteration):
+    """The optimizer and the schedule that the trainer's config gives, moved on to an iteration."""
+    optimizer = trainer.build_optimizer(trainer.cfg, trainer.model)
+    schedule = trainer.build_lr_scheduler(trainer.cfg, optimizer)
+    for _ in range(iteration):
+        schedule.step()
+    return optimizer, schedule
 
 
-def settings(folder, options, iteration, kind=Trainer):
-    """Of a fresh run that has come to an iteration."""
-    trainer = make(folder, keys={**TINY, **options}, kind=kind)
-    count(trainer, iteration)
-    trainer.start_iter = iteration
-    return first_step(trainer).groups
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders with a checkpoint as after some iterations, with momentum in it."""
+    folders = {}
 
-
-@pytest.fixture
-def save(registered_digits, tmp_path):
-    """Leave a checkpoint as after some iterations, with momentum in it."""
-
-    def save(iteration=START, kind=Trainer, **more):
-        trainer = make(tmp_path, keys=TINY, kind=kind)
+    def save(iteration, kind, keys):
+        key = (iteration, kind, tuple(keys.items()))
+        if key in folders:
+            return folders[key]
+        folder = folders[key] = tmp_path_factory.mktemp("saved")
+        trainer = make(folder, keys={**TINY, **keys}, kind=kind)
         for index, parameter in enumerate(p for p in trainer.model.parameters() if p.requires_grad):
             parameter.grad = torch.full_like(parameter, index + 1.0)
         before = [p.detach().clone() for p in trainer.model.parameters()]
-        count(trainer, iteration, learn=True)
+        for _ in range(iteration):
+            trainer.optimizer.step()
+            trainer.scheduler.step()
         for old, parameter in zip(before, trainer.model.parameters(), strict=True):
             parameter.data = old
         trainer.iter = iteration - 1
-        trainer.checkpointer.save(f"model_{iteration - 1:07d}", iteration=iteration - 1, **more)
-        return [state["momentum_buffer"] for state in trainer.optimizer.state.values()]
+        trainer.checkpointer.save(f"model_{iteration - 1:07d}", iteration=iteration - 1)
+        return folder
 
     return save
+
+
+@pytest.fixture
+def resume(registered_digits, tmp_path, saved):
+    """Leave such a checkpoint, and go on from it."""
+
+    def resume(iteration=START, keys=None, kind=Trainer, before=None, change=None):
+        shutil.copytree(saved(iteration, kind, before or {}), tmp_path, dirs_exist_ok=True)
+        if change:
+            file = tmp_path / f"model_{iteration - 1:07d}.pth"
+            content = torch.load(file, weights_only=True)
+            change(content)
+            torch.save(content, file)
+        return make(
+            tmp_path, resume=True, keys={**TINY, **(before or {}), **(keys or {})}, kind=kind
+        )
+
+    return resume
 
 
 @pytest.mark.parametrize(
@@ -89,26 +96,23 @@ def save(registered_digits, tmp_path):
         (START, {"SOLVER.BACKBONE_MULTIPLIER": "1.0", "SOLVER.BASE_LR": "0.0"}),
     ],
 )
-def test_the_settings_are_those_of_a_fresh_run(save, tmp_path, iteration, options):
-    momentum = save(iteration)
-    trainer = make(tmp_path, resume=True, keys={**TINY, **options})
+def test_the_settings_are_those_of_a_fresh_run(resume, iteration, options):
+    trainer = resume(iteration, options)
     assert trainer.start_iter == iteration
-    found = first_step(trainer)
-    expected = settings(tmp_path / "fresh", options, iteration)
-    for ours, fresh in zip(found.groups, expected, strict=True):
+    optimizer, _ = fresh_run(trainer, iteration)
+    for ours, fresh in zip(groups(trainer.optimizer), groups(optimizer), strict=True):
         assert ours == pytest.approx(fresh)
-    assert len(found.momentum) == len(momentum) > 50
-    assert all(map(torch.equal, found.momentum, momentum))
+    values = [buffer.flatten()[0].item() for buffer in momentum(trainer)]
+    assert len(set(values)) > 50  # what the checkpoint has, one value a parameter
 
 
-def test_the_power_of_a_polynomial_schedule_follows(save, tmp_path, monkeypatch):
+def test_the_power_of_a_polynomial_schedule_follows(resume):
     """PyTorch keeps it in the schedule's state."""
-    monkeypatch.setitem(TINY, "SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR")
-    save(20)
-    options = {"SOLVER.POLY_LR_POWER": "0.5"}
-    found = first_step(make(tmp_path, resume=True, keys={**TINY, **options})).groups
-    expected = settings(tmp_path / "fresh", options, 20)
-    assert [g["lr"] for g in found] == pytest.approx([g["lr"] for g in expected])
+    before = {"SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR"}
+    trainer = resume(20, {"SOLVER.POLY_LR_POWER": "0.5"}, before=before)
+    expected = groups(fresh_run(trainer, 20)[0])
+    rates = [group["lr"] for group in groups(trainer.optimizer)]
+    assert rates == pytest.approx([group["lr"] for group in expected])
 
 
 def one_cycle(optimizer):
@@ -128,27 +132,30 @@ SCHEDULES = {
 }
 
 
+class Steps(Trainer):
+    schedule = "steps"
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return SCHEDULES[cls.schedule](optimizer)
+
+
+OWN = {name: type(name, (Steps,), {"schedule": name}) for name in SCHEDULES}
+
+
 @pytest.mark.parametrize("options", [{}, {"SOLVER.BASE_LR": "0.01"}])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_any_schedule_of_pytorch_goes_on(save, tmp_path, schedule, options):
+def test_any_schedule_of_pytorch_goes_on(resume, schedule, options):
     """Of a trainer that has its own, with the rate of the checkpoint or with another one."""
-
-    class Own(Trainer):
-        @classmethod
-        def build_lr_scheduler(cls, cfg, optimizer):
-            return SCHEDULES[schedule](optimizer)
-
-    save(7, Own)
-    trainer = make(tmp_path, resume=True, keys={**TINY, **options}, kind=Own)
-    fresh = make(tmp_path / "fresh", keys={**TINY, **options}, kind=Own)
-    count(fresh, 7)
+    trainer = resume(7, options, kind=OWN[schedule])
+    optimizer, fresh = fresh_run(trainer, 7)
     for _ in range(10):
-        rates = [[g["lr"] for g in t.optimizer.param_groups] for t in (trainer, fresh)]
+        rates = [[g["lr"] for g in o.param_groups] for o in (trainer.optimizer, optimizer)]
         assert rates[0] == pytest.approx(rates[1], rel=1e-6)
-        count(trainer, 1)
-        count(fresh, 1)
-    if schedule == "steps" and not options:
-        assert rates[0][0] == pytest.approx(0.1 * float(trainer.cfg.SOLVER.BASE_LR))
+        trainer.scheduler.step()
+        fresh.step()
+    if schedule == "steps":
+        assert rates[0][0] == pytest.approx(0.1 * trainer.cfg.SOLVER.BASE_LR)
 
 
 @pytest.mark.parametrize(
@@ -161,34 +168,33 @@ def test_any_schedule_of_pytorch_goes_on(save, tmp_path, schedule, options):
         ({"MODEL.WEIGHTS": "x.pth"}, None),
     ],
 )
-def test_one_line_lists_what_changed(save, tmp_path, caplog, options, message):
-    save()
+def test_one_line_lists_what_changed(resume, tmp_path, caplog, options, message):
     caplog.set_level(logging.INFO)
-    make(tmp_path, resume=True, keys={**TINY, **options})
+    resume(keys=options)
     found = [line for line in caplog.messages if "other settings" in line]
     assert found == ([f"Resuming {tmp_path} with other settings: {message}"] if message else [])
 
 
-def test_a_run_that_is_longer_than_asked_for(save, tmp_path):
-    save(20)
+def test_a_run_that_is_longer_than_asked_for(resume):
     words = r"--resume: the checkpoint has done 20 iterations, .*SOLVER.MAX_ITER is 15"
     with pytest.raises(InputError, match=words):
-        make(tmp_path, True, {**TINY, "SOLVER.MAX_ITER": "15", "SOLVER.STEPS": "(9,)"})
+        resume(20, {"SOLVER.MAX_ITER": "15", "SOLVER.STEPS": "(9,)"})
 
 
 @pytest.mark.parametrize("average", ["ema_state", "model_ema"])
-def test_an_average_of_weights_is_not_what_goes_on(save, tmp_path, average):
+def test_an_average_of_weights_is_not_what_goes_on(resume, average):
     """Model, iteration and optimizer do; other projects save the average beside them."""
-    momentum = save(**{average: {"weight": torch.zeros(1)}})
-    file = tmp_path / f"model_{START - 1:07d}.pth"
-    content = torch.load(file, weights_only=True)
-    content[average] = {name: value * 0 for name, value in content["model"].items()}
-    torch.save(content, file)
-    trainer = make(tmp_path, resume=True, keys=TINY)
+    weights = {}
+
+    def add(content):
+        weights.update(content["model"])
+        content[average] = {name: value * 0 for name, value in weights.items()}
+
+    trainer = resume(change=add)
     assert trainer.start_iter == START
     states = trainer.model.state_dict()
-    assert all(torch.equal(states[name], value) for name, value in content["model"].items())
-    assert all(map(torch.equal, first_step(trainer).momentum, momentum))
+    assert all(torch.equal(states[name], value) for name, value in weights.items())
+    assert len(momentum(trainer)) > 50
 
 
 class Scaled(Trainer):
@@ -208,12 +214,13 @@ class Scaled(Trainer):
         loop.load_state_dict = load_both
 
 
-def test_mixed_precision_may_be_newly_on_or_off(save, tmp_path):
-    save()
-    trainer = make(tmp_path, resume=True, keys=TINY, kind=Scaled)
+def test_mixed_precision_may_be_newly_on_or_off(resume, tmp_path):
+    trainer = resume(
+        change=lambda content: content["trainer"]["_trainer"].pop("grad_scaler", 0), kind=Scaled
+    )
     assert trainer.start_iter == START
-    assert trainer._trainer.grad_scaler.get_scale() == 512
     scaler = trainer._trainer.grad_scaler
+    assert scaler.get_scale() == 512
     scaler.load_state_dict({**scaler.state_dict(), "scale": 64.0})
     trainer.checkpointer.save("model_0000003", iteration=START - 1)
     again = make(tmp_path, resume=True, keys=TINY, kind=Scaled)
