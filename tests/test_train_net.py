@@ -64,7 +64,7 @@ def test_trains_evaluates_and_saves(trained):
     everything = result.stdout + result.stderr
     assert "Environment info:" in (output / "log.txt").read_text()
     assert "Environment info:" not in result.stdout
-    assert everything.count("No GPU was found: running on the CPU.") == 1
+    assert everything.count("No GPU: running on the CPU.") == 1
     assert (output / "model_final.pth").is_file()
     metrics = read_metrics(output / "metrics.json")
     assert {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"} <= set(metrics)
@@ -99,7 +99,7 @@ def test_eval_only(trained, tiny_digits, tmp_path):
 
     result = train_net(*args, datasets=tiny_digits)
     assert result.returncode == 2
-    assert 'error: MODEL.WEIGHTS is "" leaves' in result.stderr
+    assert "error: MODEL.WEIGHTS is empty and leaves" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_eval_only(trained, tiny_digits, tmp_path):
             "coco/annotations/instances_train2017.json and coco/train2017/",
         ),
         (
-            ["--config-file", "configs/faster_resnest50.yaml", "--eval-only"],
+            ["--config-file", "configs/faster_resnest50.yaml", "--eval-only", "MODEL.WEIGHTS", ""],
             "error: DATASETS.TEST: data set 'coco_2017_val' needs {data}/coco/annotations/"
             "instances_val2017.json, which does not exist; set the environment variable "
             "DETECTRON2_DATASETS (now '{data}') to the folder that holds "
@@ -169,16 +169,11 @@ def test_wrong_input_is_one_line(tmp_path, args, message):
             ["MODEL.ROI_HEADS.NUM_CLASSES", "5"],
             "error: MODEL.ROI_HEADS.NUM_CLASSES is 5, but data set 'digits_train' has 10 classes",
         ),
-        (
-            ["MODEL.RPN.IN_FEATURES", "['p9']"],
-            "error: MODEL.RPN.IN_FEATURES ['p9'] does not fit: there is nothing named 'p9'",
-        ),
-        (["MODEL.WEIGHTS", __file__], f"error: MODEL.WEIGHTS: {__file__} is a text, not weights"),
+        (["MODEL.WEIGHTS", __file__], f"error: {__file__} is a text, not weights"),
         (
             ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.AUG.ENABLED", "True"],
             "error: TEST.AUG.ENABLED: Detectron2 has no augmentation for this model",
         ),
-        (["MODEL.ROI_HEADS.NAME", "NoHeads"], "error: No object named 'NoHeads' found"),
         (
             ["DATASETS.TRAIN", "('no_objects',)"],
             "error: DATASETS.TRAIN: data set 'no_objects' is not registered",
@@ -211,24 +206,6 @@ def test_a_picture_that_fails_in_training_is_one_line(tmp_path, num_workers):
     assert result.stderr.endswith(f"{line}\n")
     assert "Traceback" not in result.stdout + result.stderr
     assert "Traceback" in (tmp_path / "out/log.txt").read_text()
-
-
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        (["MODEL.DEVICE", "cdua"], "MODEL.DEVICE 'cdua' is no device of PyTorch"),
-        (["INPUT.FORMAT", "BRG"], "INPUT.FORMAT must be one of 'BGR', 'RGB'.*got 'BRG'"),
-        (["SOLVER.MAX_ITER", "0"], "SOLVER.MAX_ITER must be at least 1, got 0"),
-        (
-            ["INPUT.MIN_SIZE_TRAIN_SAMPLING", "range"],
-            r"INPUT.MIN_SIZE_TRAIN \(128,\) must be the least and the greatest size with INPUT",
-        ),
-        (["MODEL.PIXEL_MEAN", "[1.0]"], "MODEL.PIXEL_MEAN .* must have a value for each channel"),
-    ],
-)
-def test_settings_that_detectron2_trips_over_late(opts, message):
-    with pytest.raises(ValueError, match=message):
-        load_config(str(ROOT / DIGITS), opts)
 
 
 def test_the_fine_tuning_of_the_readme(tiny_digits, tmp_path):
@@ -362,7 +339,7 @@ def test_device_choice(monkeypatch, caplog):
     cfg = load_config(str(ROOT / DIGITS), ["SOLVER.AMP.ENABLED", "True"])
     assert choose_device(cfg, num_gpus=8) == 1
     assert (cfg.MODEL.DEVICE, cfg.SOLVER.AMP.ENABLED) == ("cpu", False)
-    assert caplog.messages == ["No GPU was found: running on the CPU and without SOLVER.AMP."]
+    assert caplog.messages == ["No GPU: running on the CPU without SOLVER.AMP."]
     assert choose_device(cfg) == 1  # asked for a CPU: nothing to say
     assert len(caplog.messages) == 1
     cfg.SOLVER.AMP.ENABLED = True
