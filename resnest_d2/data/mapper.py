@@ -1,6 +1,7 @@
 """From a data set's dicts to what models take, in training and evaluation."""
 
 import copy
+import logging
 from typing import Any
 
 import detectron2.data.transforms as T
@@ -14,6 +15,8 @@ from PIL import Image
 from ..config import ConfigError, InputError, require_int
 from .images import read_image, read_labels
 
+logger = logging.getLogger(__name__)
+
 
 class Mapper(DatasetMapper):
     """Detectron2's ``DatasetMapper`` with :func:`read_image`.
@@ -25,6 +28,7 @@ class Mapper(DatasetMapper):
     def __init__(self, *args: Any, skip_bad_images: bool = False, **kwargs: Any) -> None:
         """Take Detectron2's arguments."""
         super().__init__(*args, **kwargs)
+        self._skip_bad_images = skip_bad_images
         self._max_pixels = Image.MAX_IMAGE_PIXELS
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -32,7 +36,17 @@ class Mapper(DatasetMapper):
         self.__dict__.update(state)
         Image.MAX_IMAGE_PIXELS = self._max_pixels
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Read, augment and convert one image; None for a bad one that may be left out."""
+        if not self._skip_bad_images:
+            return self._map(dataset_dict)
+        try:
+            return self._map(dataset_dict)
+        except InputError as error:
+            logger.warning("left out: %s", error)
+            return None
+
+    def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Read, augment and convert one image.
 
         Args:

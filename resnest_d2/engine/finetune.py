@@ -98,7 +98,7 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
     categories, names = _classes_of_weights(classes)
     if args.train_json:
         in_val = names_in_use(args.val_json) if args.val_json else ()
-        train = read_coco(args.train_json, args.train_images, named_in_val=in_val, **wanted)
+        train = read_coco(args.train_json, args.train_images, named_in_val=lambda: in_val, **wanted)
         if not args.eval_only:
             _check_trainable(train, masks, keypoints)
         categories, names = train.categories, train.keypoint_names
