@@ -194,13 +194,16 @@ def read_coco(
     by_name = {entry["file_name"]: number for number, entry in listed.items()}
     data.image_ids, data.category_ids = by_name | image_ids, category_ids
     reader = InstanceReader(notes, masks, options)
-    for number, name, entry in zip(*numbers, entries, strict=True):
+    unlisted = []
+    for index, (number, name) in enumerate(zip(*numbers, strict=True)):
+        entry, entries[index] = entries[index], None  # its memory is free for what is read of it
         if entry is None:
             continue  # it is wrong, and was noted
         image, category = entry["image_id"], category_ids.get(entry["category_id"])
         if image not in data.image_ids:
             kind = "left out {n} annotations of images that are not listed"
             notes.add(kind, f"{name} (image_id {image!r})")
+            unlisted.append(image)
             continue
         if image not in image_ids:
             notes.add("{n} annotations name their image in place of its id", name)
@@ -222,7 +225,11 @@ def read_coco(
             data.annotations.append(found)
     reader.finish()
     data.num_annotations = len(entries)
-    _check_images(notes, entries, data.image_ids)
+    if listed and len(unlisted) == len(entries) > 0:
+        notes.error(
+            f"no annotation is of an image that is listed: image_id is {some(unlisted)}, ids are "
+            f"{some(list(image_ids))}"
+        )
     notes.report()
     _report(data, options)
     if errors is not None:
@@ -273,16 +280,6 @@ def _annotation_numbers(notes: Notes, ids: Sequence[int | str | None]) -> list[i
             return list(range(1, len(ids) + 1))
     # pycocotools takes 0 for "not matched".
     return [n + 1 - min(ids) for n in ids] if ids and min(ids) <= 0 else list(ids)
-
-
-def _check_images(notes: Notes, entries: Sequence[Any], image_ids: Mapping[Any, int]) -> None:
-    """Note an error if there are annotations, and none is of an image that is listed."""
-    given = [entry["image_id"] for entry in entries if entry]
-    if given and image_ids and not any(image in image_ids for image in given):
-        notes.error(
-            f"no annotation is of an image that is listed: image_id is {some(given)}, ids are "
-            f"{some(list(image_ids))}"
-        )
 
 
 def describe_errors(data: CocoData, errors: Sequence[str], shown: int | None = SHOWN) -> str:
