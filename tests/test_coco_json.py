@@ -10,6 +10,7 @@ from detectron2.data import detection_utils
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
+from resnest_d2.config import InputError
 from resnest_d2.data.coco_json import read_coco
 from resnest_d2.data.rle import decode_counts
 
@@ -55,7 +56,6 @@ def test_what_detectron2_reads_is_read_the_same(write):
     ours = read_coco(file, images, masks=True)
     theirs = load_coco_json(str(file), str(images), "coco_json_test")
     assert ours.categories == {4: "cat", 90: "dog"}  # ids with holes, in their order
-    assert ours.evaluable
     by_id = {record["image_id"]: record for record in ours.dicts}
     for record in theirs:
         assert by_id[record["image_id"]] == record
@@ -95,7 +95,6 @@ def test_useless_annotations_are_left_out_and_named(write, caplog, change, probl
     assert not any(record["annotations"] for record in data.dicts)
     (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
     assert warning == f"{file}: left out 1 annotations that {problem}"
-    assert not data.evaluable
 
 
 def test_boxes_alone_need_no_mask(write, caplog):
@@ -104,7 +103,6 @@ def test_boxes_alone_need_no_mask(write, caplog):
         (instance,) = data.dicts[0]["annotations"]
         assert "segmentation" not in instance
         assert data.num_masks == 0
-    assert not data.evaluable  # pycocotools takes four numbers for a box
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
@@ -158,7 +156,7 @@ def test_sizes_are_read_from_images_that_lack_them(write):
 
 def test_images_that_are_not_what_the_file_says(write):
     file, images = write(lambda data: data["images"][1].update(height=WIDTH, width=HEIGHT))
-    with pytest.raises(ValueError, match="image 3 is said to be 30 x 40, but .*b.png is 40 x 30"):
+    with pytest.raises(InputError, match="image 3 is said to be 30 x 40, but .*b.png is 40 x 30"):
         read_coco(file, images)
     # Detectron2 turns an image as its EXIF tag asks before it looks at its size.
     exif = Image.Exif()
@@ -169,17 +167,18 @@ def test_images_that_are_not_what_the_file_says(write):
     pixels = detection_utils.read_image(record["file_name"], "RGB")
     detection_utils.check_image_size(record, pixels)
     (images / "b.png").write_text("<html>404</html>")
-    with pytest.raises(ValueError, match="1 of 2 images .* read: .*b.png cannot be read"):
+    with pytest.raises(InputError, match="1 of 2 images .* read: .*b.png cannot be read"):
         read_coco(file, images)
 
 
 @pytest.mark.parametrize("key", ["area", "iscrowd"])
-def test_what_pycocotools_lacks_makes_a_file_unfit_for_it(write, key):
-    assert not read_coco(*write(lambda data: data["annotations"][0].pop(key))).evaluable
-    assert not read_coco(*write(id=0)).evaluable
-    assert not read_coco(*write(id="a1")).evaluable
-    (instance,) = read_coco(*write(**{key: None})).dicts[0]["annotations"]
-    assert instance["iscrowd"] == 0
+def test_what_is_absent_has_its_plain_value(write, key):
+    for data in (
+        read_coco(*write(lambda data: data["annotations"][0].pop(key))),
+        read_coco(*write(**{key: None})),
+    ):
+        (annotation,) = data.annotations
+        assert (annotation["area"], annotation["iscrowd"]) == (100, 0)
 
 
 def entry(key, **values):
@@ -191,14 +190,14 @@ def entry(key, **values):
     [
         (lambda d: d.pop("images"), "data.json is not in COCO's format: it has no list 'images'"),
         (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
-        (lambda d: d.update(images=["a.png"]), "'images' holds more than objects"),
-        (lambda d: d.update(categories=[]), "data.json: 'categories' is empty"),
-        (lambda d: d.update(images=[], annotations=[]), "data.json: 'images' is empty"),
-        (entry("categories", id=None), "a category needs an 'id' and a 'name', got"),
-        (entry("categories", name=" "), "a category needs an 'id' and a 'name', got"),
+        (lambda d: d.update(images=["a.png"]), "image number 1 of the list must be an object, got 'a.png'"),
+        (lambda d: d.update(categories=[]), "'categories' is empty"),
+        (lambda d: d.update(images=[], annotations=[]), "'images' is empty"),
+        (entry("categories", id=None), "category number 1 of the list: 'id' must be a number or a tex"),
+        (entry("categories", name=" "), "category 90: 'name' must be a text that is not empty, got ' '"),
         (entry("categories", id=4), "category 4 is 'dog' and 'cat'"),
         (entry("images", id=3), "image id 3 stands for 'a.png' and for 'b.png'"),
-        (entry("images", file_name=None), "an image needs an 'id' and a 'file_name'"),
+        (entry("images", file_name=None), "image 7 has no 'file_name'"),
         (entry("annotations", image_id=8), "no annotation is of an image that is listed"),
         (entry("annotations", category_id=8), "annotation 1: there is no category 8"),
         (entry("annotations", bbox=[1, 2, 3]), "annotation 1: 'bbox' must be four numbers"),
@@ -218,7 +217,7 @@ def entry(key, **values):
         ),
         (
             entry("annotations", segmentation={"size": [30, 40]}),
-            "annotation 1: 'counts' of its RLE must be a list of numbers or a string",
+            "annotation 1: its RLE must be 'size' .* and 'counts', a list of numbers or a string",
         ),
         (
             entry("annotations", segmentation={"size": [30, 40], "counts": "zz##"}),
@@ -234,12 +233,12 @@ def entry(key, **values):
         ),
         (
             entry("annotations", segmentation={"size": [30, 40], "counts": [-5, 1205]}),
-            "annotation 1: the counts of its RLE do not add up",
+            "annotation 1: its RLE must be 'size' .* and 'counts', a list of numbers",
         ),
         (entry("annotations", area="big"), "annotation 1: 'area' must be a number, got 'big'"),
-        (entry("annotations", category_id={}), "annotation 1: there is no category {}"),
-        (entry("annotations", iscrowd="no"), "annotation 1: 'iscrowd' must be 0 or 1, got 'no'"),
-        (entry("images", id=[3]), "an image needs an 'id' and a 'file_name'"),
+        (entry("annotations", category_id={}), "annotation 1: 'category_id' must be a number or a text, got {}"),
+        (entry("annotations", iscrowd="some"), "annotation 1: 'iscrowd' must be 0 or 1, got 'some'"),
+        (entry("images", id=[3]), r"image number 1 of the list: 'id' must be .*, got \[3\]"),
         (entry("images", width=30), "image 7 is said to be 30 x 30, but .*a.png is 40 x 30, which"),
         (entry("categories", keypoints="nose"), "'keypoints' must be a list of names"),
         (
@@ -257,7 +256,7 @@ def entry(key, **values):
     ],
 )
 def test_contradictions_are_errors_that_name_the_annotation(write, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         read_coco(*write(change), masks=True, keypoints=True)
 
 
@@ -268,10 +267,10 @@ def test_files_that_are_not_there(write, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder of images .*absent"):
         read_coco(file, tmp_path / "absent")
     (images / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of the 2 images of .* are not in .*: b.png"):
+    with pytest.raises(InputError, match="1 of the 2 images are not in .*: b.png"):
         read_coco(file, images)
     file.write_text("{")
-    with pytest.raises(ValueError, match="data.json is no JSON"):
+    with pytest.raises(InputError, match="data.json is no JSON"):
         read_coco(file, images)
 
 
@@ -279,8 +278,7 @@ def test_classes_are_those_of_the_training_set(write):
     file, images = write()
     data = read_coco(file, images, {2: "cow", 4: "cat", 90: "dog"})
     assert data.dicts[0]["annotations"][0]["category_id"] == 2
-    assert not data.evaluable  # pycocotools would count two classes of three
-    with pytest.raises(ValueError, match="category 90 'dog' is not one of the training set's: 4 c"):
+    with pytest.raises(InputError, match="category 90 'dog' is not one of the training set's: 4 c"):
         read_coco(file, images, {4: "cat"})
 
 
@@ -292,8 +290,8 @@ def test_keypoints(write):
     assert data.keypoint_names == ["left_eye", "right_eye"]
     assert data.skeleton == [(0, 1)]
     assert data.dicts[0]["annotations"][0]["keypoints"] == [5.5, 6.5, 2, 7.5, 8.5, 1]
-    assert (data.num_keypoints, data.evaluable) == (1, True)
+    assert data.num_keypoints == 1
     # One that was not labelled has them all the same, invisible, so that instances can be stacked.
     data = read_coco(*write(change), keypoints=True)
     assert data.dicts[0]["annotations"][0]["keypoints"] == [0.5, 0.5, 0, 0.5, 0.5, 0]
-    assert (data.num_keypoints, data.evaluable) == (0, False)
+    assert data.num_keypoints == 0

@@ -221,27 +221,27 @@ class InstanceReader:
                 f"images, {some(self.tiny)}: multiply coordinates that are parts of the image by "
                 "its width and height, COCO's are in pixels"
             )
-        checks = not self.options.boxes_as_given
-        if checks and len(self.strange) > STRANGE * self.num_compared:
+        many_strange = len(self.strange) > STRANGE * self.num_compared
+        many_beyond = len(self.beyond) > STRANGE * self.num_boxes
+        if many_strange and not self.options.boxes_as_given:
             way = "--boxes-from-masks makes new ones, --boxes-as-given keeps them"
             error(
                 f"{len(self.strange)} of {self.num_compared} boxes are not those of their masks "
                 f"(annotations {some(self.strange)}); COCO's are x, y, width, height"
                 f"{self.options.hint(way)}"
             )
-        else:
-            for name in self.strange:
-                self.notes.add("{n} boxes are not those of their masks and stay as they are", name)
-        many = len(self.beyond) > STRANGE * self.num_boxes
-        if checks and many and self.num_corners > 0.9 * len(self.beyond):
+            return
+        if many_beyond and self.num_corners > 0.9 * len(self.beyond):
             error(
                 f"{len(self.beyond)} of {self.num_boxes} boxes reach beyond their images as "
                 f"(x, y, width, height) and do not as (x1, y1, x2, y2) (annotations "
                 f"{some(self.beyond)}); write them as COCO does"
             )
-        else:
-            for name in self.beyond:
-                self.notes.add("{n} boxes reach beyond their images and were clipped", name)
+            return
+        for name in self.strange:
+            self.notes.add("{n} boxes are not those of their masks and stay as they are", name)
+        for name in self.beyond:
+            self.notes.add("{n} boxes reach beyond their images and were clipped", name)
 
 
 def _times(size: tuple[int, int]) -> str:
