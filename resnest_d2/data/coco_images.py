@@ -229,8 +229,8 @@ class ImageFolder:
         """Find pictures by the folders and names that the file gives them.
 
         A folder may have more or fewer folders above it than the file says, and be written in
-        another case. Where that finds nothing, it is one that pictures were found in; if none was
-        found anywhere, it is the one that has most pictures of these names.
+        another case. Names without a folder are also looked for in those that pictures were found
+        in. If no picture was found anywhere, the folder that has most of the names is theirs.
 
         Args:
             missing: folders and name, by id of the image.
@@ -251,7 +251,8 @@ class ImageFolder:
                 rest[folders] = names
         used = self.in_use | {self._folder(path) for paths in found.values() for path in paths}
         for folders, names in rest.items():
-            found |= self._best(used or self.folders, folders, names)
+            if not used or not folders:
+                found |= self._best(used or self.folders, folders, names)
         return found
 
     def _folder(self, path: Path) -> Parts:
