@@ -221,8 +221,10 @@ class ImageFolder:
             files: dict[str, list[Path]] = defaultdict(list)
             for name in sorted(names):
                 path = Path(folder, name)
-                if path.suffix.lower() in IMAGE_ENDINGS and path not in taken and path.is_file():
+                if _has_ending(name) and path not in taken and path.is_file():
                     files[plain(name)].append(path)
+                    if not _has_ending(path.stem):  # converters write names without one
+                        files[plain(path.stem)].append(path)
             self.folders[Path(folder).relative_to(root).parts] = files
 
     def find(self, missing: dict[int, tuple[Parts, str]]) -> dict[int, list[Path]]:
@@ -276,6 +278,10 @@ class ImageFolder:
             if paths:
                 found[number] = [path for path in paths if path.name == name] or paths
         return found
+
+
+def _has_ending(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
 
 
 def _common_end(ours: Parts, theirs: Parts) -> int:
