@@ -190,11 +190,20 @@ def entry(key, **values):
     [
         (lambda d: d.pop("images"), "data.json is not in COCO's format: it has no list 'images'"),
         (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
-        (lambda d: d.update(images=["a.png"]), "image number 1 of the list must be an object, got 'a.png'"),
+        (
+            lambda d: d.update(images=["a.png"]),
+            "image number 1 of the list must be an object, got 'a.png'",
+        ),
         (lambda d: d.update(categories=[]), "'categories' is empty"),
         (lambda d: d.update(images=[], annotations=[]), "'images' is empty"),
-        (entry("categories", id=None), "category number 1 of the list: 'id' must be a number or a tex"),
-        (entry("categories", name=" "), "category 90: 'name' must be a text that is not empty, got ' '"),
+        (
+            entry("categories", id=None),
+            "category number 1 of the list: 'id' must be a number or a tex",
+        ),
+        (
+            entry("categories", name=" "),
+            "category 90: 'name' must be a text that is not empty, got ' '",
+        ),
         (entry("categories", id=4), "category 4 is 'dog' and 'cat'"),
         (entry("images", id=3), "image id 3 stands for 'a.png' and for 'b.png'"),
         (entry("images", file_name=None), "image 7 has no 'file_name'"),
@@ -236,8 +245,14 @@ def entry(key, **values):
             "annotation 1: its RLE must be 'size' .* and 'counts', a list of numbers",
         ),
         (entry("annotations", area="big"), "annotation 1: 'area' must be a number, got 'big'"),
-        (entry("annotations", category_id={}), "annotation 1: 'category_id' must be a number or a text, got {}"),
-        (entry("annotations", iscrowd="some"), "annotation 1: 'iscrowd' must be 0 or 1, got 'some'"),
+        (
+            entry("annotations", category_id={}),
+            "annotation 1: 'category_id' must be a number or a text, got {}",
+        ),
+        (
+            entry("annotations", iscrowd="some"),
+            "annotation 1: 'iscrowd' must be 0 or 1, got 'some'",
+        ),
         (entry("images", id=[3]), r"image number 1 of the list: 'id' must be .*, got \[3\]"),
         (entry("images", width=30), "image 7 is said to be 30 x 30, but .*a.png is 40 x 30, which"),
         (entry("categories", keypoints="nose"), "'keypoints' must be a list of names"),

@@ -51,7 +51,11 @@ VIA = {
 DATA = "train: images\nnc: 1\nnames: [cat]\n"
 # The row of the page's table, the files it converts, the file it leaves, and the box in that.
 CONVERSIONS = {
-    "YOLO's boxes": ({"labels/a.txt": YOLO, "labels/data.yaml": DATA}, "train.json", [5, 4, 10, 10]),
+    "YOLO's boxes": (
+        {"labels/a.txt": YOLO, "labels/data.yaml": DATA},
+        "train.json",
+        [5, 4, 10, 10],
+    ),
     "YOLO's polygons": (
         {"labels/a.txt": "0 0.125 0.1 0.375 0.1 0.375 0.5 0.125 0.5\n", "data.yaml": DATA},
         "train.json",
@@ -90,7 +94,9 @@ def test_the_commands_of_the_page_convert(tmp_path, kind):
     assert annotation["bbox"] == pytest.approx(box, abs=1 if "polygons" in kind else 0.01)
 
 
-NO_COCO = r"is not in COCO's format: it has no list 'images'; docs/own_data.md has commands that con"
+NO_COCO = (
+    r"is not in COCO's format: it has no list 'images'; docs/own_data.md has commands that con"
+)
 
 
 @pytest.mark.parametrize(

@@ -313,7 +313,9 @@ PATTERNS = {
 def test_boxes_that_are_not_their_masks(folder, caplog, pattern):
     odd = copy.deepcopy(PLAIN)
     every("annotations", bbox=PATTERNS[pattern])(odd)
-    with pytest.raises(InputError, match=r"3 of 3 boxes .*COCO's are x, y, width, height; --boxes-from-"):
+    with pytest.raises(
+        InputError, match=r"3 of 3 boxes .*COCO's are x, y, width, height; --boxes-from-"
+    ):
         read(folder, odd)
     data = read(folder, odd, options=Options(boxes_from_masks=True))
     assert data.dicts == read(folder, PLAIN).dicts

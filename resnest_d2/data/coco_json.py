@@ -200,6 +200,9 @@ def read_coco(
         if entry is None:
             continue  # it is wrong, and was noted
         image, category = entry["image_id"], category_ids.get(entry["category_id"])
+        if category is None:
+            notes.error(f"annotation {name}: there is no category {entry['category_id']!r}")
+            continue
         if image not in data.image_ids:
             kind = "left out {n} annotations of images that are not listed"
             notes.add(kind, f"{name} (image_id {image!r})")
@@ -210,9 +213,6 @@ def read_coco(
         image = data.image_ids[image]
         if image not in images:
             continue  # its file is missing, and was noted
-        if category is None:
-            notes.error(f"annotation {name}: there is no category {entry['category_id']!r}")
-            continue
         try:
             found = reader.read(name, entry, images[image])
             if found is not None and keypoints:

@@ -85,13 +85,9 @@ def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     """Convert a picture that Pillow has opened as :func:`read_image` does.
 
     Raises:
-        InputError: the range of its pixels is not known, or Pillow cannot convert its colours.
+        InputError: the range of its pixels is not known.
     """
-    image = _to_8_bits(image)
-    try:
-        return convert_PIL_to_numpy(image, image_format)
-    except ValueError as error:  # Pillow's, of a colour space such as CIE L*a*b*
-        raise InputError(str(error)) from error
+    return convert_PIL_to_numpy(_to_8_bits(image), image_format)
 
 
 def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
