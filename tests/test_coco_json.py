@@ -2,8 +2,11 @@
 
 import json
 import logging
+import pickle
 
 import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import detection_utils
@@ -12,6 +15,8 @@ from PIL import Image
 
 from resnest_d2.config import InputError
 from resnest_d2.data.coco_json import read_coco
+from resnest_d2.data.images import read_header
+from resnest_d2.data.options import Options
 from resnest_d2.data.rle import decode_counts
 
 HEIGHT, WIDTH = 30, 40
@@ -310,3 +315,141 @@ def test_keypoints(write):
     data = read_coco(*write(change), keypoints=True)
     assert data.dicts[0]["annotations"][0]["keypoints"] == [0.5, 0.5, 0, 0.5, 0.5, 0]
     assert data.num_keypoints == 0
+
+
+def many(number):
+    """A change to so many annotations, each of which is wrong."""
+
+    def change(data):
+        (first,) = data["annotations"]
+        data["annotations"] = [
+            {**first, "id": 100 + n, "bbox": [5, 5, "wide", n]} for n in range(number)
+        ]
+        data["annotations"].append(first)
+
+    return change
+
+
+def test_all_errors_are_listed_at_once(write):
+    def change(data):
+        (first,) = data["annotations"]
+        wrong = [{"bbox": [1, 2]}, {"category_id": 8}, {"segmentation": 5}, {"iscrowd": 2}]
+        data["annotations"] += [{**first, "id": 10 + n, **w} for n, w in enumerate(wrong)]
+        data["images"].append({"id": 5})
+
+    with pytest.raises(InputError) as raised:
+        read_coco(*write(change), masks=True)
+    header, *lines = str(raised.value).splitlines()
+    assert header.endswith("data.json: 5 errors in 5 annotations:")
+    starts = {"image 5 has no 'file_name'", *(f"annotation {n}" for n in (10, 11, 12, 13))}
+    assert {line.partition(":")[0] for line in lines} == starts
+
+
+def test_a_long_list_is_cut(write):
+    with pytest.raises(InputError) as raised:
+        read_coco(*write(many(50)))
+    header, *lines, last = str(raised.value).splitlines()
+    assert header.endswith("data.json: 50 errors in 51 annotations:")
+    assert len(lines) == 20
+    assert lines[0].startswith("annotation 100: 'bbox' must be four numbers")
+    assert last == "and 30 more; resnest-d2 check-data lists all"
+
+
+def test_errors_can_be_taken_and_the_rest_read(write):
+    """As check-data does, which goes on to the pictures."""
+    errors = []
+    data = read_coco(*write(many(50)), masks=True, errors=errors)
+    assert len(errors) == 50
+    assert [a["id"] for a in data.annotations] == [1]
+    assert (data.num_annotations, len(data.images)) == (51, 2)
+
+
+def amodal(data):
+    """Boxes of whole objects, of which others hide the greater part."""
+    (first,) = data["annotations"]
+    part = [[5, 5, 9, 5, 9, 9, 5, 9]]
+    data["annotations"] = [{**first, "id": n, "segmentation": part} for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_boxes_of_whole_objects_beside_masks_of_their_parts(write, caplog, masks):
+    file, images = write(amodal)
+    with pytest.raises(InputError, match=r"3 of 3 boxes are not .*annotations 1, 2, 3.*COCO's are"):
+        read_coco(file, images, masks=masks)
+    data = read_coco(file, images, masks=masks, options=Options(boxes_as_given=True))
+    assert [a["bbox"] for a in data.annotations] == [[5, 5, 10, 10]] * 3
+    assert [a["segmentation"] for a in data.annotations] == [[[5, 5, 9, 5, 9, 9, 5, 9]]] * 3
+    assert "3 boxes are not those of their masks and stay as they are: 1, 2, 3" in caplog.text
+    data = read_coco(file, images, masks=masks, options=Options(boxes_from_masks=True))
+    assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
+    with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
+        Options(boxes_from_masks=True, boxes_as_given=True)
+
+
+def test_the_data_can_be_handed_to_another_process(write):
+    data = read_coco(*write(), masks=True)
+    again = pickle.loads(pickle.dumps(data))
+    assert (again, again.dicts, again.to_json()) == (data, data.dicts, data.to_json())
+
+
+def test_the_header_of_each_picture_is_read_once(write, monkeypatch):
+    read = []
+
+    def counted(file):
+        read.append(file)
+        return read_header(file)
+
+    monkeypatch.setattr("resnest_d2.data.coco_images.read_header", counted)
+    data = read_coco(*write(lambda data: data["images"].append(dict(data["images"][0]))))
+    assert data.dicts
+    assert sorted(map(str, read)) == sorted(image["file_name"] for image in data.images)
+
+
+def odd(data):
+    """A file that every evaluation reads in its own way."""
+    (first,) = data["annotations"]
+    runs = [5 * HEIGHT, 10 * HEIGHT, (WIDTH - 15) * HEIGHT]  # columns 5 to 14
+    mask = {"size": [HEIGHT, WIDTH], "counts": runs}
+    data["annotations"] = [
+        {**first, "id": 0, "area": None},
+        {**first, "id": 0, "image_id": "3", "segmentation": mask, "bbox": None},
+        {**first, "id": -4, "category_id": 4.0, "iscrowd": 1, "segmentation": []},
+        {**first, "id": "x", "bbox": [20.5, 12, 10, 10], "segmentation": []},
+    ]
+    del data["annotations"][0]["iscrowd"]
+    data["categories"].append(dict(data["categories"][0]))
+    data["images"][0]["id"] = -7
+    for annotation in data["annotations"]:
+        annotation["image_id"] = {7: -7}.get(annotation["image_id"], annotation["image_id"])
+
+
+@pytest.mark.parametrize("ids", ["zero", "odd"])
+def test_what_is_written_is_one_data_set_to_all_evaluations(write, tmp_path, ids):
+    """The libraries pycocotools and hotcoco read the same, and give the same AP."""
+    hotcoco = pytest.importorskip("hotcoco")
+    change = odd if ids == "odd" else lambda data: data["annotations"][0].update(id=0, area="")
+    data = read_coco(*write(change, area=100))
+    data.write(tmp_path / "written.json")
+    content = json.loads((tmp_path / "written.json").read_text())
+    found = [a["id"] for a in content["annotations"]]
+    assert len(set(found)) == len(found)
+    assert min(found) > 0
+    results = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9 - 0.1 * n}
+        for n, a in enumerate(content["annotations"])
+        if not a["iscrowd"]
+    ]
+    results.append({**results[0], "bbox": [1, 1, 3, 3], "score": 0.95})  # one that is wrong
+    stats = []
+    for library, load in ((hotcoco, "load_res"), (pycocotools, "loadRes")):
+        truth = library.coco.COCO if library is pycocotools else library.COCO
+        evaluation = library.cocoeval.COCOeval if library is pycocotools else library.COCOeval
+        coco = truth(str(tmp_path / "written.json"))
+        detections = getattr(coco, load)([dict(result) for result in results])
+        evaluated = evaluation(coco, detections, "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+        stats.append(list(evaluated.stats))
+    assert stats[0] == pytest.approx(stats[1], abs=1e-12)
+    assert 0 < stats[0][0] < 1
