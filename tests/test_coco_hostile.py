@@ -45,6 +45,7 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
+SMALL = st.integers(0, 45) | st.floats(0, 45)
 DELETED = object()
 
 
@@ -61,18 +62,23 @@ def places(value, path=()):
 def mutated(draw):
     """The plain file with some values replaced, taken away or exchanged."""
     content = copy.deepcopy(PLAIN)
-    for _ in range(draw(st.integers(1, 4))):
+    for _ in range(draw(st.integers(1, 3))):
         if not content:
             break
         path = draw(st.sampled_from(list(places(content))))
         parent = content
         for key in path[:-1]:
             parent = parent[key]
-        new = draw(st.just(DELETED) | VALUES | st.sampled_from(list(places(content))))
+        plain = st.sampled_from([str, lambda value: [value], lambda value: f" {value}.0"])
+        new = draw(
+            st.just(DELETED) | plain | SMALL | VALUES | st.sampled_from(list(places(content)))
+        )
         if new is DELETED:
             del parent[path[-1]]
             continue
-        if isinstance(new, tuple):  # a copy of another value of the file
+        if callable(new):  # the same in another way
+            new = new(parent[path[-1]])
+        elif isinstance(new, tuple):  # a copy of another value of the file
             found = content
             for key in new:
                 found = found[key]
@@ -156,7 +162,7 @@ def test_a_wrong_value_is_a_line_of_the_list(tmp_path, change, line):
     with pytest.raises(InputError) as raised:
         read_coco(tmp_path / "data.json", None, masks=True)
     header, *lines = str(raised.value).splitlines()
-    assert header == f"{tmp_path / 'data.json'}: 1 error in 3 annotations:"
+    assert header == f"{tmp_path / 'data.json'}: 1 error in 1 of 3 annotations:"
     (only,) = lines
     assert only.startswith("annotation 2: ")
     assert line in only

@@ -340,7 +340,7 @@ def test_all_errors_are_listed_at_once(write):
     with pytest.raises(InputError) as raised:
         read_coco(*write(change), masks=True)
     header, *lines = str(raised.value).splitlines()
-    assert header.endswith("data.json: 5 errors in 5 annotations:")
+    assert header.endswith("data.json: 5 errors in 4 of 5 annotations:")
     starts = {"image 5 has no 'file_name'", *(f"annotation {n}" for n in (10, 11, 12, 13))}
     assert {line.partition(":")[0] for line in lines} == starts
 
@@ -349,7 +349,7 @@ def test_a_long_list_is_cut(write):
     with pytest.raises(InputError) as raised:
         read_coco(*write(many(50)))
     header, *lines, last = str(raised.value).splitlines()
-    assert header.endswith("data.json: 50 errors in 51 annotations:")
+    assert header.endswith("data.json: 50 errors in 50 of 51 annotations:")
     assert len(lines) == 20
     assert lines[0].startswith("annotation 100: 'bbox' must be four numbers")
     assert last == "and 30 more; resnest-d2 check-data lists all"
@@ -384,6 +384,22 @@ def test_boxes_of_whole_objects_beside_masks_of_their_parts(write, caplog, masks
     assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
     with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
         Options(boxes_from_masks=True, boxes_as_given=True)
+
+
+def test_what_is_counted(write):
+    """In sets of boxes and masks, crowds and images with more and fewer objects."""
+
+    def change(data):
+        (first,) = data["annotations"]
+        runs = [5 * HEIGHT, 10 * HEIGHT, (WIDTH - 15) * HEIGHT]  # columns 5 to 14
+        rle = {"size": [HEIGHT, WIDTH], "counts": runs}
+        more = [{}, {"segmentation": []}, {"iscrowd": 1}, {"image_id": 3, "segmentation": rle}]
+        data["annotations"] += [{**first, "id": 10 + n, **m} for n, m in enumerate(more)]
+        data["annotations"].append({**first, "id": 20, "bbox": [90, 5, 1, 1], "segmentation": []})
+
+    data = read_coco(*write(change), options=Options(boxes_as_given=True))
+    assert (data.num_annotations, len(data.annotations)) == (6, 5)
+    assert (data.num_masks, data.num_rle, data.num_crowds, data.most_objects) == (4, 1, 1, 3)
 
 
 def test_the_data_can_be_handed_to_another_process(write):

@@ -10,6 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from resnest_d2.config import InputError
 from resnest_d2.data.coco_json import CocoData, read_coco
@@ -143,6 +144,9 @@ def test_what_has_one_meaning_is_read_as_the_plain_file(folder, change):
     assert data.annotations == plain.annotations
     # What is written for pycocotools is plain again.
     data.write(folder / "written.json")
+    assert sorted(COCO(folder / "written.json").cats) == [4, 90]
+    for entries in json.loads((folder / "written.json").read_text()).values():
+        assert len({entry["id"] for entry in entries}) == len(entries)
     (folder / "data.json").write_bytes((folder / "written.json").read_bytes())
     again = read_coco(folder / "data.json", folder / "images", masks=True)
     assert again.dicts == plain.dicts

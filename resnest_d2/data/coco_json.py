@@ -291,7 +291,9 @@ def describe_errors(data: CocoData, errors: Sequence[str], shown: int | None = S
         shown: so many lines at most; None shows all.
     """
     number = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-    lines = [f"{data.file}: {number} in {data.num_annotations} annotations:", *errors[:shown]]
+    wrong = {line.partition(":")[0] for line in errors if line.startswith("annotation ")}
+    share = f" in {len(wrong)} of {data.num_annotations} annotations" if wrong else ""
+    lines = [f"{data.file}: {number}{share}:", *errors[:shown]]
     if shown is not None and len(errors) > shown:
         lines.append(f"and {len(errors) - shown} more; resnest-d2 check-data lists all")
     return "\n".join(lines)
