@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from resnest_d2.config import InputError
 from resnest_d2.data.coco_json import CocoData, read_coco
 
-RLE = {"size": [30, 40], "counts": [45, 100, 1055]}
+# Rows 4 to 13 of columns 5 to 14.
+RLE = {"size": [30, 40], "counts": [154, *[10, 20] * 9, 10, 766]}
 PLAIN = {
     "images": [
         {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
@@ -85,6 +86,15 @@ def mutated(draw):
             new = copy.deepcopy(found)
         parent[path[-1]] = new
     return content
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_the_plain_file_is_read(tmp_path, masks):
+    file = tmp_path / "plain.json"
+    file.write_text(json.dumps(PLAIN))
+    data = read_coco(file, None, masks=masks, keypoints=True)
+    assert len(data.annotations) == 3
+    check_readable(data, tmp_path / "written.json")
 
 
 @settings(max_examples=300, deadline=None)
