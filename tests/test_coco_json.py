@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import time
 
 import numpy as np
 import pycocotools.coco
@@ -400,6 +401,32 @@ def test_what_is_counted(write):
     data = read_coco(*write(change), options=Options(boxes_as_given=True))
     assert (data.num_annotations, len(data.annotations)) == (6, 5)
     assert (data.num_masks, data.num_rle, data.num_crowds, data.most_objects) == (4, 1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "name"), [([0, 1], 1), (["a", "b"], "b"), ([5, 5], "number 2 of the list")]
+)
+def test_errors_name_annotations_as_the_file_does(write, ids, name):
+    def change(data):
+        (first,) = data["annotations"]
+        data["annotations"] = [{**first, "id": n} for n in ids]
+        data["annotations"][1]["bbox"] = "wide"
+
+    with pytest.raises(InputError, match=f"\nannotation {name}: 'bbox' must be four numbers"):
+        read_coco(*write(change))
+
+
+def test_ids_from_0_are_quick(write):
+    """They go up by one, in a time in proportion to their number."""
+
+    def change(data):
+        (first,) = data["annotations"]
+        data["annotations"] = [{**first, "id": n} for n in range(20_000)]
+
+    start = time.perf_counter()
+    data = read_coco(*write(change))
+    assert time.perf_counter() - start < 10  # the square of the number would take minutes
+    assert [a["id"] for a in data.annotations] == list(range(1, 20_001))
 
 
 def test_the_data_can_be_handed_to_another_process(write):

@@ -92,20 +92,26 @@ def _phantom(
 
 
 def match_categories(
-    notes: Notes, own: Mapping[int, str], theirs: Mapping[int, str], used: Collection[int]
-) -> dict[int, int]:
+    notes: Notes,
+    own: Mapping[int, str],
+    ids: Mapping[Any, int],
+    theirs: Mapping[int, str],
+    used: Collection[Any],
+) -> dict[Any, int]:
     """Match the classes of a file to those of the training set, by their names.
 
     Args:
         notes: of the file; it gets an error for each used class that the training set does not
             have, or has twice.
-        own: the file's names by id.
+        own: the file's names by id, as :func:`read_categories` returns them.
+        ids: the id that stands for each id of the file.
         theirs: the training set's names by id.
         used: ids that the file's annotations have.
 
     Returns:
         the training set's id for each id of the file.
     """
+    used = {ids[key] for key in used if key in ids}
     matched = {}
     for key, name in own.items():
         if theirs.get(key) == name:
@@ -129,4 +135,4 @@ def match_categories(
             known = ", ".join(f"{i} {n}" for i, n in theirs.items())
             hint = did_you_mean(name, theirs.values())
             notes.error(f"category {key} {name!r} is not one of the training set's: {known}{hint}")
-    return matched
+    return {key: matched[number] for key, number in ids.items() if number in matched}

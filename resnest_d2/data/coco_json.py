@@ -174,9 +174,7 @@ def read_coco(
     used = {entry["category_id"] for entry in entries if entry}
     own, category_ids = read_categories(notes, content["categories"], used, options, named_in_val)
     if categories is not None:
-        used = {category_ids[key] for key in used if key in category_ids}
-        matched = match_categories(notes, own, categories, used)
-        category_ids = {k: matched[n] for k, n in category_ids.items() if n in matched}
+        category_ids = match_categories(notes, own, category_ids, categories, used)
     data = CocoData(file, None if image_root is None else Path(image_root), dict(categories or own))
     if keypoints:
         data.keypoint_names, data.skeleton = read_keypoint_names(notes, content["categories"])
@@ -254,10 +252,9 @@ def check_lists(notes: Notes, content: dict[str, list[Any]]) -> tuple[list[int],
         content[key] = [entry for entry in content[key] if entry is not None]
     ids = entry_ids(content["annotations"])
     numbers = _annotation_numbers(notes, ids)
-    names = [
-        known if known == number else _place(at)
-        for at, (known, number) in enumerate(zip(ids, numbers, strict=True))
-    ]
+    counts = Counter(ids)
+    counts[None] = 0
+    names = [known if counts[known] == 1 else _place(at) for at, known in enumerate(ids)]
     check_entries(notes, "annotations", content["annotations"], names)
     return numbers, names
 
@@ -270,7 +267,7 @@ def _annotation_numbers(notes: Notes, ids: Sequence[int | str | None]) -> list[i
     """Ids of annotations; all are numbered if some are no different positive integers."""
     problems = {
         "are absent": sum(number is None for number in ids),
-        "are no numbers": sum(not is_usable(n) for n in ids if n is not None),
+        "are no numbers": sum(n is not None and not is_usable(n) for n in ids),
         "are there twice": len(ids) - len(set(ids)),
     }
     for problem, count in problems.items():
@@ -279,7 +276,7 @@ def _annotation_numbers(notes: Notes, ids: Sequence[int | str | None]) -> list[i
             notes.kinds[kind] = list(ids)
             return list(range(1, len(ids) + 1))
     # pycocotools takes 0 for "not matched".
-    return [n + 1 - min(ids) for n in ids] if ids and min(ids) <= 0 else list(ids)
+    return [number + 1 for number in ids] if 0 in ids else list(ids)
 
 
 def describe_errors(data: CocoData, errors: Sequence[str], shown: int | None = SHOWN) -> str:

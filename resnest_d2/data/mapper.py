@@ -42,11 +42,12 @@ class Mapper(DatasetMapper):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.skip_bad_images = skip_bad_images
-        if args and isinstance(args[0], CfgNode):
-            dataset_names = args[0].DATASETS.TRAIN if self.is_train else args[0].DATASETS.TEST
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        if isinstance(cfg, CfgNode):
+            dataset_names = cfg.DATASETS.TRAIN if self.is_train else cfg.DATASETS.TEST
         metadata = [MetadataCatalog.get(name) for name in dataset_names]
         self._annotation_files = {
-            Path(m.image_root): m.json_file for m in metadata if m.get("json_file", None)
+            Path(m.get("image_root", "")): m.json_file for m in metadata if m.get("json_file", None)
         }
         self._named: set[str] = set()
         self._max_pixels = Image.MAX_IMAGE_PIXELS
