@@ -198,7 +198,7 @@ def test_a_phantom_that_is_used_in_val_stays(folder):
     every("categories", supercategory="pets")(odd)
     odd["categories"].append({"id": 1, "name": "pets", "supercategory": "none"})
     assert list(read(folder, odd).categories.values()) == ["cat", "dog"]
-    data = read(folder, odd, named_in_val=lambda: {"pets"})
+    data = read(folder, odd, named_in_val={"pets"})
     assert list(data.categories.values()) == ["pets", "cat", "dog"]
     odd["annotations"][0]["category_id"] = 1
     assert list(read(folder, odd).categories.values()) == ["pets", "cat", "dog"]

@@ -1,7 +1,7 @@
 """The classes of an annotation file, and their match with those of a training set."""
 
 import unicodedata
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..config import did_you_mean
@@ -26,7 +26,7 @@ def read_categories(
     entries: Sequence[dict[str, Any]],
     used: Collection[Any],
     options: Options,
-    named_in_val: Callable[[], Collection[str]] = tuple,
+    named_in_val: Collection[str] = (),
 ) -> tuple[dict[int, str], dict[Any, int]]:
     """Read the classes.
 
@@ -35,7 +35,7 @@ def read_categories(
         entries: "categories" of the file.
         used: ids that annotations have.
         options: whether those of one name become one class.
-        named_in_val: returns the names of classes that the validation set uses.
+        named_in_val: names of classes that the validation set uses.
 
     Returns:
         names by id, in the order of the ids, and the id that stands for each id of the file.
@@ -48,7 +48,7 @@ def read_categories(
         elif names.setdefault(key, name) != name:
             notes.error(f"category {key} is {names[key]!r} and {name!r}")
     phantom = _phantom(entries, names, used)
-    if phantom is not None and names[phantom] not in named_in_val():
+    if phantom is not None and names[phantom] not in named_in_val:
         notes.add(
             "left out {n} category that no annotation has and that stands for all others",
             repr(names.pop(phantom)),

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,7 @@ def read_coco(
     keypoints: bool = False,
     keypoint_names: Sequence[str] | None = None,
     options: Options | None = None,
-    named_in_val: Callable[[], Collection[str]] = tuple,
+    named_in_val: Collection[str] = (),
     annotated: bool = True,
     errors: list[str] | None = None,
 ) -> CocoData:
@@ -157,7 +157,7 @@ def read_coco(
         keypoints: whether keypoints are needed; else they are not looked at.
         keypoint_names: the keypoints that a model finds, in its order; None takes the file's own.
         options: the user's decisions.
-        named_in_val: returns the names of classes that the validation set uses; those stay.
+        named_in_val: names of classes that the validation set uses; those stay.
         annotated: whether the file must have a list of annotations; COCO's test sets have none.
         errors: gets what is wrong with entries, a line each, which are then left out; None raises.
 
