@@ -7,18 +7,12 @@ from typing import Any
 from ..config import did_you_mean
 from .notes import Notes
 from .options import Options
-
-GREATEST_ID = 2**53  # JSON's integers are exact up to here
+from .schema import is_usable
 
 
 def plain(name: str) -> str:
     """Normalise a name for comparison: NFC, stripped, case-folded."""
     return unicodedata.normalize("NFC", name).strip().casefold()
-
-
-def is_usable(number: Any) -> bool:
-    """Whether pycocotools and hotcoco read an id as it is."""
-    return isinstance(number, int) and 0 <= number < GREATEST_ID
 
 
 def read_categories(

@@ -4,8 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,11 +13,11 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from ..config import InputError, MissingFileError
-from .categories import is_usable, plain
+from .categories import plain
 from .images import IMAGE_ENDINGS, Header, read_header
 from .notes import Notes, some
 from .options import Options
-from .schema import MOST_PIXELS
+from .schema import MOST_PIXELS, is_usable
 
 SHOW_PROGRESS = 2000  # from so many images on
 CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
@@ -38,12 +37,14 @@ class ImageFile:
     is_exchanged: bool = False
     """Whether the file has the stored width and height of a picture that EXIF turns."""
 
-    @cached_property
-    def scale(self) -> tuple[float, float]:
-        """Factors from the annotations' size to the picture's; 1 where they are clipped."""
-        if all(abs(a - b) <= CLIPPED for a, b in zip(self.size, self.declared, strict=True)):
-            return 1, 1
-        return self.size[0] / self.declared[0], self.size[1] / self.declared[1]
+    scale: tuple[float, float] = field(init=False)
+    """Factors from the annotations' size to the picture's; 1 where they are clipped."""
+
+    def __post_init__(self) -> None:
+        """Compare the two sizes."""
+        (width, height), (across, down) = self.size, self.declared
+        is_near = max(abs(width - across), abs(height - down)) <= CLIPPED
+        self.scale = (1, 1) if is_near else (width / across, height / down)
 
 
 def read_images(

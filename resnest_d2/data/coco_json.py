@@ -17,13 +17,13 @@ from detectron2.structures import BoxMode
 
 from ..config import InputError
 from ..files import write_text
-from .categories import is_usable, match_categories, read_categories
+from .categories import match_categories, read_categories
 from .coco_images import find_images, read_images
 from .instances import InstanceReader
 from .keypoints import read_keypoint_names, read_keypoints
 from .notes import Notes, some
 from .options import Options
-from .schema import LISTS, check_entries, entry_ids, load_json
+from .schema import LISTS, load_entries
 
 logger = logging.getLogger(__name__)
 
@@ -168,22 +168,20 @@ def read_coco(
     """
     file, options = Path(file), options or Options()
     notes = Notes(file)
-    content = load_json(file, annotated)
-    numbers = check_lists(notes, content)
-    entries = content["annotations"]
-    used = {entry["category_id"] for entry in entries if entry}
-    own, category_ids = read_categories(notes, content["categories"], used, options, named_in_val)
+    entries = load_entries(notes, annotated)
+    used = {entry["category_id"] for entry in entries.annotations if entry}
+    own, category_ids = read_categories(notes, entries.categories, used, options, named_in_val)
     if categories is not None:
         category_ids = match_categories(notes, own, category_ids, categories, used)
     data = CocoData(file, None if image_root is None else Path(image_root), dict(categories or own))
     if keypoints:
-        data.keypoint_names, data.skeleton = read_keypoint_names(notes, content["categories"])
+        data.keypoint_names, data.skeleton = read_keypoint_names(notes, entries.categories)
         if keypoint_names is not None and list(keypoint_names) != data.keypoint_names:
             notes.error(
                 f"its keypoints {data.keypoint_names} are not those that the model is trained on, "
                 f"{list(keypoint_names)}"
             )
-    listed, image_ids = read_images(notes, content["images"])
+    listed, image_ids = read_images(notes, entries.images)
     images, data.unreadable = find_images(notes, data.image_root, listed, options)
     data.images = [
         {"id": n, "file_name": str(i.path), "width": i.size[0], "height": i.size[1]}
@@ -193,10 +191,7 @@ def read_coco(
     data.image_ids, data.category_ids = by_name | image_ids, category_ids
     reader = InstanceReader(notes, masks, options)
     unlisted = []
-    for index, (number, name) in enumerate(zip(*numbers, strict=True)):
-        entry, entries[index] = entries[index], None  # its memory is free for what is read of it
-        if entry is None:
-            continue  # it is wrong, and was noted
+    for number, name, entry in entries.take_annotations():
         image, category = entry["image_id"], category_ids.get(entry["category_id"])
         if category is None:
             notes.error(f"annotation {name}: there is no category {entry['category_id']!r}")
@@ -222,8 +217,8 @@ def read_coco(
             found |= {"id": number, "image_id": image, "category_id": category}
             data.annotations.append(found)
     reader.finish()
-    data.num_annotations = len(entries)
-    if listed and len(unlisted) == len(entries) > 0:
+    data.num_annotations = len(entries.annotations)
+    if listed and len(unlisted) == data.num_annotations > 0:
         notes.error(
             f"no annotation is of an image that is listed: image_id is {some(unlisted)}, ids are "
             f"{some(list(image_ids))}"
@@ -235,48 +230,6 @@ def read_coco(
     elif notes.errors:
         raise InputError(describe_errors(data, notes.errors))
     return data
-
-
-def check_lists(notes: Notes, content: dict[str, list[Any]]) -> tuple[list[int], list[Any]]:
-    """Read the fields of all entries, in place; wrong annotations become None, others leave.
-
-    Returns:
-        for each annotation an id and what messages call it.
-    """
-    for key in ("categories", "images"):
-        if not content[key]:
-            notes.error(f"{key!r} is empty")
-        ids = entry_ids(content[key])
-        names = [_place(at) if known is None else known for at, known in enumerate(ids)]
-        check_entries(notes, key, content[key], names)
-        content[key] = [entry for entry in content[key] if entry is not None]
-    ids = entry_ids(content["annotations"])
-    numbers = _annotation_numbers(notes, ids)
-    counts = Counter(ids)
-    counts[None] = 0
-    names = [known if counts[known] == 1 else _place(at) for at, known in enumerate(ids)]
-    check_entries(notes, "annotations", content["annotations"], names)
-    return numbers, names
-
-
-def _place(index: int) -> str:
-    return f"number {index + 1} of the list"
-
-
-def _annotation_numbers(notes: Notes, ids: Sequence[int | str | None]) -> list[int]:
-    """Ids of annotations; all are numbered if some are no different positive integers."""
-    problems = {
-        "are absent": sum(number is None for number in ids),
-        "are no numbers": sum(n is not None and not is_usable(n) for n in ids),
-        "are there twice": len(ids) - len(set(ids)),
-    }
-    for problem, count in problems.items():
-        if count:
-            kind = f"annotations were numbered anew, because {count} of their {{n}} ids {problem}"
-            notes.kinds[kind] = list(ids)
-            return list(range(1, len(ids) + 1))
-    # pycocotools takes 0 for "not matched".
-    return [number + 1 for number in ids] if 0 in ids else list(ids)
 
 
 def describe_errors(data: CocoData, errors: Sequence[str], shown: int | None = SHOWN) -> str:
@@ -302,10 +255,9 @@ def names_in_use(file: str | Path) -> set[str]:
     Raises:
         InputError: as :func:`read_coco`, where the file is not in COCO's format.
     """
-    content = load_json(Path(file))
-    check_lists(Notes(Path(file)), content)
-    used = {entry["category_id"] for entry in content["annotations"] if entry}
-    return {entry["name"] for entry in content["categories"] if entry["id"] in used}
+    entries = load_entries(Notes(Path(file)))
+    used = {entry["category_id"] for entry in entries.annotations if entry}
+    return {entry["name"] for entry in entries.categories if entry["id"] in used}
 
 
 def _report(data: CocoData, options: Options) -> None:

@@ -3,6 +3,9 @@
 import codecs
 import re
 import reprlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +30,7 @@ from .notes import Notes
 
 LISTS = ("images", "annotations", "categories")
 CONVERTING = "docs/own_data.md has commands that convert from other tools"
+GREATEST_ID = 2**53  # JSON's integers are exact up to here
 # Width times height below this: pycocotools counts the pixels of a mask in 32 bits.
 MOST_PIXELS = 2**32
 
@@ -149,11 +153,32 @@ MUST = {
 }
 
 
-def load_json(file: Path, annotated: bool = True) -> dict[str, list[Any]]:
-    """Load a file that has COCO's three lists.
+@dataclass
+class Entries:
+    """The entries of a file that have the shape of COCO's."""
+
+    images: list[ImageEntry]
+    categories: list[CategoryEntry]
+    annotations: list[AnnotationEntry | None]
+    """None where an annotation is wrong."""
+    numbers: list[int]
+    """An id for each annotation."""
+    names: list[int | str]
+    """What messages call each annotation: its id in the file, or its place."""
+
+    def take_annotations(self) -> Iterator[tuple[int, int | str, AnnotationEntry]]:
+        """Yield id, name and entry of each annotation; its memory is then free."""
+        for index, (number, name) in enumerate(zip(self.numbers, self.names, strict=True)):
+            entry, self.annotations[index] = self.annotations[index], None
+            if entry is not None:
+                yield number, name, entry
+
+
+def load_entries(notes: Notes, annotated: bool = True) -> Entries:
+    """Load a file and see that its entries have the shape of COCO's.
 
     Args:
-        file: the JSON file.
+        notes: of the file; they get an error for each field that is wrong.
         annotated: whether it must have a list of annotations; COCO's test sets have none.
 
     Raises:
@@ -161,6 +186,29 @@ def load_json(file: Path, annotated: bool = True) -> dict[str, list[Any]]:
         FileError: it cannot be read.
         InputError: it is no JSON, or in another format.
     """
+    content = _load_json(notes.file, annotated)
+    ids = {}
+    for key, entries in content.items():
+        ids[key] = [
+            IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
+            for entry in entries
+        ]
+    names = {key: _names(found) for key, found in ids.items()}
+    for key in ("categories", "images"):
+        if not content[key]:
+            notes.error(f"{key!r} is empty")
+    for key, entries in content.items():
+        _check_entries(notes, key, entries, names[key])
+    return Entries(
+        [entry for entry in content["images"] if entry is not None],
+        [entry for entry in content["categories"] if entry is not None],
+        content["annotations"],
+        _annotation_numbers(notes, ids["annotations"]),
+        names["annotations"],
+    )
+
+
+def _load_json(file: Path, annotated: bool) -> dict[str, list[Any]]:
     try:
         text = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
@@ -181,15 +229,8 @@ def load_json(file: Path, annotated: bool = True) -> dict[str, list[Any]]:
     return {key: content[key] for key in LISTS}
 
 
-def check_entries(notes: Notes, key: str, entries: list[Any], names: list[Any]) -> None:
-    """Read the fields of a list's entries, in place; a wrong entry is noted and becomes None.
-
-    Args:
-        notes: get each entry's error.
-        key: of the list, "images", "annotations" or "categories".
-        entries: the list.
-        names: what errors call the entries.
-    """
+def _check_entries(notes: Notes, key: str, entries: list[Any], names: list[Any]) -> None:
+    """Read the fields of a list's entries, in place; a wrong entry is noted and becomes None."""
     kind = {"categories": "category"}.get(key, key[:-1])
     adapter = ENTRIES[key]
     for index, entry in enumerate(entries):
@@ -205,12 +246,36 @@ def check_entries(notes: Notes, key: str, entries: list[Any], names: list[Any]) 
                 notes.error(f"{kind} {names[index]}: {field!r} must be {MUST[field]}, got {given}")
 
 
-def entry_ids(entries: list[Any]) -> list[int | str | None]:
-    """Return the ids of a list's entries; None for what is no id."""
+def _names(ids: list[int | str | None]) -> list[int | str]:
+    """What messages call entries: their ids, or their places where an id is absent or double."""
+    counts = Counter(ids)
+    counts[None] = 0
     return [
-        IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
-        for entry in entries
+        known if counts[known] == 1 else f"number {at} of the list"
+        for at, known in enumerate(ids, 1)
     ]
+
+
+def is_usable(number: Any) -> bool:
+    """Whether pycocotools and hotcoco read an id as it is."""
+    return isinstance(number, int) and 0 <= number < GREATEST_ID
+
+
+def _annotation_numbers(notes: Notes, ids: list[int | str | None]) -> list[int]:
+    """Ids of annotations; all are numbered if some are no different positive integers."""
+    problems = {
+        "are absent": sum(number is None for number in ids),
+        "are no numbers": sum(n is not None and not is_usable(n) for n in ids),
+        "are there twice": len(ids) - len(set(ids)),
+    }
+    for problem, count in problems.items():
+        if count:
+            kind = f"annotations were numbered anew, because {count} of their {{n}} ids {problem}"
+            for number in ids:
+                notes.add(kind, number)
+            return list(range(1, len(ids) + 1))
+    # pycocotools takes 0 for "not matched".
+    return [number + 1 for number in ids] if 0 in ids else list(ids)
 
 
 def parse(adapter: TypeAdapter, value: Any, must: str) -> Any:
