@@ -9,7 +9,7 @@ from .. import data  # noqa: F401  (class names of the data sets that come with 
 from ..config import InputError, require_between, require_int
 from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
-from ..data.repair import Options
+from ..data.options import Options
 from ..files import check_writable
 from ..inference import Outputs, predict_inputs
 from ..inference.files import list_inputs

@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..config import InputError
 from ..data.images import IMAGE_ENDINGS, read_header, read_image
 from ..data.notes import some
-from ..data.values import plain
+from ..data.categories import plain
 from ..files import write_text
 from .drawing import import_to_draw
 from .predictor import Predictor
