@@ -147,15 +147,15 @@ def _convert(graph: DetectorGraph, format: Format, metadata: Metadata) -> bytes:
         for category, start in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", start, category)
         program = export_program(graph)
-        if format == "onnx":
-            exported = torch.onnx.export(
-                program, opset_version=OPSET, output_names=list(graph.names), verbose=False
-            )
-            exported.model.metadata_props[ENTRY] = metadata.to_json()
-            return exported.model_proto.SerializeToString()
-    stream = io.BytesIO()
-    torch.export.save(program, stream, extra_files={f"{ENTRY}.json": metadata.to_json()})
-    return stream.getvalue()
+        if format == "pt2":
+            stream = io.BytesIO()
+            torch.export.save(program, stream, extra_files={f"{ENTRY}.json": metadata.to_json()})
+            return stream.getvalue()
+        exported = torch.onnx.export(
+            program, opset_version=OPSET, output_names=list(graph.names), verbose=False
+        )
+        exported.model.metadata_props[ENTRY] = metadata.to_json()
+        return exported.model_proto.SerializeToString()
 
 
 def _compare(
