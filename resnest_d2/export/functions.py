@@ -197,9 +197,7 @@ def best_dense_detections(
     return Detections(*map(_take, found, [kept] * 3, (0, EMPTY, 0)))
 
 
-def pool(
-    pooler: ROIPooler, features: Sequence[torch.Tensor], boxes: torch.Tensor
-) -> torch.Tensor:
+def pool(pooler: ROIPooler, features: Sequence[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
     """Pool boxes (N, 4) of one image, as ``ROIPooler.forward``, which looks at their number.
 
     Boxes are grouped by level: to pool each on all levels would be four times the work.

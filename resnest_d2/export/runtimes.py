@@ -121,7 +121,13 @@ Runtime = OnnxRuntime | TorchRuntime
 RUNTIMES = {".onnx": OnnxRuntime, ".pt2": TorchRuntime}
 
 # What torch.export.save writes, below the archive's folder.
-_FILES = {"archive_format", "archive_version", "byteorder", ".data/serialization_id", ".data/version"}
+_FILES = {
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    ".data/serialization_id",
+    ".data/version",
+}
 _FILES |= {"models/model.json", "data/sample_inputs/model.pt", f"extra/{ENTRY}.json"}
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _TENSORS = ("data/weights/weight_", "data/constants/tensor_")

@@ -185,7 +185,7 @@ def main() -> int:
     parser.add_argument("--threshold", type=float, help=text)
     try:
         run(parser.parse_args())
-    except (InputError, OSError) as error:
+    except (InputError, OSError, Image.DecompressionBombError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
