@@ -733,12 +733,13 @@ def test_the_script_needs_little_memory_for_many_masks_of_a_large_photo(tmp_path
     low = np.random.default_rng(0).random((100, 2), np.float32) * 20
     boxes = np.concatenate([low, low + np.float32([75, 50])], axis=1)
     scores = np.linspace(0.9, 0.1, 100, dtype=np.float32)
-    masks = np.random.default_rng(0).random((100, 28, 28), np.float32)
+    distance = np.hypot(*np.mgrid[-1:1:28j, -1:1:28j]).astype(np.float32)
+    masks = np.broadcast_to(1.5 - distance, (100, 28, 28)).copy()
     write_onnx(tmp_path / "x.onnx", boxes, scores, np.zeros(100, np.int64), masks)
-    Image.new("RGB", (4000, 3000)).save(tmp_path / "photo.png")
+    Image.new("RGB", (4000, 3000)).save(tmp_path / "photo.bmp")
     script = shutil.copy(standalone.__file__, tmp_path / "run_model.py")
-    command = [sys.executable, "-c", MEASURED, script, "x.onnx", "photo.png"]
-    command += ["--json", "found.json", "--output", "drawn.png"]
+    command = [sys.executable, "-c", MEASURED, script, "x.onnx", "photo.bmp"]
+    command += ["--json", "found.json", "--output", "drawn.bmp"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.returncode == 0, result.stderr
     records = json.loads((tmp_path / "found.json").read_text())

@@ -117,21 +117,21 @@ def encode(mask: np.ndarray, top: int, left: int, height: int, width: int) -> di
     """
     column, row = np.nonzero(np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0).T)
     edges = (left + column) * height + top + row  # beginnings and ends of runs in turn
-    # A run that ends at the bottom goes on where the next column begins with one.
-    goes_on = edges[1:-1:2] == edges[2::2]
-    edges = np.delete(edges, np.flatnonzero(goes_on)[:, None] * 2 + [1, 2])
+    # A run that ends at the bottom may go on at the top of the next column.
+    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+    edges = np.delete(edges, joined[:, None] * 2 + [1, 2])
     counts = np.diff(np.concatenate(([0], edges, [height * width])))
-    counts = (counts[:-1] if counts[-1] == 0 else counts).tolist()
-    text = bytearray()
-    for index, count in enumerate(counts):
-        value = count - counts[index - 2] if index > 2 else count
-        while True:  # five bits a character, the lowest first; 32 says that more follow
-            bits, value = value & 31, value >> 5
-            is_last = value == (-1 if bits & 16 else 0)
-            text.append(48 + bits + (0 if is_last else 32))
-            if is_last:
-                break
-    return {"size": [height, width], "counts": text.decode()}
+    counts = counts[: len(counts) - (counts[-1] == 0)]
+    values = counts.copy()  # from the fourth on, differences to the last but one
+    values[3:] -= counts[1:-2]
+    characters, goes_on = [], np.ones(len(values), bool)
+    while goes_on.any():  # five bits a character, the lowest first; 32 says that more follow
+        bits, values = values & 31, values >> 5
+        follow = values != -(bits >> 4)  # the highest bit is the sign
+        characters.append(np.where(goes_on, 48 + bits + 32 * follow, 0))
+        goes_on &= follow
+    text = np.stack(characters, axis=1).astype(np.uint8)
+    return {"size": [height, width], "counts": text[text > 0].tobytes().decode()}
 
 
 def draw(picture: Image.Image, found: Detections, names: list[str]) -> Image.Image:
