@@ -132,10 +132,7 @@ def _propose(rpn: RPN, features: Features, size: Size) -> torch.Tensor:
     """Proposals of one image, shape (N, 4)."""
     levels = [features[name] for name in rpn.in_features]
     logits, deltas = rpn.rpn_head(levels)
-    boxes = [
-        rpn.box2box_transform.apply_deltas(_by_anchor(delta, 4), anchors.tensor)
-        for delta, anchors in zip(deltas, rpn.anchor_generator(levels), strict=True)
-    ]
+    boxes = _decode(rpn, levels, deltas)
     # The two numbers of rows are by whether the model trains.
     limits = (rpn.nms_thresh, rpn.pre_nms_topk[False], rpn.post_nms_topk[False], rpn.min_box_size)
     return best_proposals(boxes, [_by_anchor(one, 1)[:, 0] for one in logits], size, *limits)[0]
@@ -146,13 +143,19 @@ def _by_anchor(values: torch.Tensor, number: int) -> torch.Tensor:
     return values[0].unflatten(0, (-1, number)).permute(2, 3, 0, 1).reshape(-1, number)
 
 
+def _decode(
+    owner: RPN | RetinaNet, levels: Sequence[torch.Tensor], deltas: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Boxes (A, 4) of each level, by the owner's anchors."""
+    anchors = owner.anchor_generator(levels)
+    pairs = [(_by_anchor(delta, 4), at.tensor) for delta, at in zip(deltas, anchors, strict=True)]
+    return [owner.box2box_transform.apply_deltas(*pair) for pair in pairs]
+
+
 def _detect_densely(model: RetinaNet, features: Features) -> Detections:
     levels = [features[name] for name in model.head_in_features]
     logits, deltas = model.head(levels)
-    boxes = [
-        model.box2box_transform.apply_deltas(_by_anchor(delta, 4), anchors.tensor)
-        for delta, anchors in zip(deltas, model.anchor_generator(levels), strict=True)
-    ]
+    boxes = _decode(model, levels, deltas)
     scores = [_by_anchor(one, model.num_classes).sigmoid() for one in logits]
     limits = (model.test_score_thresh, model.test_nms_thresh)
     rows = (model.test_topk_candidates, model.max_detections_per_image)
