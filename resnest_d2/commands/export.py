@@ -12,7 +12,6 @@ from ..config import InputError
 from ..data.images import read_image
 from ..export import Format, export_model
 from ..export.check import Comparison
-from ..export.graph import check_exportable
 from ..export.runtimes import RUNTIMES
 from ..export.writer import check_format
 from . import add_model_arguments, load_predictor, running
@@ -49,7 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if Path(args.model).suffix in RUNTIMES:
             raise InputError(f"--model {args.model} is exported already: give its checkpoint")
         predictor = load_predictor(args, device="cpu")
-        check_exportable(predictor.model)
         comparisons = export_model(
             predictor.model,
             args.output,

@@ -122,13 +122,10 @@ RUNTIMES = {".onnx": OnnxRuntime, ".pt2": TorchRuntime}
 
 # What torch.export.save writes, below the archive's folder.
 _FILES = {
-    "archive_format",
-    "archive_version",
-    "byteorder",
-    ".data/serialization_id",
-    ".data/version",
+    *("archive_format", "archive_version", "byteorder"),
+    *("version", ".data/version", ".data/serialization_id"),
+    *("models/model.json", "data/sample_inputs/model.pt", f"extra/{ENTRY}.json"),
 }
-_FILES |= {"models/model.json", "data/sample_inputs/model.pt", f"extra/{ENTRY}.json"}
 _CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 _TENSORS = ("data/weights/weight_", "data/constants/tensor_")
 
