@@ -7,9 +7,8 @@ from pathlib import Path
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import FileError, InputError, require_between, require_int
-from ..data.coco_json import read_coco
+from ..data.coco_json import Options, read_coco
 from ..data.images import set_max_pixels
-from ..data.repair import Options
 from ..files import check_writable
 from ..inference import Outputs, list_inputs, predict_inputs
 from . import add_max_pixels, add_model_arguments, load_predictor, running
@@ -63,13 +62,13 @@ def check(args: argparse.Namespace) -> None:
         except OSError as error:
             raise FileError(f"--json: cannot make {args.json.parent}: {error.strerror}") from error
         check_writable(args.json)
-    for written in (args.json, repaired(args.json)) if args.json and args.input_json else ():
+    for written in (args.json, as_read(args.json)) if args.json and args.input_json else ():
         if written.resolve() == args.input_json.resolve():
             raise InputError(f"--json: {written} is --input-json's file and would be overwritten")
 
 
-def repaired(results: Path) -> Path:
-    """Where annotations go that results fit better than those of --input-json."""
+def as_read(results: Path) -> Path:
+    """Where the annotations of --input-json go as they were read, which the results are for."""
     return results.with_name(f"{results.stem}_annotations.json")
 
 
@@ -92,10 +91,11 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs, list[str]]:
         raise InputError("--input-json needs one --input, the folder of its images")
     reading = Options(merge_classes=True, skip_bad_images=True, offered=False)
     listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
-    if args.json and not listed.evaluable:
-        listed.write(repaired(args.json))
-        message = "%s was repaired: evaluate the results on it as it was read, which is in %s"
-        logger.warning(message, args.input_json, repaired(args.json))
+    if args.json:
+        listed.write(as_read(args.json))
+        logger.info(
+            "Evaluate the results on %s, %s as it was read", *(as_read(args.json), listed.file)
+        )
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
     outputs.category_ids = {name: number for number, name in listed.categories.items()}
     return list(outputs.image_ids), outputs, listed.unreadable

@@ -50,11 +50,10 @@ class Outputs:
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def check(self, files: Sequence[Path]) -> dict[Path, Path]:
-        """Find the path of each file's drawing, and make the folder, before anything is computed.
+        """Find the path of each file's drawing, before anything is computed.
 
         Raises:
             InputError: as :func:`output_paths`, or a file would be overwritten.
-            FileError: the folder cannot be made.
             MissingPackageError: supervision, which draws and reads videos, is not installed.
         """
         targets = output_paths(files, self.folder, self.draw)
@@ -71,10 +70,6 @@ class Outputs:
                 )
         if self.draw or any(map(is_video, files)):
             import_supervision()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"--output: cannot make {self.folder}: {error.strerror}") from error
         return targets
 
     def check_model(self, predictor: Predictor) -> None:
@@ -226,6 +221,10 @@ def predict_inputs(
     files = list(dict.fromkeys(files))
     targets = outputs.check(files)
     outputs.check_model(predictor)
+    try:
+        outputs.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"--output: cannot make {outputs.folder}: {error.strerror}") from error
     skipped: list[Path] = []
     with logging_redirect_tqdm([logging.getLogger("resnest_d2")]):
         bar = tqdm(total=len(files), unit="file", disable=len(files) < 2)

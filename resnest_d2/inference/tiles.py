@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Boxes, Instances
 
 from ..config import InputError, import_extra, require_between, require_int
 
@@ -71,16 +71,19 @@ def predict_tiles(
     )
     whole = detect(image)
     found = _merge(supervision.Detections.merge([whole, slicer(image)]))
-    height, width = image.shape[:2]
-    instances = Instances((height, width))
+    found = found[np.argsort(-found.confidence, kind="stable")]
+    instances = Instances(image.shape[:2])
     instances.pred_boxes = Boxes(torch.from_numpy(found.xyxy).float())
     instances.scores = torch.from_numpy(found.confidence).float()
     instances.pred_classes = torch.from_numpy(found.class_id)
     if whole.mask is not None:
-        masks = np.zeros((0, height, width)) if found.mask is None else found.mask
-        instances.pred_masks = torch.from_numpy(np.asarray(masks, bool))
-        instances.pred_boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
-    return {"instances": instances[instances.scores.argsort(descending=True, stable=True)]}
+        masks = np.zeros((0, *image.shape[:2]), bool)
+        if len(found):
+            tight = found.mask.repack()
+            instances.pred_boxes = Boxes(torch.from_numpy(tight.bbox_xyxy + [0, 0, 1, 1]).float())
+            masks = tight.to_dense()
+        instances.pred_masks = torch.from_numpy(masks)
+    return {"instances": instances}
 
 
 def _merge(found: "supervision.Detections") -> "supervision.Detections":
