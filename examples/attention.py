@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Show what a detector looks at in a picture: weights of split attention, Grad-CAM of a detection.
 
-``pip install 'resnest_d2[draw]' grad-cam``, then
+``pip install 'resnest_d2[examples]'``, then
 ``examples/attention.py photo.jpg --model output/demo --output looked``.
 """
 

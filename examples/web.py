@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Serve a page on which detectors are tried on pictures, in a browser; ``make web`` runs this.
 
-``pip install 'resnest_d2[draw]' gradio``, then ``examples/web.py [MODEL ...]``: checkpoints,
+``pip install 'resnest_d2[examples]'``, then ``examples/web.py [MODEL ...]``: checkpoints,
 folders of trainings or exported files are offered before the zoo's models.
 """
 
