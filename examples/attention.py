@@ -115,7 +115,9 @@ def grad_cam(
     for method in (GradCAM, HiResCAM):
         with method(detector, [predictor.model.get_submodule(layer)]) as cam:
             heat = Image.fromarray(cam(pixels, [score])[0, :height, :width])
-        maps[method.__name__] = np.asarray(heat.resize(image.shape[1::-1]))
+        maps[method.__name__] = np.asarray(
+            heat.resize(image.shape[1::-1], Image.Resampling.BILINEAR)
+        )
     predictor.model.zero_grad()
     return maps, layer
 

@@ -6,6 +6,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import math
@@ -49,17 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Data set: {build_digits()}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     start = time.monotonic()
-    # The evaluator's tables belong in a file, not between the lines of the progress bar.
-    with open(output / "evaluation.txt", "w") as tables, contextlib.redirect_stdout(tables):
-        trainer = Trainer(cfg, TrainingOptions(progress=True))
-        trainer.resume_or_load(resume=False)
-        metrics = flatten_results_dict(trainer.train())
+    trainer = Trainer(cfg, TrainingOptions(progress=True))
+    trainer.resume_or_load(resume=False)
+    metrics = flatten_results_dict(trainer.train())
     minutes = (time.monotonic() - start) / 60
 
     write_metrics(metrics, output / "results.json")
     images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5"]
-    predictor = resnest_d2.Predictor(output, options=options)
+    predictor = resnest_d2.Predictor(output, device=cfg.MODEL.DEVICE, options=options)
     draw_grid(predictor, images[:NUM_PICTURES], output / "predictions.png")
     write_report(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file, output)
     print(
@@ -104,7 +103,9 @@ def write_report(annotations: str, output: Path) -> None:
     ]
     truth = hotcoco.COCO(annotations)
     evaluation = hotcoco.COCOeval(truth, truth.load_res(found), "segm")
-    evaluation.run()
+    with contextlib.redirect_stdout(io.StringIO()):  # its table is in the report
+        evaluation.run()
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # fonts that it lacks
     hotcoco.plot.report(evaluation, save_path=output / "report.pdf", title="Handwritten digits")
 
 

@@ -11,8 +11,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ LEGIBLE = 640  # pixels of a drawing's longer side, at least
 COLUMNS = ["class", "score", "left", "top", "right", "bottom"]
 
 
-class Picture(gr.Image):
-    """Gives the file as it was dropped, a broken one too: the page says what is wrong with it."""
+def as_dropped(preprocess: Callable[[Any], str | None], payload: Any) -> str | None:
+    """Give the file that Gradio has put into its own folder, a broken one too, as it is.
 
-    def preprocess(self, payload: Any) -> str | None:
-        """Return the path of the file, which Gradio has put into its own folder."""
-        return payload.path if payload and payload.path else super().preprocess(payload)
+    Gradio's own ``preprocess`` would open it; this page says what is wrong with it.
+    """
+    return payload.path if payload and payload.path else preprocess(payload)
 
 
 @lru_cache(maxsize=2)
@@ -87,7 +87,8 @@ def build_page(models: Sequence[str]) -> gr.Blocks:
         with gr.Row():
             with gr.Column():
                 model = gr.Dropdown(choices, value=choices[0], label="Model")
-                picture = Picture(type="filepath", sources=["upload", "webcam"], label="Picture")
+                picture = gr.Image(type="filepath", sources=["upload", "webcam"], label="Picture")
+                picture.preprocess = partial(as_dropped, picture.preprocess)
                 button = gr.Button("Detect", variant="primary")
                 threshold = gr.Slider(0, 1, 0.5, step=0.01, label="Least score")
             with gr.Column():
