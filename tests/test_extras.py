@@ -2,12 +2,11 @@
 
 import sys
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from commands import run_python
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
@@ -15,13 +14,12 @@ from safetensors.torch import save_file
 
 from resnest_d2.engine import build_evaluator
 from resnest_d2.evaluation import coco
-from resnest_d2.inference import Predictor, predict_inputs
+from resnest_d2.inference.sources import each_picture
 from resnest_d2.weights import UnreadableError, read_checkpoint
 from resnest_d2.weights.files import Checkpoint, write_checkpoint
 
 DIGITS = "configs/mask_resnest14_digits.yaml"
-DRAW = "detections are drawn with Matplotlib and OpenCV, and {} is not installed: "
-DRAW += "pip install 'resnest_d2[draw]'"
+DRAW = "needs supervision, which is not installed: pip install 'resnest_d2[draw]'"
 RUN = "import runpy; runpy.run_module('resnest_d2', run_name='__main__', alter_sys=True)"
 
 
@@ -39,7 +37,7 @@ sys.modules.update(dict.fromkeys({packages}))
 def forget(monkeypatch, *packages: str) -> None:
     """The same for a test in this process."""
     for name in list(sys.modules):
-        if name.partition(".")[0] in packages or name == "detectron2.utils.visualizer":
+        if name.partition(".")[0] in packages:
             monkeypatch.delitem(sys.modules, name)
     for package in packages:
         monkeypatch.setitem(sys.modules, package, None)
@@ -62,42 +60,21 @@ def test_a_step_of_training_needs_no_extra(tiny_digits, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
-@pytest.mark.parametrize("package", ["cv2", "matplotlib"])
-@pytest.mark.parametrize("command", ["predict", "demo"])
-def test_commands_that_draw_name_the_extra_at_once(command, package, picture, tmp_path):
-    arguments = ["--output", tmp_path / "out"]
-    if command == "predict":
-        arguments += ["--config-file", DIGITS, "--input", picture, "--allow-untrained"]
-    result = run_python(without(package) + RUN, command, *arguments)
+def test_predict_names_the_extra_at_once(picture, tmp_path):
+    arguments = ["--output", tmp_path / "out", "--input", picture, "--config-file", DIGITS]
+    result = run_python(without("supervision") + RUN, "predict", *arguments, "--allow-untrained")
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == f"error: {DRAW.format(package)}"
+    assert result.stderr.splitlines()[-1] == f"error: drawing detections {DRAW}"
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def seeing_nothing() -> Predictor:
-    """A predictor with a model that detects nothing."""
-    predictor = object.__new__(Predictor)
-    predictor.metadata = MetadataCatalog.get("digits_val")
-    return predictor
-
-
-@pytest.mark.parametrize("package", ["cv2", "matplotlib"])
-def test_drawing_names_the_extra(package, monkeypatch):
-    forget(monkeypatch, package)
-    with pytest.raises(ImportError) as error:
-        seeing_nothing().draw(np.zeros((8, 8, 3), np.uint8), {})
-    assert str(error.value) == DRAW.format(package)
-
-
 def test_reading_a_video_names_the_extra(tmp_path, monkeypatch):
-    writer = cv2.VideoWriter(str(tmp_path / "x.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
-    writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
-    forget(monkeypatch, "cv2")
+    forget(monkeypatch, "supervision")
+    (tmp_path / "x.avi").touch()
     with pytest.raises(ImportError) as error:
-        predict_inputs(seeing_nothing(), [tmp_path / "x.avi"], tmp_path / "out")
-    assert str(error.value) == DRAW.format("cv2")
+        list(each_picture(tmp_path / "x.avi"))
+    assert str(error.value) == f"reading a video {DRAW}"
 
 
 def test_safetensors_name_the_extra(tmp_path, monkeypatch):

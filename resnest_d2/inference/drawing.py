@@ -106,7 +106,9 @@ def _instances(instances: Instances, metadata: Metadata) -> "supervision.Detecti
         labels = [f"{label} {score:.0%}" for label, score in pairs]
     return import_supervision().Detections(
         xyxy=instances.pred_boxes.tensor.numpy(),
-        mask=instances.pred_masks.numpy().astype(bool, copy=False) if instances.has("pred_masks") else None,
+        mask=instances.pred_masks.numpy().astype(bool, copy=False)
+        if instances.has("pred_masks")
+        else None,
         class_id=instances.pred_classes.numpy(),
         data={"label": np.array(labels, dtype=str)},
         metadata={"segments": False},

@@ -204,15 +204,11 @@ class Predictor:
         """
         require_int("batch_size", batch_size, least=1)
         require_pictures(source)
-        results = self.stream(source, batch_size, color)
+        pictures = each_picture(source, lambda picture: self.read(picture, color))
+        results = self.run_each(pictures, batch_size)
         if is_picture(source):
             return next(results)
         return list(results) if isinstance(source, list | tuple) else results
-
-    def stream(self, source: Any, batch_size: int = 1, color: str = "RGB") -> Iterator[Result]:
-        """Run on pictures of any source as they come, see :meth:`__call__`."""
-        pictures = each_picture(source, lambda picture: self.read(picture, color))
-        return self.run_each(pictures, batch_size)
 
     def run_each(
         self, pictures: Iterable[tuple[Any, np.ndarray]], batch_size: int = 1
