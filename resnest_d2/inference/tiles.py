@@ -80,7 +80,9 @@ def predict_tiles(
         masks = np.zeros((0, *image.shape[:2]), bool)
         if len(found):
             tight = found.mask.repack()
-            instances.pred_boxes = Boxes(torch.from_numpy(tight.bbox_xyxy + [0, 0, 1, 1]).float())
+            instances.pred_boxes = Boxes(
+                torch.from_numpy(np.add(tight.bbox_xyxy, [0, 0, 1, 1])).float()
+            )
             masks = tight.to_dense()
         instances.pred_masks = torch.from_numpy(masks)
     return {"instances": instances}
