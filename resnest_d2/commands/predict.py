@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import FileError, InputError, require_between, require_int
-from ..data.coco_json import Options, read_coco
+from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
+from ..data.options import Options
 from ..files import check_writable
 from ..inference import Outputs, list_inputs, predict_inputs
 from . import add_max_pixels, add_model_arguments, load_predictor, running

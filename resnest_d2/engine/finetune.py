@@ -14,7 +14,7 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 from ..config import ConfigError, InputError
 from ..config.load import load_config
 from ..data.coco_json import CocoData, names_in_use, read_coco
-from ..data.repair import Options
+from ..data.options import Options
 from ..files import write_text
 from .auto import set_automatically
 
