@@ -252,25 +252,28 @@ def test_the_command(tmp_path, red_left_blue_right):
     assert "1 of 1 inputs drawn" in result.stdout
     assert (output / "colours.png").is_file()
 
+
+def test_inputs_of_every_kind_of_badness(tmp_path, red_left_blue_right, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # is set by the command
     (tmp_path / "broken.png").write_text("")
     (tmp_path / "none.mp4").write_text("<html>404</html>")
     for name, width, height in (("wide", 3012, 1), ("high", 1, 3000), ("dot", 1, 1)):
         Image.new("RGB", (width, height)).save(tmp_path / f"{name}.png")
     Image.new("L", (101, 100)).save(tmp_path / "bomb.png")
-    args = ["--input", tmp_path, "--output", output, "--allow-untrained"]
-    result = predict(*args, "--max-pixels", "10000")
-    assert result.returncode == 1
-    assert "Traceback" not in result.stdout + result.stderr
-    assert "2 of 7 inputs drawn" in result.stdout
+    words = ["--input", tmp_path, "--output", tmp_path / "out", "--allow-untrained"]
+    words += ["--config-file", model_zoo.get_config_file("mask_resnest14_digits"), "--max-pixels"]
+    assert main([*map(str, words), "10000"]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 7 inputs drawn" in said
     names = ("bomb.png", "broken.png", "high.png", "none.mp4", "wide.png")
     for name in names:
-        assert f"Skipped {tmp_path / name}" in result.stdout
+        assert f"Skipped {tmp_path / name}" in said
     last = ", ".join(str(tmp_path / name) for name in names)
-    assert result.stdout.splitlines()[-1] == f"Not drawn, or not to their end: {last}"
-    assert "bomb.png: cannot be read as a picture: " in result.stdout
-    assert "--max-pixels allows more" in result.stdout
-    result = predict(*args, "--max-pixels", "10100")
-    assert "3 of 7 inputs drawn" in result.stdout
+    assert said.splitlines()[-1] == f"Not drawn, or not to their end: {last}"
+    assert "bomb.png: cannot be read as a picture: " in said
+    assert "--max-pixels allows more" in said
+    assert main([*map(str, words), "10100"]) == 1
+    assert "3 of 7 inputs drawn" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
