@@ -68,7 +68,7 @@ def read_earlier(file: Path, report: Found) -> Found:
         return report
     earlier = json.loads(file.read_text(encoding="utf-8"))
     for part, free in (("settings", {"sections", "output", "resume"}), ("environment", {"date"})):
-        for key in (report[part].keys() | earlier[part].keys()) - free:
+        for key in sorted((report[part].keys() | earlier[part].keys()) - free):
             before, now = earlier[part].get(key), report[part].get(key)
             if before != now:
                 raise InputError(f"{file} was measured with {key} {before!r}, not {now!r}")

@@ -38,13 +38,13 @@ def measure_exported(args: argparse.Namespace, progress: Progress) -> Found:
     Raises:
         MissingFileError: the folder has no pictures.
     """
-    from resnest_d2.export import export_model  # it takes seconds, and other sections no export
-    from resnest_d2.inference import Predictor
-
     files = sorted(f for f in args.export_images.glob("*") if f.suffix.lower() in ENDINGS)
     pictures = tuple(map(str, files[: args.export_count]))
     if not pictures:
         raise MissingFileError(f"--export-images {args.export_images} has no pictures")
+    from resnest_d2.export import export_model  # it takes seconds, and other sections no export
+    from resnest_d2.inference import Predictor
+
     found = {"model": args.export_model, "pictures": len(pictures), "bytes": {}}
 
     def keep(ways: Found) -> None:

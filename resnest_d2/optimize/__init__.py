@@ -11,7 +11,6 @@ from .fold import activate_in_place, check_foldable, fold_norms
 from .half import check_half, use_half
 from .pooling import SparseROIAlign
 from .replace import replace_layers
-from .suppression import BestFirstOutputLayers
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +27,9 @@ def optimize_for_inference(
 
     Batch norms are folded into the convolutions before them, in backbone, pyramid and heads, also
     in deformable convolutions; ResNeSt's attention is fused; RoIAlign on CPUs takes all channels at
-    once; non-maximum suppression begins with the best boxes; parameters are constant. Any model in
-    evaluation will do: detectors of any config, backbones, ResNets. Layers of your own, with hooks
-    or in several places stay as they are, see :func:`~resnest_d2.optimize.fold.fold_norms`.
+    once; parameters are constant. Any model in evaluation will do: detectors of any config,
+    backbones, ResNets. Layers of your own, with hooks or in several places stay as they are, see
+    :func:`~resnest_d2.optimize.fold.fold_norms`.
 
     Outputs equal the model's to rounding (1e-4 of the largest value). State-dict names are those of
     the model without its norms: the weights of an optimised model go into another one that was
@@ -68,8 +67,7 @@ def optimize_for_inference(
     # A backbone may be an attention layer itself, whose parent is then this.
     holder = nn.ModuleList([optimized])
     attentions = replace_layers(holder, FusedSplitAttentionConv2d)
-    for faster in (SparseROIAlign, BestFirstOutputLayers):
-        replace_layers(holder, faster)
+    replace_layers(holder, SparseROIAlign)
     (optimized,) = holder
     folded = fold_norms(optimized)
     activate_in_place(optimized)
