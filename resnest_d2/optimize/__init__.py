@@ -31,10 +31,9 @@ def optimize_for_inference(
     backbones, ResNets. Layers of your own, with hooks or in several places stay as they are, see
     :func:`~resnest_d2.optimize.fold.fold_norms`.
 
-    Outputs equal the model's to rounding (1e-4 of the largest value). State-dict names are those of
-    the model without its norms: the weights of an optimised model go into another one that was
-    optimised in the same way, not those of the model itself: load them before. ``torch.save`` and
-    ``torch.load`` take it whole too.
+    Outputs equal the model's to rounding (1e-4 of the largest value). Load weights before: the copy
+    has no norms, so its state dict fits only models that were optimised in the same way.
+    ``torch.save`` and ``torch.load`` take it whole too.
 
     Args:
         model: in evaluation mode; it is not changed.

@@ -19,14 +19,10 @@ Convolution = nn.Conv2d | nn.ConvTranspose2d
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 # A layer is known by its code: a subclass with a forward of its own may do anything.
-CONVOLUTIONS = frozenset({nn.Conv2d.forward, nn.ConvTranspose2d.forward})
-CONVOLUTIONS_WITH_NORM = frozenset({Conv2d.forward, DeformConv2d.forward})
-NORMS = frozenset(
-    {
-        *(nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward),
-        *(NaiveSyncBatchNorm.forward, CpuSyncBatchNorm.forward),
-    }
-)
+CONVOLUTIONS = {nn.Conv2d.forward, nn.ConvTranspose2d.forward}
+CONVOLUTIONS_WITH_NORM = {Conv2d.forward, DeformConv2d.forward}
+NORMS = {nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward}
+NORMS |= {NaiveSyncBatchNorm.forward, CpuSyncBatchNorm.forward}
 
 
 def has_hooks(module: nn.Module) -> bool:
