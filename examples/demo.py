@@ -59,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predictor = resnest_d2.Predictor(output, options=options)
     draw_grid(predictor, images[:NUM_PICTURES], output / "predictions.png")
     write_report(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file, output)
-    print(f"\nTrained and evaluated in {minutes:.1f} minutes; on {len(images)} validation images:\n")
+    print(
+        f"\nTrained and evaluated in {minutes:.1f} minutes; on {len(images)} validation images:\n"
+    )
     rows = [
         (name, *(metrics[f"{task}/{metric}"] for metric in ("AP", "AP50", "AP75")))
         for task, name in (("bbox", "  box "), ("segm", "  mask"))
@@ -94,7 +96,9 @@ def write_report(annotations: str, output: Path) -> None:
 
     predictions = output / "inference/coco_instances_results.json"
     # Where a prediction has a box, its area and not the mask's would decide what is small.
-    found = [{k: v for k, v in one.items() if k != "bbox"} for one in json.loads(predictions.read_text())]
+    found = [
+        {k: v for k, v in one.items() if k != "bbox"} for one in json.loads(predictions.read_text())
+    ]
     truth = hotcoco.COCO(annotations)
     evaluation = hotcoco.COCOeval(truth, truth.load_res(found), "segm")
     evaluation.run()

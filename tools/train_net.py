@@ -3,7 +3,7 @@
 
 import sys
 
-from resnest_d2.commands.train_net import main
+from resnest_d2.commands.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -62,7 +62,6 @@ train.update(
     init_checkpoint="",
     max_iter=900,
     eval_period=225,
-    reference_world_size=0,
     seed=1,
 )
 train["checkpointer"]["period"] = 450

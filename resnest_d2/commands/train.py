@@ -1,65 +1,80 @@
-"""Train or evaluate a detector: Detectron2's command line, for YAML and ``.py`` configs."""
+"""Train or evaluate a detector: Detectron2's command line, and options for one's own data."""
 
 import argparse
+import logging
+import sys
+import time
 from collections.abc import Sequence
 
+import detectron2.utils.comm as comm
 from detectron2.engine import default_argument_parser
+from detectron2.utils.logger import setup_logger
 
-from ..config.settings import Settings
+from ..config import InputError
 from ..data.images import set_max_pixels
 from ..engine.finetune import add_arguments
-from ..engine.launch import add_process_arguments, prepare, set_up
+from ..engine.launch import Job, prepare, work
 from ..engine.options import TrainingOptions
-from ..evaluation import coco
-from ..processes import ProcessError, start_processes
-from . import DATA_ERRORS, add_max_pixels, one_line_errors, warnings_again
+from ..engine.processes import start_processes
+from . import add_max_pixels, one_line_errors
+
+AFTER_FIRST = 3  # seconds
+# Pages that Detectron2 logs before training; on the terminal they hide what was said before.
+LONG = ("Environment info:", "Contents of args.config_file", "Running with full config:", "Model:")
 
 
-@warnings_again()
-def main(
-    arguments: Sequence[str] | None = None,
-    example: str = "configs/cascade_resnest101.yaml",
-    ending: str = "",
-) -> int:
-    """Run; the exit code is 2 if the arguments, the config or the data are wrong.
-
-    Args:
-        arguments: the command line.
-        example: a config to name where none is given.
-        ending: the ending that the config's name must have.
-    """
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = default_argument_parser()
     add_arguments(parser)
-    add_process_arguments(parser)
+    text = "processes to start on the CPUs of this machine, which share each batch (default: 1)"
+    parser.add_argument("--num-processes", type=int, metavar="N", help=text)
     TrainingOptions.add_arguments(parser)
-    coco.add_argument(parser)
     add_max_pixels(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; the exit code is 2 if the arguments, the config or the data are wrong."""
+    parser = make_parser()
     args = parser.parse_args(arguments)
-    # A checkpoint that is evaluated may hold its config.
-    if not (args.config_file.endswith(ending) if args.config_file else args.eval_only):
-        parser.error(f"--config-file is required, e.g. {example}")
+    if not (args.config_file or args.eval_only):  # a checkpoint may hold its config
+        parser.error("--config-file is required, e.g. configs/cascade_resnest101.yaml")
+    _shorten_log()
     with one_line_errors():
+        setup_logger(name="resnest_d2")
         set_max_pixels(args.max_pixels)
-        settings, num_processes = prepare(args)
-    try:
-        with one_line_errors(DATA_ERRORS):
-            start_processes(
-                _work,
-                (settings, args),
-                settings.device,
-                num_processes,
-                args.num_machines,
-                args.machine_rank,
-                args.dist_url,
-            )
-    except ProcessError as error:
-        return error.exit_code
-    return 0
+        job, num_processes = prepare(args)
+        return start_processes(
+            _work, (job,), num_processes, args.num_machines, args.machine_rank, args.dist_url
+        )
 
 
-def _work(settings: Settings, args: argparse.Namespace) -> None:
+def _work(job: Job) -> None:
+    """Run in each process."""
+    _shorten_log()
+    set_max_pixels(job.args.max_pixels)
     with one_line_errors():
-        set_max_pixels(args.max_pixels)  # in a process that was started for one GPU of several
-        work = set_up(settings, args)
-    with one_line_errors(DATA_ERRORS):
-        work()
+        try:
+            work(job)
+        except InputError:
+            if comm.get_rank():
+                time.sleep(AFTER_FIRST)  # if the first process says the same, it ends this one
+            raise
+
+
+def _shorten_log() -> None:
+    """Keep long pages, and tracebacks of errors that end in one line, out of the terminal."""
+    for name in ("detectron2", "detectron2.engine.train_loop", "detectron2.engine.defaults"):
+        logging.getLogger(name).addFilter(_is_for_terminal)
+
+
+def _is_for_terminal(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if not str(record.msg).startswith(LONG) and not isinstance(error, InputError):
+        return True
+    handlers = logging.getLogger("detectron2").handlers
+    for handler in handlers:
+        if getattr(handler, "stream", None) not in (sys.stdout, sys.stderr):
+            handler.handle(record)
+    return False

@@ -22,7 +22,7 @@ class Mapper(DatasetMapper):
     objects where ``INPUT.CROP`` recomputes boxes.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, skip_bad_images: bool = False, **kwargs: Any) -> None:
         """Take Detectron2's arguments."""
         super().__init__(*args, **kwargs)
         self._max_pixels = Image.MAX_IMAGE_PIXELS

@@ -4,13 +4,14 @@ import logging
 import math
 import statistics
 from collections.abc import Callable, Collection
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from tabulate import tabulate
 
-from ..config import ConfigError
-from ..config.settings import Settings
 from ..data.coco_json import CocoData
 
 logger = logging.getLogger(__name__)
@@ -28,37 +29,34 @@ EVALUATIONS = 5
 
 
 def set_automatically(
-    settings: Settings, data: CocoData, given: Collection[str], num_processes: int, rate: float
+    cfg: CfgNode, data: CocoData, given: Collection[str], num_processes: int, rate: float
 ) -> None:
     """Set batch, rate, length, sizes, anchors, detections and evaluation, and say why.
 
     Args:
-        settings: of a YAML config, changed in place.
+        cfg: the config, changed in place.
         data: what is trained on.
         given: keys on the command line, which stay as they are.
         num_processes: that train, one a GPU.
         rate: the config file's, for each image of a batch.
-
-    Raises:
-        ConfigError: it is a .py config, or nothing can be learned from the data.
     """
-    if settings.is_lazy:
-        raise ConfigError("--auto is for YAML configs; a .py config says what it wants by itself")
     rows = []
 
     def choose(key: str, value: Any, reason: str) -> Any:
         """Set a value, or take the one on the command line, which others follow from."""
+        *path, last = key.split(".")
+        node = reduce(getitem, path, cfg)
         if key in given:
             reason = "given on the command line"
         else:
-            settings.set(key, value)
-        rows.append((key, settings.get(key), reason))
-        return settings.get(key)
+            node[last] = value
+        rows.append((key, node[last], reason))
+        return node[last]
 
-    scale = _choose_sizes(settings, data, choose)
-    _choose_limits(settings, data, choose)
-    _choose_anchors(settings, data, choose, scale)
-    _choose_schedule(settings, data, choose, num_processes, rate)
+    scale = _choose_sizes(cfg, data, choose)
+    _choose_limits(cfg, data, choose)
+    _choose_anchors(cfg, data, choose, scale)
+    _choose_schedule(cfg, data, choose, num_processes, rate)
     table = tabulate(rows, ("key", "value", "why"), disable_numparse=True)
     logger.info("--auto sets, where the command line does not:\n%s", table)
 
@@ -66,8 +64,8 @@ def set_automatically(
 Choose = Callable[[str, Any, str], Any]
 
 
-def _kind(settings: Settings) -> str:
-    return "cpu" if settings.device.startswith("cpu") else "cuda"
+def _kind(cfg: CfgNode) -> str:
+    return "cpu" if cfg.MODEL.DEVICE.startswith("cpu") else "cuda"
 
 
 def _object_sizes(data: CocoData) -> list[float]:
@@ -75,7 +73,7 @@ def _object_sizes(data: CocoData) -> list[float]:
     return sorted(max(a["area"], 1) ** 0.5 for a in data.annotations if not a["iscrowd"])
 
 
-def _choose_sizes(settings: Settings, data: CocoData, choose: Choose) -> float:
+def _choose_sizes(cfg: CfgNode, data: CocoData, choose: Choose) -> float:
     """Choose the sizes of images, and return by how much they are enlarged at inference."""
     sizes = _object_sizes(data)
     small = sizes[len(sizes) // 5]
@@ -83,10 +81,10 @@ def _choose_sizes(settings: Settings, data: CocoData, choose: Choose) -> float:
     longer = statistics.median(max(i["width"], i["height"]) for i in data.images)
     wanted = _multiple(side * min(max(SMALL_OBJECT / small, 1), GREATEST_ENLARGEMENT))
     reason = f"images of {side:g}, a fifth of the objects below {small:.0f} pixels"
-    wanted = min(wanted, GREATEST_SIDE[_kind(settings)])
+    wanted = min(wanted, GREATEST_SIDE[_kind(cfg)])
     test_side = choose("INPUT.MIN_SIZE_TEST", wanted, reason)
     train_sides = tuple(dict.fromkeys(_multiple(test_side * part) for part in (0.8, 0.9, 1)))
-    if settings.get("INPUT.MIN_SIZE_TRAIN_SAMPLING") == "range":
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range":
         train_sides = (train_sides[0], train_sides[-1])
     choose("INPUT.MIN_SIZE_TRAIN", train_sides, "0.8 to 1 times that")
     greatest = _multiple(1.2 * longer * test_side / side)
@@ -95,33 +93,35 @@ def _choose_sizes(settings: Settings, data: CocoData, choose: Choose) -> float:
     return test_side / side
 
 
-def _choose_anchors(settings: Settings, data: CocoData, choose: Choose, scale: float) -> None:
+def _choose_anchors(cfg: CfgNode, data: CocoData, choose: Choose, scale: float) -> None:
     sizes = _object_sizes(data)
     smallest = sizes[len(sizes) // 10] * scale
-    anchors = settings.get("MODEL.ANCHOR_GENERATOR.SIZES")
+    anchors = cfg.MODEL.ANCHOR_GENERATOR.SIZES
     factor = 2 ** min(max(round(math.log2(smallest)), 3), 5) / min(anchors[0])
     reason = f"a tenth of the objects is below {smallest:.0f} pixels of resized images"
     scaled = [[size * factor for size in level] for level in anchors]
     choose("MODEL.ANCHOR_GENERATOR.SIZES", scaled, reason)
 
 
-def _choose_limits(settings: Settings, data: CocoData, choose: Choose) -> None:
+def _choose_limits(cfg: CfgNode, data: CocoData, choose: Choose) -> None:
     objects = data.most_objects
     wanted = max(100, 50 * math.ceil(1.5 * objects / 50))
     reason = f"an image has up to {objects} objects"
     detections = choose("TEST.DETECTIONS_PER_IMAGE", wanted, reason)
     for split, factor in (("TEST", 2), ("TRAIN", 3)):
-        key = f"MODEL.RPN.POST_NMS_TOPK_{split}"
-        if settings.get(key) < factor * detections:
-            number = choose(key, factor * detections, f"{factor} times the detections")
+        key = f"POST_NMS_TOPK_{split}"
+        if cfg.MODEL.RPN[key] < factor * detections:
+            number = choose(
+                f"MODEL.RPN.{key}", factor * detections, f"{factor} times the detections"
+            )
             choose(f"MODEL.RPN.PRE_NMS_TOPK_{split}", 2 * number, "twice that")
 
 
 def _choose_schedule(
-    settings: Settings, data: CocoData, choose: Choose, num_processes: int, rate: float
+    cfg: CfgNode, data: CocoData, choose: Choose, num_processes: int, rate: float
 ) -> None:
-    kind, solver, images = _kind(settings), settings.cfg.SOLVER.clone(), len(data.images)
-    pixels = settings.get("INPUT.MIN_SIZE_TEST") * settings.get("INPUT.MAX_SIZE_TEST")
+    kind, solver, images = _kind(cfg), cfg.SOLVER.clone(), len(data.images)
+    pixels = cfg.INPUT.MIN_SIZE_TEST * cfg.INPUT.MAX_SIZE_TEST
     wanted, reason = _batch(kind, pixels, num_processes)
     wanted = num_processes * math.ceil(min(wanted, max(images, 2)) / num_processes)
     batch = choose("SOLVER.IMS_PER_BATCH", wanted, reason)

@@ -4,27 +4,24 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
+from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from ..config import ConfigError, InputError
 from ..config.load import load_config
-from ..config.settings import Config, Settings
 from ..data.coco_json import CocoData, names_in_use, read_coco
 from ..data.repair import Options
-from ..files import hold_folder, write_text
-from ..processes import in_first_process
-from ..weights import read_classes
-from ..weights.stored_config import weights_to_evaluate
+from ..files import write_text
 from .auto import set_automatically
 
 logger = logging.getLogger(__name__)
 
 TRAIN, VAL = "finetune_train", "finetune_val"
-EVALUATOR = "dataloader.evaluator"
+ANNOTATIONS = "annotations_val.json"
 # Sigma of OKS for keypoints that COCO does not know, between its eyes (0.025) and hips (0.107).
 DEFAULT_SIGMA = 0.05
 # The left side in names of keypoints, a word or a single letter, and the right one.
@@ -32,6 +29,10 @@ SIDES = (
     (re.compile("left", re.IGNORECASE), "right"),
     (re.compile("(?<![A-Za-z])[Ll](?![a-z])|(?<=[a-z])L(?![a-z])"), "r"),
 )
+SCHEDULE_KEYS = {f"SOLVER.{key}" for key in ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER")}
+
+Data = tuple[CocoData | None, CocoData | None]
+"""What is trained on, and what is evaluated on."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,26 +50,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def wants_own_data(args: argparse.Namespace) -> bool:
-    """Whether any of the options is given; other parsers need not have them."""
-    names = [f"{split}_{what}" for split in ("train", "val") for what in ("json", "images")]
-    return any(vars(args).get(name) for name in ("auto", *names))
+    """Whether any of the options is given."""
+    names = ("auto", "train_json", "train_images", "val_json", "val_images")
+    return any(getattr(args, name) for name in names)
 
 
-def register_own_data(
-    settings: Settings, args: argparse.Namespace
-) -> tuple[CocoData | None, CocoData | None]:
-    """Read, check and register the data sets that the command line names.
-
-    Args:
-        settings: the config's settings.
-        args: parsed arguments of :func:`add_arguments`.
-
-    Returns:
-        what is trained on, and what is evaluated on.
+def learned(cfg: CfgNode) -> tuple[bool, bool]:
+    """Whether the model of a config learns masks, and whether it learns keypoints.
 
     Raises:
-        FileNotFoundError: a file, folder or image is not there.
-        ValueError: the files contradict themselves, each other or the model.
+        ConfigError: it learns from maps of whole images.
+    """
+    kind = cfg.MODEL.META_ARCHITECTURE
+    if kind in ("PanopticFPN", "SemanticSegmentor"):
+        raise ConfigError(
+            f"--train-json and --val-json hold instances, MODEL.META_ARCHITECTURE {kind} learns "
+            "from maps of whole images: register such a data set in Python"
+        )
+    has_roi_heads = kind != "RetinaNet"
+    return cfg.MODEL.MASK_ON and has_roi_heads, cfg.MODEL.KEYPOINT_ON and has_roi_heads
+
+
+def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any]) -> Data:
+    """Read and check the files that the command line names.
+
+    Args:
+        cfg: the config.
+        args: parsed arguments of :func:`add_arguments`.
+        classes: of the checkpoint that is evaluated, so that both share one order of classes.
+
+    Raises:
+        InputError: a file, folder or image is not there; or the files contradict themselves, each
+            other or the model.
     """
     for split in ("train", "val"):
         if bool(vars(args)[f"{split}_json"]) != bool(vars(args)[f"{split}_images"]):
@@ -79,76 +92,122 @@ def register_own_data(
         raise InputError("--eval-only needs --val-json")
     if not args.eval_only and not args.train_json:
         raise InputError("--val-json without --train-json can only be evaluated: add --eval-only")
-    masks, keypoints = settings.learns()
+    masks, keypoints = learned(cfg)
     wanted = {"masks": masks, "keypoints": keypoints, "options": Options.of(args)}
     train = val = None
+    categories, names = _classes_of_weights(classes)
     if args.train_json:
-        in_val = partial(names_in_use, args.val_json) if args.val_json else tuple
+        in_val = names_in_use(args.val_json) if args.val_json else ()
         train = read_coco(args.train_json, args.train_images, named_in_val=in_val, **wanted)
         if not args.eval_only:
             _check_trainable(train, masks, keypoints)
-        _register(TRAIN, train)
+        categories, names = train.categories, train.keypoint_names
     if args.val_json:
-        if train:
-            categories, names = train.categories, train.keypoint_names
-        else:
-            categories, names = _classes_of_weights(settings, args.resume)
         wanted["keypoint_names"] = names if keypoints else None
         val = read_coco(args.val_json, args.val_images, categories, **wanted)
         if masks and val.num_annotations and not val.num_masks:
             raise InputError(f"{val.file} has no masks, which this config is evaluated on")
-        _register(VAL, val, Path(settings.output_dir) / "annotations_val.json")
     return train, val
 
 
-def use_own_data(settings: Config, args: argparse.Namespace, num_processes: int = 1) -> None:
-    """Register the data sets that the command line names, and fit the config to them.
+def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes: int) -> None:
+    """Fit a config to data that were read.
 
     Data sets, number of classes, format of masks and keypoints follow from the files. A schedule
-    on the command line is meant as it stands: it is not scaled to the number of GPUs.
+    on the command line is meant as it stands: it is not scaled to the number of processes.
 
     Args:
-        settings: the config's settings, changed in place.
+        cfg: the config, changed in place.
         args: parsed arguments of :func:`add_arguments`.
+        data: as :func:`read_own_data` returns it.
         num_processes: that train or evaluate.
 
     Raises:
-        FileNotFoundError, ValueError: as :func:`register_own_data`.
+        ConfigError: the command line says otherwise.
     """
-    settings = Settings.of(settings)
-    train, val = register_own_data(settings, args)
+    train, val = data
     names = list((train or val).categories.values())
-    given = {option.partition("=")[0] for option in args.opts}
+    given = set(args.opts[::2])
     if args.auto:
         # Without the command line: its batch is not the one that the config's rate is for.
-        plain = Settings.of(load_config(args.config_file)) if args.opts else settings
-        rate = plain.get("SOLVER.BASE_LR", 0) / plain.images_per_batch
-        set_automatically(settings, train, given, num_processes, rate)
-    for data in filter(None, (train, val)):
-        _check_capacity(settings, data)
-    key = settings.num_classes_key
-    if key in given and settings.get(key) != len(names):
-        raise ConfigError(
-            f"{key} is {settings.get(key)} on the command line, but the data have {len(names)} "
-            "classes"
-        )
+        plain = load_config(args.config_file).SOLVER
+        rate = plain.BASE_LR / plain.IMS_PER_BATCH
+        set_automatically(cfg, train, given, num_processes, rate)
+    for one in filter(None, data):
+        _check_capacity(cfg, one)
+    set_num_classes(cfg, names, given)
     logger.info("%d classes: %s", len(names), ", ".join(names))
-    settings.set_num_classes(len(names))
-    if train or not settings.is_lazy:
-        # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
-        settings.set_datasets("train", [TRAIN if train else VAL])
-    settings.set_datasets("test", [VAL] if val else [])
-    if settings.is_lazy and val and "build_evaluator" in str(settings.get(f"{EVALUATOR}._target_")):
-        most, *_ = settings.detection_limits().values()
-        settings.set(f"{EVALUATOR}.detections_per_image", most)
+    # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
+    cfg.DATASETS.TRAIN = (TRAIN if train else VAL,)
+    cfg.DATASETS.TEST = (VAL,) if val else ()
     if train and train.num_rle:
         logger.info("%d masks are RLE: masks are trained as bitmasks", train.num_rle)
-        settings.mask_format = "bitmask"
-    if settings.learns()[1]:
-        _set_keypoints(settings, (train or val).keypoint_names)
-    keys = {settings.key("images_per_batch"), *settings.SCHEDULE_KEYS[settings.is_lazy]}
-    if train and keys & given and settings.key("reference_world_size") not in given:
-        settings.reference_world_size = 0
+        cfg.INPUT.MASK_FORMAT = "bitmask"
+    if learned(cfg)[1]:
+        _set_keypoints(cfg, (train or val).keypoint_names)
+    if SCHEDULE_KEYS & given and "SOLVER.REFERENCE_WORLD_SIZE" not in given:
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
+
+
+def set_num_classes(cfg: CfgNode, names: Sequence[str], given: set[str]) -> None:
+    """Set how many classes of things every head tells apart, in place.
+
+    Raises:
+        ConfigError: the command line has another number.
+    """
+    keys = {"ROI_HEADS": "MODEL.ROI_HEADS", "RETINANET": "MODEL.RETINANET"}
+    keys |= {"POINT_HEAD": "MODEL.POINT_HEAD"} if "POINT_HEAD" in cfg.MODEL else {}
+    for node, key in keys.items():
+        number = cfg.MODEL[node].NUM_CLASSES
+        if f"{key}.NUM_CLASSES" in given and number != len(names):
+            raise ConfigError(
+                f"{key}.NUM_CLASSES is {number} on the command line, but the data have "
+                f"{len(names)} classes"
+            )
+        cfg.MODEL[node].NUM_CLASSES = len(names)
+
+
+def register(data: Data, output_dir: str) -> None:
+    """Register data that were read; what is evaluated on is written to ``annotations_val.json``.
+
+    AP is computed on that file, which has what was read and repaired.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    for name, one in zip((TRAIN, VAL), data, strict=True):
+        if one is None:
+            continue
+        if name in DatasetCatalog:  # a second run in this process
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        dicts = one.dicts
+        DatasetCatalog.register(name, lambda dicts=dicts: dicts)
+        metadata = MetadataCatalog.get(name)
+        metadata.set(
+            thing_classes=list(one.categories.values()),
+            thing_dataset_id_to_contiguous_id={n: i for i, n in enumerate(one.categories)},
+            image_root=str(one.image_root),
+            evaluator_type="coco",
+            json_file=str(one.file if name == TRAIN else Path(output_dir) / ANNOTATIONS),
+        )
+        if names := one.keypoint_names:
+            lines = [(names[a], names[b], (102, 204, 255)) for a, b in one.skeleton]
+            metadata.set(
+                keypoint_names=names,
+                keypoint_flip_map=mirrored_keypoints(names),
+                keypoint_connection_rules=lines,
+            )
+
+
+def write_annotations(data: Data, output_dir: str) -> None:
+    """Write what is evaluated on, as it was read, in COCO's format.
+
+    Raises:
+        FileError: it cannot be written.
+    """
+    if data[1] is not None:
+        write_text(Path(output_dir) / ANNOTATIONS, data[1].to_json())
 
 
 def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
@@ -163,82 +222,24 @@ def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
         raise InputError(f"{data.file} has no keypoints, which this config learns")
 
 
-def _check_capacity(settings: Settings, data: CocoData) -> None:
+def _check_capacity(cfg: CfgNode, data: CocoData) -> None:
     """Warn of images with more objects than the model can find."""
-    short = [
-        f"{key} {limit}"
-        for key, limit in settings.detection_limits().items()
-        if limit < data.most_objects
-    ]
+    limits = {"TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}
+    if cfg.MODEL.META_ARCHITECTURE != "RetinaNet":
+        limits["MODEL.RPN.POST_NMS_TOPK_TEST"] = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
+    short = [f"{key} {limit}" for key, limit in limits.items() if limit < data.most_objects]
     if short:
-        logger.warning(
-            "%s: an image has %d objects, more than the model can find: raise %s",
-            data.file,
-            data.most_objects,
-            " and ".join(short),
-        )
+        message = "%s: an image has %d objects, more than the model can find: raise %s"
+        logger.warning(message, data.file, data.most_objects, " and ".join(short))
 
 
-def _classes_of_weights(
-    settings: Settings, resume: bool
-) -> tuple[dict[int, str] | None, list[str] | None]:
+def _classes_of_weights(classes: dict[str, Any]) -> tuple[dict[int, str] | None, list[str] | None]:
     """Categories and keypoints of the weights, so that predictions and annotations share them."""
-    classes = read_classes(weights_to_evaluate(settings, resume))
     names = classes.get("thing_classes")
     if not names:
         return None, None
     ids = classes.get("thing_dataset_id_to_contiguous_id") or {n + 1: n for n in range(len(names))}
     return {number: names[index] for number, index in ids.items()}, classes.get("keypoint_names")
-
-
-def _register(name: str, data: CocoData, completed: Path | None = None) -> None:
-    """Register a data set.
-
-    Args:
-        name: of the data set.
-        data: its content.
-        completed: where a file is written if pycocotools cannot evaluate on the data's own.
-    """
-    if name in DatasetCatalog:  # a second run in this process
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    DatasetCatalog.register(name, lambda: data.dicts)
-    metadata = MetadataCatalog.get(name)
-    metadata.set(
-        thing_classes=list(data.categories.values()),
-        thing_dataset_id_to_contiguous_id={n: i for i, n in enumerate(data.categories)},
-        image_root=str(data.image_root),
-        evaluator_type="coco",
-    )
-    if data.evaluable or completed is None:
-        metadata.json_file = str(data.file)
-    else:
-        in_first_process(partial(_write, data, completed))
-        metadata.json_file = str(completed)
-        logger.info("%s, as it was read, is in %s, which AP is computed on", data.file, completed)
-    if names := data.keypoint_names:
-        metadata.set(
-            keypoint_names=names,
-            keypoint_flip_map=mirrored_keypoints(names),
-            keypoint_connection_rules=[
-                (names[a], names[b], (102, 204, 255)) for a, b in data.skeleton
-            ],
-        )
-
-
-def _write(data: CocoData, file: Path) -> None:
-    """Write what was read, but not over the data of a training that is running in the folder."""
-    text = data.to_json()
-    if file.is_file() and file.read_text() == text:
-        return
-    try:
-        with hold_folder(file.parent):
-            write_text(file, text)
-    except BlockingIOError as error:
-        raise InputError(
-            f"{file}: {error.strerror} and evaluates on these; wait for its end, or choose another "
-            "output folder"
-        ) from error
 
 
 def mirrored_keypoints(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -252,19 +253,17 @@ def mirrored_keypoints(names: Sequence[str]) -> list[tuple[str, str]]:
     ]
 
 
-def _set_keypoints(settings: Settings, names: Sequence[str]) -> None:
-    settings.num_keypoints = len(names)
-    if settings.get("INPUT.RANDOM_FLIP", "none") != "none" and not mirrored_keypoints(names):
+def _set_keypoints(cfg: CfgNode, names: Sequence[str]) -> None:
+    cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = len(names)
+    if cfg.INPUT.RANDOM_FLIP != "none" and not mirrored_keypoints(names):
         logger.warning(
             "No keypoint is named as left or right (%s), so that none change places in mirrored "
             "pictures; if they have sides, set INPUT.RANDOM_FLIP none",
             ", ".join(names),
         )
-    key = "TEST.KEYPOINT_OKS_SIGMAS"
-    if settings.is_lazy or len(settings.get(key)) == len(names):
+    if len(cfg.TEST.KEYPOINT_OKS_SIGMAS) == len(names):
         return
-    if [name.lower() for name in names] == list(COCO_PERSON_KEYPOINT_NAMES):
-        settings.set(key, [])  # which stands for COCO's
-        return
-    logger.warning("%s: %d times %g", key, len(names), DEFAULT_SIGMA)
-    settings.set(key, [DEFAULT_SIGMA] * len(names))
+    is_coco = [name.lower() for name in names] == list(COCO_PERSON_KEYPOINT_NAMES)
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [] if is_coco else [DEFAULT_SIGMA] * len(names)  # [] are COCO's
+    if not is_coco:
+        logger.warning("TEST.KEYPOINT_OKS_SIGMAS: %d times %g", len(names), DEFAULT_SIGMA)

@@ -1,180 +1,188 @@
-"""The hooks of a training, the same for both kinds of config."""
+"""Hooks of training: ending it on a signal, and keeping the best checkpoint."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+import logging
+import os
+import signal
+import threading
+import time
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import detectron2.utils.comm as comm
+import torch
+import torch.distributed as dist
 from detectron2.engine import hooks
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-)
-from torch import nn
 
-from ..config.settings import Config, Settings
-from ..data.loader import refit, report_skipped
-from ..data.sampler import ResumableSampler, Run
 from ..files import write_text
-from .checkpoint import TrainingCheckpointer, class_metadata
-from .options import TrainingOptions
-from .precise_bn import build_precise_bn
-from .saving import KeepBest, Record, SaveCheckpoints
-from .stopping import RandomStates, StopOnSignal
-from .watch import DrawCurves, DrawPredictions, ProgressBar
+from .checkpoint import BEST, FINAL, TrainingCheckpointer
+
+logger = logging.getLogger(__name__)
+
+# A batch system sends these before it takes a machine away: Slurm SIGTERM, and SIGUSR1 where a job
+# asks for it. SIGINT is Ctrl-C and SIGHUP a terminal that is closed.
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+AGAIN = 1.0  # seconds within which launchers hand on a signal that the process has got already
+# Whether this process is training; the processes of its loaders look at it.
+TRAINING = RawValue("b", False)
 
 
-class _Order:
-    """The images that a run and the runs before it have trained on, for checkpoints."""
+class StopTraining(BaseException):
+    """Training has come to an early end, and is saved; no error, and caught by the trainer.
 
-    def __init__(self, sampler: ResumableSampler, settings: Settings, trainer: Any) -> None:
-        self._sampler, self._settings, self._trainer = sampler, settings, trainer
+    Attributes:
+        exit_code: of the command: 0, or 128 and the signal's number.
+    """
 
-    def state_dict(self) -> dict[str, Any]:
-        world = comm.get_world_size()
-        iterations = self._trainer.iter + 1 - self._trainer.start_iter
-        run = Run(
-            iterations, world, self._settings.images_per_batch // world, self._settings.num_workers
-        )
-        return self._sampler.state_dict(run)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sampler.load_state_dict(state)
+    def __init__(self, reason: str, exit_code: int) -> None:
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
-class Writers(hooks.PeriodicWriter):
-    """Detectron2's hook with writers that are built when it is known where training starts."""
+def ignore_signals(worker: int) -> None:
+    """Let signals to a whole group of processes pass by a loader's process while training goes on.
 
-    def __init__(self, build: Callable[[], Sequence[EventWriter]], period: int) -> None:
-        super().__init__([], period)
-        self._build = build
+    The trainer saves and ends its loaders; without it they end by themselves.
+    """
 
-    def before_train(self) -> None:
-        self._writers = self._build()
+    def receive(number: int, frame: FrameType | None) -> None:
+        if not TRAINING.value:
+            os._exit(0)
 
-
-class ReportSkipped(hooks.HookBase):
-    """Tells at the end of training which images were left out, since it began anew."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def before_train(self) -> None:
-        if not self.trainer.start_iter:
-            self._file.unlink(missing_ok=True)
-
-    def after_train(self) -> None:
-        report_skipped(self._file)
+    for number in SIGNALS:
+        signal.signal(number, receive)
 
 
-def skipped_images(settings: Settings, options: TrainingOptions) -> Path | None:
-    """The file of an output folder that lists images which were left out, if they may be."""
-    return Path(settings.output_dir) / "skipped_images.txt" if options.skip_bad_images else None
+class Stop(hooks.HookBase):
+    """Ends training after an iteration, in all processes at once, if one of them was told to.
 
-
-def build_saver(
-    settings: Settings,
-    options: TrainingOptions,
-    model: nn.Module,
-    loader: Iterable,
-    trainer: Any,
-    text: str,
-) -> tuple[TrainingCheckpointer, SaveCheckpoints]:
-    """Fit the loader, and make what saves and resumes a training.
+    A signal does nothing but set a flag. It stands behind the hooks that move the schedule on and
+    that save checkpoints. A second Ctrl-C ends the process at once.
 
     Args:
-        settings: of the config that is trained.
-        options: of the command line.
-        model: the model.
-        loader: Detectron2's loader of training, changed in place.
-        trainer: has the iteration, and what else is saved.
-        text: of the config as the user gave it.
+        checkpointer: saves the weights if no other hook has done so at this iteration.
     """
-    names = settings.datasets("train")[1]
-    seed = max(settings.seed, 0) if options.deterministic else None
-    sampler = refit(loader, names, seed=seed, skipped=skipped_images(settings, options))
-    states = RandomStates(model)
-    parts = {"trainer": trainer, "random": states}
-    if sampler is not None:
-        parts["sampler"] = _Order(sampler, settings, trainer)
-    checkpointer = TrainingCheckpointer(
-        model, settings.output_dir, class_metadata(names), text, **parts
-    )
-    record = Record(settings.output_dir, options.keep_best)
-    keep = options.keep_last or settings.get("train.checkpointer.max_to_keep") or 0
-    options = replace(options, keep_last=keep)
-    return checkpointer, SaveCheckpoints(
-        checkpointer, settings.checkpoint_period, record, states, options
-    )
+
+    def __init__(self, checkpointer: TrainingCheckpointer) -> None:
+        self._checkpointer = checkpointer
+        self._code, self._reason, self._at = 0, "", 0.0
+        self._before: dict[int, Any] = {}
+
+    def request(self, reason: str) -> None:
+        """Have training end after this iteration or the next, without an error."""
+        self._code, self._reason = max(self._code, 1), reason
+
+    def before_train(self) -> None:
+        """Listen to signals, but for those that are ignored, as by nohup."""
+        TRAINING.value = True
+        if threading.current_thread() is threading.main_thread():  # else Python allows no handlers
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        is_again = self._code and time.monotonic() - self._at > AGAIN
+        if is_again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self._code:
+            self._code, self._at = 128 + number, time.monotonic()
+
+    def after_step(self) -> None:
+        """End training if a process has been told to.
+
+        Raises:
+            StopTraining: the checkpoint is saved.
+        """
+        if not (code := self._agree()):
+            return
+        iteration, is_signal = self.trainer.iter, code >= 128
+        is_done = iteration + 1 >= self.trainer.max_iter
+        name = f"model_{iteration:07d}" if is_signal else FINAL
+        tagged = Path(self._checkpointer.get_checkpoint_file()).stem
+        has_saved = is_done or (is_signal and tagged == name)  # the hook before this one
+        if not has_saved:
+            self._checkpointer.save(name, iteration=iteration)
+        comm.synchronize()
+        done = f"training stopped after iteration {iteration}"
+        if is_signal:
+            name = signal.Signals(code - 128).name
+            raise StopTraining(f"{name}: {done}; the same command with --resume goes on", code)
+        raise StopTraining(f"{done}: {self._reason or 'as another process asked for'}", 0)
+
+    def _agree(self) -> int:
+        """The greatest of all processes' codes."""
+        if comm.get_world_size() == 1:
+            return self._code
+        device = next(self.trainer.model.parameters()).device
+        code = torch.tensor(self._code, device=device)
+        dist.all_reduce(code, dist.ReduceOp.MAX)
+        return int(code)
+
+    def after_train(self) -> None:
+        """Let signals do what they did before; all that follows is evaluation."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
 
 
-def build_hooks(
-    settings: Settings,
-    options: TrainingOptions,
-    saver: SaveCheckpoints,
-    model: nn.Module,
-    build_loader: Callable[[Config], Iterable],
-    *,
-    schedule: hooks.LRScheduler,
-    evaluations: Sequence[hooks.HookBase],
-    writers: Callable[[], Sequence[EventWriter]],
-    log_period: int,
-) -> list[hooks.HookBase]:
-    """The hooks of ``DefaultTrainer``, in its order, and those of saving, stopping, watching."""
-    skipped = skipped_images(settings, options)
-    precise_bn = build_precise_bn(settings, model, build_loader, skipped)
-    stop = StopOnSignal(saver.save_stopped, precise_bn.undo if precise_bn else lambda: None)
-    made = [hooks.IterationTimer(), schedule, stop, precise_bn, saver, *evaluations]
-    period = settings.evaluation_period
-    if comm.is_main_process():
-        made.insert(0, ProgressBar(options.progress))
-        if options.tensorboard_images:
-            made.append(DrawPredictions(settings, options.tensorboard_images))
-        made.append(DrawCurves(period, settings.output_dir))
-    if options.keep_best:
-        made.append(KeepBest(period, saver, options.keep_best, options.patience))
-    if comm.is_main_process():
-        made.append(Writers(writers, log_period))
-        if skipped:
-            made.append(ReportSkipped(skipped))
-    return [hook for hook in made if hook is not None]
+class KeepBest(hooks.BestCheckpointer):
+    """Detectron2's ``BestCheckpointer``, which remembers the best over a resumed run.
 
+    It stands behind the evaluation, in the first process.
 
-def build_writers(output_dir: str, start_iter: int, max_iter: int) -> list[EventWriter]:
-    """Detectron2's writers; what they have written of iterations that come again is forgotten.
-
-    The evaluation behind the last iteration of a run that is extended bears the number of the
-    iteration that comes next; in ``metrics.json`` it gets the number of the one before. A run that
-    begins anew leaves the ``metrics.json`` of another one as ``metrics.previous.json``.
+    Args:
+        eval_period: as ``EvalHook``'s.
+        checkpointer: writes ``model_best.pth``.
+        metric: as "bbox/AP".
+        patience: evaluations without a gain after which training stops; 0 trains on.
+        stop: ends training.
     """
-    metrics = Path(output_dir) / "metrics.json"
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    folder = metrics.parent
-    if not start_iter and metrics.is_file():
-        metrics.replace(folder / "metrics.previous.json")
-    if start_iter and metrics.is_file():
-        lines = metrics.read_text().splitlines()
-        kept = [line for old in lines if (line := _before(old, start_iter))]
-        if kept != lines:
-            write_text(metrics, "".join(f"{line}\n" for line in kept))
-    events = list(folder.glob("events.out.tfevents.*"))
-    return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(str(metrics)),
-        TensorboardXWriter(output_dir, purge_step=start_iter if events else None),
-    ]
 
+    def __init__(
+        self,
+        eval_period: int,
+        checkpointer: TrainingCheckpointer,
+        metric: str,
+        patience: int,
+        stop: Stop,
+    ) -> None:
+        super().__init__(eval_period, checkpointer, metric, file_prefix=BEST)
+        self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
+        self._metric, self._evaluations, self._patience, self._stop = (
+            metric,
+            eval_period,
+            patience,
+            stop,
+        )
 
-def _before(line: str, iteration: int) -> str | None:
-    """A line of ``metrics.json`` if it is of an earlier iteration."""
-    try:
-        entry = json.loads(line)
-        if entry["iteration"] == iteration and "total_loss" not in entry:  # behind the last one
-            return json.dumps({**entry, "iteration": iteration - 1}, sort_keys=True)
-        return line if entry["iteration"] < iteration else None
-    except (ValueError, KeyError, TypeError):  # cut off where a machine died
-        return None
+    def before_train(self) -> None:
+        """Go on from the best of the run that is resumed."""
+        if self.trainer.start_iter and self._note.is_file():
+            noted = json.loads(self._note.read_text())
+            if noted["metric"] == self._metric:
+                self.best_metric, self.best_iter = noted["value"], noted["iteration"]
+
+    def after_step(self) -> None:
+        """Keep the weights if they are the best so far, and stop if nothing was gained for long."""
+        super().after_step()
+        self._write_note()
+        done = self.trainer.iter + 1
+        if self._patience and done % self._evaluations == 0:
+            best = -1 if self.best_iter is None else self.best_iter
+            number = (self.trainer.iter - best) // self._evaluations
+            if number >= self._patience:
+                self._stop.request(f"{number} evaluations without a gain in {self._metric}")
+
+    def after_train(self) -> None:
+        """Look at the evaluation at the end."""
+        super().after_train()
+        self._write_note()
+
+    def _write_note(self) -> None:
+        if self.best_iter is not None:
+            note = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
+            text = json.dumps(note) + "\n"
+            if not self._note.is_file() or self._note.read_text() != text:
+                write_text(self._note, text)

@@ -3,90 +3,90 @@
 import argparse
 from dataclasses import dataclass, fields
 
-from ..config import ConfigError, InputError, did_you_mean
-from ..config.settings import Settings
+from detectron2.config import CfgNode
 
-TASKS = ("bbox", "segm", "keypoints", "sem_seg", "panoptic_seg")
+from ..config import ConfigError, InputError, did_you_mean, require_int
+
+_BOX = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+# Metrics of Detectron2's evaluators by task, which --keep-best may name; those of single classes
+# begin like the ones in PER_CLASS.
+METRICS: dict[str, tuple[str, ...]] = {
+    "bbox": _BOX,
+    "segm": _BOX,
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl"),
+    "sem_seg": ("mIoU", "fwIoU", "mACC", "pACC", "IoU", "iIoU", "IoU_sup", "iIoU_sup"),
+    "panoptic_seg": tuple(f"{q}{part}" for part in ("", "_th", "_st") for q in ("PQ", "SQ", "RQ")),
+}
+PER_CLASS = ("AP-", "IoU-", "ACC-")
 
 
 @dataclass
 class TrainingOptions:
-    """How a training saves, ends and goes on."""
+    """How a training saves, ends and shows itself."""
 
     keep_best: str = ""
-    """The metric whose best evaluation's weights stay in ``model_best.pth``, as ``bbox/AP``."""
+    """The metric whose best evaluation's weights stay in ``model_best.pth``, as ``bbox/AP``; with
+    several test sets ``<data set>/bbox/AP``."""
     patience: int = 0
     """Evaluations without a gain after which training stops; 0 trains to the end."""
     keep_last: int = 0
     """Checkpoints that stay on the disk, beside the best and the final one; 0 keeps all."""
-    on_save_error: str = "stop"
-    """"stop" or "continue" where a checkpoint cannot be written."""
-    skip_bad_batches: int = 0
-    """Batches without a finite loss that are left out before training stops."""
     skip_bad_images: bool = False
-    """Whether images that cannot be read are left out."""
-    deterministic: bool = False
-    """Whether the same seed, data and machine give the same losses, also over a stop."""
+    """Whether others stand in for images that cannot be read."""
     progress: bool | None = None
     """Whether a progress bar is shown; None for where standard error is a terminal."""
-    tensorboard_images: int = 0
-    """Images whose predictions TensorBoard shows after each evaluation."""
-    scaled_to: int = 0
-    """The number of processes that batch, rate and length are fitted to; 0 for those there are."""
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> "TrainingOptions":
-        """Return those of a command line; other parsers need not have :meth:`add_arguments`."""
-        given = {field.name for field in fields(cls)} & vars(args).keys()
-        return cls(**{name: getattr(args, name) for name in given})
+        """Return those of a command line with :meth:`add_arguments`."""
+        return cls(**{field.name: getattr(args, field.name) for field in fields(cls)})
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         """Add an option for each field."""
-        add = parser.add_argument_group("saving, stopping and going on").add_argument
+        add = parser.add_argument_group("saving and stopping").add_argument
         text = "keep the weights of the best evaluation in model_best.pth, by bbox/AP or another"
         add("--keep-best", default="", metavar="METRIC", help=text)
         text = "stop after N evaluations without a gain of --keep-best's metric"
         add("--patience", type=int, default=0, metavar="N", help=text)
         add("--keep-last", type=int, default=0, metavar="K", help="keep the last K checkpoints")
-        text = "what to do where a checkpoint cannot be written (default: stop)"
-        add("--on-save-error", choices=("stop", "continue"), default="stop", help=text)
-        text = "leave out up to N batches whose loss is not finite"
-        add("--skip-bad-batches", type=int, default=0, metavar="N", help=text)
-        text = "leave out images that cannot be read, and count them"
+        text = "let others stand in for images that cannot be read"
         add("--skip-bad-images", action="store_true", help=text)
-        text = "equal losses for equal seeds, also if the run is stopped and resumed"
-        add("--deterministic", action="store_true", help=text)
-        add = parser.add_argument_group("watching").add_argument
         text = "show a progress bar (default: where standard error is a terminal)"
         add("--progress", action=argparse.BooleanOptionalAction, help=text)
-        text = "show predictions on the first N test images in TensorBoard at each evaluation"
-        add("--tensorboard-images", type=int, default=0, metavar="N", help=text)
 
-    def check(self, settings: Settings) -> None:
-        """See that the options make sense for a config.
+    def check(self, cfg: CfgNode) -> None:
+        """See that the options make sense for a config whose data sets are known.
 
         Raises:
-            InputError: a number below 0, patience without a metric or with one evaluation only.
-            ConfigError: there is no data set to evaluate on.
+            InputError: a number is below 0, a metric is none of the config's, there is nothing to
+                evaluate on, or there is patience without a metric or without evaluations.
         """
-        for name in ("patience", "keep_last", "skip_bad_batches", "tensorboard_images"):
-            if getattr(self, name) < 0:
-                option = f"--{name.replace('_', '-')}"
-                raise InputError(f"{option} must be 0 or more, got {getattr(self, name)}")
+        require_int("--patience", self.patience, 0)
+        require_int("--keep-last", self.keep_last, 0)
         if self.patience and not self.keep_best:
             raise InputError("--patience needs --keep-best METRIC, which tells what a gain is")
-        key, names = settings.datasets("test")
-        if self.tensorboard_images and not names:
-            raise ConfigError(f"--tensorboard-images needs data to predict on, and {key} is empty")
-        if not self.keep_best:
-            return
-        task, _, metric = self.keep_best.partition("/")
-        if task not in TASKS or not metric:
-            hint = did_you_mean(task, TASKS) or ", such as bbox/AP or segm/AP50"
-            raise InputError(f"--keep-best {self.keep_best!r} is no TASK/METRIC{hint}")
+        if self.keep_best:
+            self._check_metric(cfg)
+        if self.patience and cfg.TEST.EVAL_PERIOD <= 0:
+            raise ConfigError("--patience needs evaluations during training: set TEST.EVAL_PERIOD")
+
+    def _check_metric(self, cfg: CfgNode) -> None:
+        said, names = f"--keep-best {self.keep_best}", list(cfg.DATASETS.TEST)
         if not names:
-            raise ConfigError(f"--keep-best needs data to evaluate on, and {key} is empty")
-        if self.patience and settings.evaluation_period <= 0:
-            key = settings.key("evaluation_period")
-            raise ConfigError(f"--patience needs evaluations during training: set {key}")
+            raise ConfigError(f"{said} needs data to evaluate on, and DATASETS.TEST is empty")
+        *above, task, metric = self.keep_best.split("/") if "/" in self.keep_best else ("", "", "")
+        dataset = "/".join(above)
+        expected = names if len(names) > 1 else [""]
+        if task not in METRICS or dataset not in expected:
+            start = f"{names[0]}/" if len(names) > 1 else ""
+            raise InputError(
+                f"{said}: with DATASETS.TEST {names} a metric is called {start}TASK/METRIC, "
+                f"such as {start}bbox/AP; tasks are {', '.join(METRICS)}"
+            )
+        if metric not in METRICS[task] and not metric.startswith(PER_CLASS):
+            hint = did_you_mean(metric, METRICS[task]) or f"; it has {', '.join(METRICS[task])}"
+            raise InputError(f"{said}: task {task} has no metric {metric!r}{hint}")
+        for key, learned in (("segm", "MASK_ON"), ("keypoints", "KEYPOINT_ON")):
+            if task == key and not cfg.MODEL[learned]:
+                raise ConfigError(f"{said}: the model learns none, for MODEL.{learned} is False")

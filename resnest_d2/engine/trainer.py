@@ -1,5 +1,6 @@
 """Detectron2's default trainer, with what ResNeSt detectors and Detectron2's projects need."""
 
+import copy
 import logging
 import os
 import weakref
@@ -14,206 +15,124 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, hooks
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.solver.build import get_default_optimizer_params
-from detectron2.utils.events import EventWriter
+from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 
-from ..config import ConfigError
-from ..config.settings import Settings
+from ..config import ConfigError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
-from ..modeling.detector import checked
+from ..modeling.detector import build_detector
 from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
-from ..processes import require_alone
 from ..weights.stored_config import config_text
-from .hooks import build_hooks, build_saver, build_writers
-from .loop import build_loop
+from .checkpoint import TrainingCheckpointer, class_metadata, follow_changes
+from .hooks import TRAINING, KeepBest, Stop, StopTraining, ignore_signals
 from .options import TrainingOptions
-from .stopping import early_end, leave_signals_to_the_trainer
+from .watch import DrawCurves, ProgressBar
 
 logger = logging.getLogger(__name__)
-
-
-def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Return a detector, or the part of a panoptic model that detects, with augmentation.
-
-    Raises:
-        ConfigError: Detectron2 has no test-time augmentation for this model.
-    """
-    model = getattr(model, "module", model)  # DistributedDataParallel's
-    if isinstance(model, PanopticFPN):
-        # Detectron2's augmentation trips over its inference(), which takes no boxes.
-        detector = GeneralizedRCNN(
-            backbone=model.backbone,
-            proposal_generator=model.proposal_generator,
-            roi_heads=model.roi_heads,
-            pixel_mean=model.pixel_mean.flatten().tolist(),
-            pixel_std=model.pixel_std.flatten().tolist(),
-            input_format=model.input_format,
-        )
-        model = detector.to(model.device).train(model.training)
-    try:
-        return GeneralizedRCNNWithTTA(cfg, model)
-    except AssertionError as error:
-        raise ConfigError(
-            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
-        ) from error
-
-
-def prepare_to_train(settings: Settings, model: nn.Module) -> nn.Module:
-    """Fit a model to the processes and options that it is trained with.
-
-    On CPUs and in a process alone, its SyncBN becomes one that works there. ``MODEL.COMPILE``
-    compiles the backbone in place: for the first size of batch as it is, for the second with
-    symbols for what differs, as is ``torch.compile``'s default.
-
-    Raises:
-        ConfigError: a setting that has no effect on this model, or two that exclude each other.
-    """
-    if settings.device.startswith("cpu") or comm.get_world_size() == 1:
-        model = replace_sync_batchnorm(model)
-    checkpointed = settings.get("MODEL.RESNETS.GRAD_CHECKPOINT", False)
-    if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):
-        raise ConfigError(
-            "MODEL.RESNETS.GRAD_CHECKPOINT saves nothing with MODEL.BACKBONE.NAME "
-            f"{settings.get('MODEL.BACKBONE.NAME')!r}: only ResNeSt backbones have it"
-        )
-    if settings.get("MODEL.COMPILE", False):
-        if checkpointed:
-            raise ConfigError(
-                "MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot both be True: a graph "
-                "cannot span blocks that are computed twice; choose speed or memory"
-            )
-        model.backbone.compile()
-        logger.info("The backbone is compiled in the first iterations, which takes minutes")
-    return model
-
-
-def check_training(settings: Settings, model: nn.Module) -> None:
-    """See that a model can be trained on data sets that are loaded.
-
-    Raises:
-        ConfigError: one image a process, where the attention's batch norm needs more; more classes
-            in the data than in the model.
-    """
-    model = getattr(model, "module", model)  # DistributedDataParallel's
-    has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
-    for name in settings.datasets("train")[1]:
-        needs = len(MetadataCatalog.get(name).get("thing_classes", None) or [])
-        if has is not None and needs > has:
-            key = settings.num_classes_key
-            raise ConfigError(f"{key} is {has}, but data set {name!r} has {needs} classes")
-    world = comm.get_world_size()
-    if settings.images_per_batch // world > 1:
-        return
-    synchronised = (CpuSyncBatchNorm, nn.SyncBatchNorm) if world > 1 else ()
-    for norm in (m.bn1 for m in model.modules() if isinstance(m, SplitAttentionConv2d)):
-        if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
-            raise ConfigError(
-                f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per "
-                "channel: the attention's batch norm sees a 1x1 map and the batch size of this "
-                "process is 1. Use at least two images a process "
-                f"({settings.key('images_per_batch')} over the number of processes), or "
-                'MODEL.RESNETS.NORM "SyncBN" over several processes, or MODEL.RESNETS.NORM '
-                '"FrozenBN" or "GN"'
-            )
-
-
-def needs_scaling(settings: Settings, num_workers: int) -> bool:
-    """Whether batch, rate and length are meant for another number of processes.
-
-    Raises:
-        ConfigError: that number does not divide the batch.
-    """
-    reference, images = settings.reference_world_size, settings.images_per_batch
-    if reference in (0, num_workers):
-        return False
-    if images % reference:
-        key = settings.key("reference_world_size")
-        raise ConfigError(
-            f"{settings.key('images_per_batch')} {images} must be a multiple of {key} {reference}, "
-            f"the number of processes that it is meant for; with {key} 0 nothing is scaled and "
-            "every number means what it says"
-        )
-    return True
 
 
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for ResNeSt detectors.
 
     It chooses evaluators by ``evaluator_type``, evaluates with test-time augmentation at the end
-    of training if ``TEST.AUG.ENABLED``, keeps class names in its checkpoints, and brings DeepLab's
-    crops and polynomial schedule.
+    of training if ``TEST.AUG.ENABLED``, keeps class names and config in its checkpoints, saves and
+    ends on a signal, and brings DeepLab's crops and polynomial schedule.
     """
 
     def __init__(self, cfg: CfgNode, options: TrainingOptions | None = None) -> None:
         """Build model, optimizer and loader.
 
         Args:
-            cfg: the config; batch, rate and length are fitted to the number of processes.
-            options: how training saves, stops and goes on.
+            cfg: the config; batch, rate and length are fitted to the number of processes where
+                ``SOLVER.REFERENCE_WORLD_SIZE`` says so.
+            options: how training saves, ends and shows itself.
 
         Raises:
-            ConfigError: as :func:`check_training`, :func:`needs_scaling` and, if ``TEST.AUG`` is
-                enabled, :func:`with_augmentation`.
-            InputError: torchrun started several processes that have not joined each other.
+            ConfigError: as :func:`check_training` and, if ``TEST.AUG`` is enabled,
+                :func:`with_augmentation`.
         """
         # Detectron2's own __init__ makes a DistributedDataParallel that is for GPUs alone.
         super(DefaultTrainer, self).__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            for name in ("detectron2", "resnest_d2"):
+                setup_logger(name=name)
         self.options = options or TrainingOptions()
-        require_alone()
-        text = config_text(cfg)
-        # Detectron2's own check is an assertion that names half of it.
-        world = self.options.scaled_to or comm.get_world_size()
-        if needs_scaling(Settings.of(cfg), world):
-            cfg = self.auto_scale_workers(cfg, world)
-        settings = Settings.of(cfg)
+        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        if self.options.skip_bad_images:  # of precise BN, too
+            self.build_train_loader = partial(self.build_train_loader, skip_bad_images=True)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        self._trainer = build_loop(settings, self.options, model, loader, optimizer)
+        self._limit_precise_bn(loader)
+        devices = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(model, loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer, self.saver = build_saver(
-            settings, self.options, self.model, loader, weakref.proxy(self), text
+        classes = class_metadata(cfg.DATASETS.TRAIN)
+        self.checkpointer = TrainingCheckpointer(
+            model, cfg.OUTPUT_DIR, classes, config_text(cfg), trainer=weakref.proxy(self)
         )
-        self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self._last_eval_results: dict[str, Any] | None = None
         self.register_hooks(self.build_hooks())
         if cfg.TEST.AUG.ENABLED:
-            with_augmentation(cfg, self.model)
-        check_training(settings, self.model)
+            with_augmentation(cfg, model)
+        check_training(cfg, model)
+
+    def _limit_precise_bn(self, loader: Iterable) -> None:
+        """Let precise BN go over the data once, and make no more passes than the run."""
+        images: Any = loader
+        while (inner := getattr(images, "dataset", None)) is not None:
+            images = inner
+        precise_bn, batch = self.cfg.TEST.PRECISE_BN, self.cfg.SOLVER.IMS_PER_BATCH
+        self.cfg.defrost()
+        once = max(1, len(images) // batch) if hasattr(images, "__len__") else precise_bn.NUM_ITER
+        precise_bn.NUM_ITER = min(precise_bn.NUM_ITER, once, self.cfg.SOLVER.MAX_ITER)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """Build ``cfg.MODEL``, ready for the processes that train it."""
-        with checked(Settings.of(cfg)):
-            model = super().build_model(cfg)
-        return prepare_to_train(Settings.of(cfg), model)
+        model = build_detector(cfg)
+        logging.getLogger("detectron2").info("Model:\n%s", model)
+        return prepare_to_train(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
+    def build_train_loader(cls, cfg: CfgNode, skip_bad_images: bool = False) -> Iterable:
+        """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations.
+
+        Args:
+            cfg: the config.
+            skip_bad_images: let others stand in for images that cannot be read.
+        """
         augmentations = large_scale_jitter(cfg)
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and not augmentations:
             from ..modeling.deeplab import semantic_augmentations
 
             augmentations["augmentations"] = semantic_augmentations(cfg)
-        mapper = Mapper(cfg, is_train=True, **augmentations)
-        return leave_signals_to_the_trainer(build_detection_train_loader(cfg, mapper=mapper))
+        mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
+        loader = build_detection_train_loader(cfg, mapper=mapper)
+        _set_worker_init(loader)
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """Detectron2's loader, with this package's reader of pictures."""
         mapper = Mapper(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        return leave_signals_to_the_trainer(loader)
+        _set_worker_init(loader)
+        return loader
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
@@ -274,54 +193,178 @@ class Trainer(DefaultTrainer):
         """
         logger.info("Running inference with test-time augmentation ...")
         model = with_augmentation(cfg, model)
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        folder, limit = os.path.join(cfg.OUTPUT_DIR, "inference_TTA"), cfg.TEST.DETECTIONS_PER_IMAGE
         evaluators = [
-            build_evaluator(
-                name,
-                folder,
-                instances_only=True,
-                detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-            )
+            build_evaluator(name, folder, instances_only=True, detections_per_image=limit)
             for name in cfg.DATASETS.TEST
         ]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
     def build_hooks(self) -> list[hooks.HookBase]:
-        """Detectron2's hooks, those that save and stop, and the evaluation with augmentation."""
-        cfg = self.cfg
-        evaluations = [hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate)]
-        if cfg.TEST.AUG.ENABLED:
-            augmented = partial(self.test_with_TTA, cfg, self.model)
-            evaluations.append(hooks.EvalHook(0, augmented))
-        return build_hooks(
-            Settings.of(cfg),
-            self.options,
-            self.saver,
-            self.model,
-            self.build_train_loader,
-            schedule=hooks.LRScheduler(),
-            evaluations=evaluations,
-            writers=self.build_writers,
-            log_period=20,
-        )
+        """Detectron2's hooks, and those that stop training, keep the best and show progress."""
+        made = [hook for hook in super().build_hooks() if hook is not None]
+        for hook in made:
+            if isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.max_to_keep = self.options.keep_last or None
+        stop = Stop(self.checkpointer)
+        at = next(i for i, hook in enumerate(made) if isinstance(hook, hooks.EvalHook))
+        more: list[hooks.HookBase] = []
+        if self.cfg.TEST.AUG.ENABLED:
+            more.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
+        if comm.is_main_process():
+            period, metric = self.cfg.TEST.EVAL_PERIOD, self.options.keep_best
+            if metric:
+                patience = self.options.patience
+                more.append(KeepBest(period, self.checkpointer, metric, patience, stop))
+            more.append(DrawCurves(period, self.cfg.OUTPUT_DIR))
+            made, at = [ProgressBar(self.options.progress), *made], at + 1
+        return [*made[:at], stop, made[at], *more, *made[at + 1 :]]
 
-    def build_writers(self) -> list[EventWriter]:
-        """Detectron2's writers, without what a resumed run writes again."""
-        return build_writers(self.cfg.OUTPUT_DIR, self.start_iter, self.max_iter)
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Load ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint if there is one.
 
-    def _evaluate(self) -> dict[str, Any]:
-        self._last_eval_results = self.test(self.cfg, self.model)
-        return self._last_eval_results
+        Raises:
+            InputError: as :meth:`TrainingCheckpointer.resume_or_load`; or the checkpoint has done
+                more iterations than ``SOLVER.MAX_ITER``.
+        """
+        built = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
+        super().resume_or_load(resume)
+        if self.start_iter > self.max_iter:
+            raise InputError(
+                f"--resume: the checkpoint has done {self.start_iter} iterations, and SOLVER."
+                f"MAX_ITER is {self.max_iter}: raise that, or evaluate by --eval-only"
+            )
+        if self.start_iter:
+            follow_changes(self.optimizer, self.scheduler, built, self.checkpointer.changes)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
+        loop = {**self._trainer.state_dict(), **state_dict["_trainer"]}
+        super().load_state_dict({**state_dict, "_trainer": loop})
 
     def train(self) -> dict[str, Any] | None:
         """Train to the end, or to where ``--patience`` or a signal stops it.
 
         Returns:
-            metrics of the last evaluation by task, if the config expects some.
+            metrics of the last evaluation by task, None if there was none.
 
         Raises:
             SystemExit: a signal stopped it; the exit code is 128 and the signal's number.
         """
-        with early_end(self._trainer):
-            return super().train()
+        try:
+            super().train()
+        except StopTraining as stop:
+            logger.info("%s", stop)
+            if stop.exit_code:
+                raise SystemExit(stop.exit_code) from None
+        finally:
+            TRAINING.value = False
+            self._trainer.reset_data_loader(lambda: ())  # its processes end
+        return self._last_eval_results
+
+
+def _set_worker_init(loader: Any) -> None:
+    """Have the processes of a Detectron2 loader ignore signals while this one trains."""
+    while loader is not None:
+        if isinstance(loader, DataLoader):
+            begin = loader.worker_init_fn
+            loader.worker_init_fn = _WorkerInit(begin)
+        loader = getattr(loader, "dataset", None)
+
+
+class _WorkerInit:
+    """Detectron2's start of a loader's process, and :func:`ignore_signals`."""
+
+    def __init__(self, begin: Any) -> None:
+        self._begin = begin
+
+    def __call__(self, worker: int) -> None:
+        ignore_signals(worker)
+        if self._begin is not None:
+            self._begin(worker)
+
+
+def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Return a detector, or the part of a panoptic model that detects, with augmentation.
+
+    Raises:
+        ConfigError: Detectron2 has no test-time augmentation for this model.
+    """
+    model = getattr(model, "module", model)  # DistributedDataParallel's
+    if isinstance(model, PanopticFPN):
+        # Detectron2's augmentation trips over its inference(), which takes no boxes.
+        detector = GeneralizedRCNN(
+            backbone=model.backbone,
+            proposal_generator=model.proposal_generator,
+            roi_heads=model.roi_heads,
+            pixel_mean=model.pixel_mean.flatten().tolist(),
+            pixel_std=model.pixel_std.flatten().tolist(),
+            input_format=model.input_format,
+        )
+        model = detector.to(model.device).train(model.training)
+    try:
+        return GeneralizedRCNNWithTTA(cfg, model)
+    except AssertionError as error:
+        raise ConfigError(
+            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
+        ) from error
+
+
+def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """Fit a model to the processes and options that it is trained with.
+
+    On CPUs and in a process alone, its SyncBN becomes one that works there. ``MODEL.COMPILE``
+    compiles the backbone in place.
+
+    Raises:
+        ConfigError: a setting that has no effect on this model, or two that exclude each other.
+    """
+    if cfg.MODEL.DEVICE.startswith("cpu") or comm.get_world_size() == 1:
+        model = replace_sync_batchnorm(model)
+    checkpointed = cfg.MODEL.RESNETS.get("GRAD_CHECKPOINT", False)
+    if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):
+        raise ConfigError(
+            "MODEL.RESNETS.GRAD_CHECKPOINT saves nothing with MODEL.BACKBONE.NAME "
+            f"{cfg.MODEL.BACKBONE.NAME!r}: only ResNeSt backbones have it"
+        )
+    if cfg.MODEL.get("COMPILE", False):
+        if checkpointed:
+            raise ConfigError(
+                "MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot both be True: a graph "
+                "cannot span blocks that are computed twice; choose speed or memory"
+            )
+        model.backbone.compile()
+        logger.info("The backbone is compiled in the first iterations, which takes minutes")
+    return model
+
+
+def check_training(cfg: CfgNode, model: nn.Module) -> None:
+    """See that a model can be trained on data sets that are loaded.
+
+    Raises:
+        ConfigError: one image a process, where the attention's batch norm needs more; more classes
+            in the data than in the model.
+    """
+    model = getattr(model, "module", model)  # DistributedDataParallel's
+    has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
+    for name in cfg.DATASETS.TRAIN:
+        needs = len(MetadataCatalog.get(name).get("thing_classes", None) or [])
+        if has is not None and needs > has:
+            head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+            raise ConfigError(
+                f"MODEL.{head}.NUM_CLASSES is {has}, but data set {name!r} has {needs} classes"
+            )
+    world = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH // world > 1:
+        return
+    synchronised = (CpuSyncBatchNorm, nn.SyncBatchNorm) if world > 1 else ()
+    for norm in (m.bn1 for m in model.modules() if isinstance(m, SplitAttentionConv2d)):
+        if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
+            raise ConfigError(
+                f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per "
+                "channel: the attention's batch norm sees a 1x1 map and the batch size of this "
+                "process is 1. Use at least two images a process (SOLVER.IMS_PER_BATCH over the "
+                'number of processes), or MODEL.RESNETS.NORM "SyncBN" over several processes, or '
+                'MODEL.RESNETS.NORM "FrozenBN" or "GN"'
+            )

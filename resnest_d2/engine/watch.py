@@ -1,26 +1,16 @@
-"""A progress bar, curves and predictions show a training while it runs."""
+"""A progress bar and curves show a training while it runs."""
 
+import importlib.util
 import json
 import logging
 import shutil
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from detectron2.config import instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import hooks
-from detectron2.evaluation import inference_context
 from tqdm import tqdm
 
-from ..config.settings import MAPPER, Settings
-from ..data.images import read_image
-from ..data.mapper import Mapper
 from ..files import replacing
 
 logger = logging.getLogger(__name__)
@@ -29,10 +19,6 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 
 LOGGERS = ("detectron2", "fvcore", "resnest_d2")
 METRICS = ("/AP", "/AP50", "/PQ", "/mIoU")  # that curves show
-LEAST_SCORE = 0.5  # of predictions that are drawn
-LONGER_SIDE = 640  # pixels of a picture in TensorBoard
-COLORS = 652  # a seed whose first colours are bright and unlike each other
-DRAW = "pip install 'resnest_d2[draw]'"
 
 
 class ProgressBar(hooks.HookBase):
@@ -88,151 +74,62 @@ class ProgressBar(hooks.HookBase):
             self._bar.close()
 
 
-class _Drawing(hooks.HookBase, ABC):
-    """Draws after each evaluation; a drawing that fails costs a warning, once.
+class DrawCurves(hooks.HookBase):
+    """Draws ``curves.png`` of an output folder after each evaluation, over all resumed runs.
+
+    It needs Matplotlib, and draws nothing without.
 
     Args:
         period: of evaluations, in iterations.
+        folder: the output folder.
     """
 
-    name: str
-
-    def __init__(self, period: int) -> None:
-        self._period = period
-        self._has_failed = False
-
-    @abstractmethod
-    def draw(self) -> None:
-        """Draw now."""
+    def __init__(self, period: int, folder: str | Path) -> None:
+        self._period, self._folder = period, Path(folder)
 
     def after_step(self) -> None:
+        """Draw behind an evaluation."""
         done = self.trainer.iter + 1
         if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
-            self._try_to_draw()
+            self._draw()
 
     def after_train(self) -> None:
-        self._try_to_draw()
+        """Draw at the end."""
+        self._draw()
 
-    def _try_to_draw(self) -> None:
-        try:
-            self.draw()
-        except Exception as error:
-            if not self._has_failed:
-                needs = f" ({DRAW})" if isinstance(error, ModuleNotFoundError) else ""
-                level = logging.INFO if needs else logging.WARNING
-                kind = type(error).__name__
-                logger.log(level, "%s not drawn: %s: %s%s", self.name, kind, error, needs)
-            self._has_failed = True
-
-
-class DrawCurves(_Drawing):
-    """Draws ``curves.png`` of an output folder, over all runs that it was resumed by."""
-
-    def __init__(self, period: int, folder: str | Path) -> None:
-        super().__init__(period)
-        self._folder = Path(folder)
-        self.name = str(self._folder / "curves.png")
-
-    def draw(self) -> None:
-        """Draw what ``metrics.json`` has and what is not written yet."""
+    def _draw(self) -> None:
+        if importlib.util.find_spec("matplotlib") is None:
+            logger.info("curves.png is not drawn: pip install 'resnest_d2[draw]'")
+            return
         file = self._folder / "metrics.json"
         series = read_metrics(file) if file.is_file() else {}
         latest = self.trainer.storage.latest_with_smoothing_hint(20)
-        for name, (value, iteration) in latest.items():
+        for name, (value, iteration) in latest.items():  # what is not written yet
             points = series.setdefault(name, [])
             if not points or points[-1][0] < iteration:
                 points.append((iteration, value))
         if series:
-            plot_curves(series, Path(self.name))
-
-
-class DrawPredictions(_Drawing):
-    """Shows predictions beside the truth in TensorBoard.
-
-    Args:
-        settings: of the config.
-        number: of images, the first ones of the first test data set.
-    """
-
-    name = "predictions for TensorBoard"
-
-    def __init__(self, settings: Settings, number: int) -> None:
-        super().__init__(settings.evaluation_period)
-        self._settings, self._number = settings, number
-
-    def after_train(self) -> None:
-        """Draw unless training was stopped."""
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._try_to_draw()
-
-    @cached_property
-    def _images(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """Images in Detectron2's dataset format, each with what the model takes."""
-        if self._settings.is_lazy:
-            mapper = instantiate(self._settings.get(MAPPER))
-        else:
-            mapper = Mapper(self._settings.cfg, is_train=False)
-        entries = DatasetCatalog.get(self._settings.datasets("test")[1][0])[: self._number]
-        return [(entry, mapper(entry)) for entry in entries]
-
-    def draw(self) -> None:
-        """Draw now; TensorBoard has it when Detectron2's writer writes next."""
-        dataset = self._settings.datasets("test")[1][0]
-        model = getattr(self.trainer.model, "module", self.trainer.model)
-        random_state = np.random.get_state()  # Detectron2 draws sizes and colours from it
-        try:
-            for number, (entry, image) in enumerate(self._images):
-                with inference_context(model), torch.no_grad():
-                    output = model([image])[0]
-                picture = draw_pair(entry, output, dataset)
-                name = f"{dataset}/{number}: truth, prediction"
-                self.trainer.storage.put_image(name, picture.transpose(2, 0, 1))
-        finally:
-            np.random.set_state(random_state)
-
-
-def draw_pair(entry: dict[str, Any], output: dict[str, Any], dataset: str) -> np.ndarray:
-    """Draw an image with its annotations and, to the right, with what a model predicts.
-
-    Both get the same colours every time, by a seed of NumPy's global generator.
-
-    Args:
-        entry: the image in Detectron2's dataset format.
-        output: of a Detectron2 model.
-        dataset: whose names and colours are taken.
-
-    Returns:
-        shape (H, W, 3), uint8, RGB.
-    """
-    from detectron2.utils.visualizer import Visualizer
-
-    from ..inference.result import Result
-
-    image, metadata = read_image(entry["file_name"], "RGB"), MetadataCatalog.get(dataset)
-    shorter, longer = sorted(image.shape[:2])
-    scale = max(LONGER_SIDE / longer, 1.01 / shorter)  # not empty
-    np.random.seed(COLORS)
-    truth = Visualizer(image, metadata, scale).draw_dataset_dict(entry).get_image()
-    result = Result(output, image, metadata)
-    if "instances" in result:
-        result = result.above(LEAST_SCORE)
-    np.random.seed(COLORS)
-    return np.hstack([truth, result.plot(scale)])
+            plot_curves(series, self._folder / "curves.png")
 
 
 def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what Detectron2's ``JSONWriter`` wrote.
+    """Read what Detectron2's ``JSONWriter`` wrote, over all runs that a training was resumed by.
 
     Returns:
-        for each metric its (iteration, value) pairs, in order; of an iteration that was written
-        twice, after a resumed run, the last.
+        for each metric its (iteration, value) pairs, in order. Where a run began at an earlier
+        iteration than the one before had reached, what that one wrote from there on is left out.
     """
-    series: dict[str, dict[int, float]] = {}
+    entries: list[dict[str, float]] = []
     for line in Path(file).read_text().splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # cut off where a machine died
             continue
+        while entries and entries[-1]["iteration"] > entry["iteration"]:
+            entries.pop()
+        entries.append(entry)
+    series: dict[str, dict[int, float]] = {}
+    for entry in entries:
         for name, value in entry.items():
             if name != "iteration" and isinstance(value, (int, float)):
                 series.setdefault(name, {})[entry["iteration"]] = value

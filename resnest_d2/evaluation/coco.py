@@ -1,198 +1,267 @@
-"""COCO's metrics by hotcoco, which gives pycocotools' numbers in a fraction of its time."""
+"""COCO's metrics of boxes, masks and keypoints, by hotcoco or pycocotools alike."""
 
-import argparse
+import contextlib
 import importlib.util
+import io
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import detectron2.utils.comm as comm
+import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
 import torch
-from detectron2.evaluation import COCOEvaluator
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.logger import create_small_table
 
-from ..config import InputError
+from ..config import ConfigError, InputError
 from ..data.rle import encode_masks
 from ..files import write_text
 
 logger = logging.getLogger(__name__)
 
-IMPLEMENTATIONS = ("hotcoco", "pycocotools")
-_chosen = ""  # the implementation that this process was told to take
+COCO_DETECTIONS = 100  # so many detections an image COCO's AP counts
+FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+# COCO's metrics by the index of their IoU threshold (None: the mean of all ten) and of their range
+# of areas; of keypoints there is none of small objects.
+METRICS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0)}
+AREAS = {"bbox": ("APs", "APm", "APl"), "segm": ("APs", "APm", "APl"), "keypoints": ("APm", "APl")}
 
 
-def choose_implementation(name: str | None = None) -> str:
-    """Set or look up the implementation of COCO's metrics in this process.
+def implementation() -> str:
+    """The library that computes COCO's metrics: hotcoco if it is installed, else pycocotools."""
+    return "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
+
+
+class CocoEvaluator(DatasetEvaluator):
+    """COCO's metrics of a registered data set, under the names of Detectron2's ``COCOEvaluator``.
+
+    hotcoco and pycocotools get the same annotations and detections, and the metrics are means over
+    the table of precisions that both compute, so that they do not depend on which is installed.
+    What the two read differently, such as two annotations of one id, is refused.
 
     Args:
-        name: one of :data:`IMPLEMENTATIONS`, from now on; None looks up the one that was chosen,
-            by default hotcoco if it is installed.
+        dataset_name: a registered data set. One without a ``json_file`` gets one.
+        output_dir: folder for ``coco_instances_results.json``.
+        keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
+        detections: so many of the most confident ones count in an image.
+        library: of :func:`implementation`, by default its answer.
 
     Raises:
-        InputError: there is no such implementation, or it is not installed.
+        ConfigError: the annotations are not what both libraries read alike.
     """
-    global _chosen
-    is_installed = importlib.util.find_spec("hotcoco") is not None
-    if name:
-        if name not in IMPLEMENTATIONS:
-            listed = ", ".join(IMPLEMENTATIONS)
-            raise InputError(f"--coco-eval must be one of {listed}, got {name!r}")
-        if name == "hotcoco" and not is_installed:
-            raise InputError("--coco-eval hotcoco: it is not installed: pip install hotcoco")
-        _chosen = name
-    return _chosen or ("hotcoco" if is_installed else "pycocotools")
 
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str,
+        keypoint_sigmas: Sequence[float] = (),
+        detections: int = COCO_DETECTIONS,
+        library: str = "",
+    ) -> None:
+        self.name, self.folder = dataset_name, Path(output_dir)
+        self._sigmas, self._detections = list(keypoint_sigmas), detections
+        self._library = library or implementation()
+        self._metadata = MetadataCatalog.get(dataset_name)
+        file = self._metadata.get("json_file", None)
+        if file is None:
+            file = str(self.folder / f"{dataset_name}_coco_format.json")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # An earlier run's may be of other data.
+            convert_to_coco_json(dataset_name, file, allow_cached=False)
+        self._truth = json.loads(Path(file).read_text(encoding="utf-8"))
+        self._file = file
+        _check_annotations(file, self._truth.get("annotations", ()))
+        self._found: list[dict[str, Any]] = []
 
-def add_argument(parser: argparse.ArgumentParser) -> None:
-    """Add ``--coco-eval`` to a command line; :func:`choose_implementation` takes its value."""
-    parser.add_argument(
-        "--coco-eval",
-        choices=IMPLEMENTATIONS,
-        help="what computes COCO's metrics (default: hotcoco, if it is installed)",
-    )
-
-
-class FastCOCOEvaluator(COCOEvaluator):
-    """Detectron2's ``COCOEvaluator`` with hotcoco in place of pycocotools.
-
-    Same arguments, files, metrics and tables; only the evaluation itself is another's, and masks
-    are encoded faster. Ground truth and predictions are read by hotcoco from the dicts that
-    pycocotools would get.
-    """
+    def reset(self) -> None:
+        """Forget what was found."""
+        self._found = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep what was found on some images, in COCO's format.
+        """Keep what was found on some images.
 
         Args:
             inputs: of the model, with "image_id".
             outputs: of the model; "instances" with boxes, and masks of shape (N, H, W).
         """
-        for one, output in zip(inputs, outputs, strict=True):
-            if "instances" not in output or not output["instances"].has("pred_masks"):
-                super().process([one], [output])
+        for given, output in zip(inputs, outputs, strict=True):
+            if "instances" not in output:
                 continue
-            instances = output["instances"].to(self._cpu_device)
-            # BitMasks and arrays, too, as Detectron2 takes them.
-            pred_masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
-            masks = encode_masks(torch.as_tensor(pred_masks).bool())
-            instances.remove("pred_masks")
-            super().process([one], [{**output, "instances": instances}])
-            found = self._predictions[-1]["instances"]
-            for detection, mask in zip(found, masks, strict=True):
+            instances, masks = output["instances"].to("cpu"), None
+            if instances.has("pred_masks"):
+                # BitMasks and arrays, too, as Detectron2 takes them.
+                pred_masks = getattr(instances.pred_masks, "tensor", instances.pred_masks)
+                masks = encode_masks(torch.as_tensor(pred_masks).bool())
+                instances.remove("pred_masks")
+            found = instances_to_coco_json(instances, given["image_id"])
+            for detection, mask in zip(found, masks or (), strict=False):
                 detection["segmentation"] = mask
+            self._found += found
 
-    def _eval_predictions(
-        self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None
-    ) -> None:
-        if not self._do_evaluation or not self._read_ground_truth():
-            super()._eval_predictions(predictions, img_ids)
-            return
-        found = list(itertools.chain.from_iterable(p["instances"] for p in predictions))
-        tasks = self._tasks or self._tasks_from_predictions(found)
-        self._to_dataset_categories(found)
-        if self._output_dir:
-            file = Path(self._output_dir) / "coco_instances_results.json"
-            write_text(file, json.dumps(found))
-            self._logger.info("Results in COCO's format are in %s", file)
-        self._logger.info("Evaluating with hotcoco ...")
-        self._check_images(found)
-        any_images = img_ids is None or len(img_ids) > 0  # of none, hotcoco evaluates all
-        for task in sorted(tasks):
-            self._check_fields(found, task)
-            evaluation = self._evaluate(found, task, img_ids) if found and any_images else None
-            self._results[task] = self._derive_coco_results(
-                evaluation, task, class_names=self._metadata.get("thing_classes")
-            )
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]] | None:
+        """Compute the metrics, in the first process.
 
-    def _read_ground_truth(self) -> bool:
-        """Give hotcoco the data set; False if it holds what only pycocotools takes."""
-        import hotcoco
+        Args:
+            img_ids: images to look at, by default all.
 
-        if not hasattr(self, "_ground_truth"):
-            # Licences, file names and the like are left out: they are of any type.
-            parts = ("annotations", "categories")
-            data = {k: v for k, v in self._coco_api.dataset.items() if k in parts}
-            images = self._coco_api.dataset["images"]
-            sizes = ("id", "width", "height")
-            data["images"] = [{k: one[k] for k in sizes if k in one} for one in images]
-            try:
-                self._ground_truth = hotcoco.COCO(data)
-            except ValueError as error:  # ids that are strings or negative
-                self._logger.warning(
-                    "Evaluating with pycocotools, since hotcoco cannot read the annotations of "
-                    "data set %r: %s",
-                    *(self._metadata.name, error),
-                )
-                self._ground_truth = None
-        return self._ground_truth is not None
+        Returns:
+            percentages by task; NaN where there is nothing to find.
 
-    def _check_images(self, found: list[dict[str, Any]]) -> None:
-        known = {image["id"] for image in self._coco_api.dataset["images"]}
-        strange = next((d["image_id"] for d in found if d["image_id"] not in known), None)
-        if strange is not None:
-            raise InputError(
-                f"a prediction is of image {strange!r}, which data set {self._metadata.name!r} "
-                "does not have"
-            )
+        Raises:
+            InputError: a detection is of an image or a class that the data set does not have.
+        """
+        comm.synchronize()
+        found = list(itertools.chain.from_iterable(comm.gather(self._found, dst=0)))
+        if not comm.is_main_process():
+            return None
+        self._to_dataset_ids(found)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "coco_instances_results.json", json.dumps(found))
+        if "annotations" not in self._truth:
+            logger.info("%s has no annotations: its results are in %s", self._file, self.folder)
+            return {}
+        tasks = [t for t, field in FIELDS.items() if any(field in one for one in found[:1])]
+        results = {task: self._metrics(found, task, img_ids) for task in tasks or ["bbox"]}
+        for task, metrics in results.items():
+            overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
+            classes = [f"{k[3:]} {v:.1f}" for k, v in metrics.items() if k.startswith("AP-")]
+            table = f"{create_small_table(overall)}\nAP by class: {', '.join(classes)}"
+            logger.info("%s on %s by %s:\n%s", task, self.name, self._library, table)
+        return results
 
-    def _check_fields(self, found: list[dict[str, Any]], task: str) -> None:
-        """Refuse what pycocotools would stumble over and hotcoco would count as a miss."""
-        field = "segmentation" if task == "segm" else task
-        if any(field not in detection for detection in found):
-            raise InputError(f"the predictions have no {field!r}, which task {task!r} evaluates")
-        for annotation in self._coco_api.dataset["annotations"]:
-            if task == "segm" and not annotation.get("segmentation"):
-                raise InputError(
-                    f"annotation {annotation['id']!r} of data set {self._metadata.name!r} has no "
-                    f"'segmentation', which task {task!r} evaluates"
-                )
-
-    def _to_dataset_categories(self, found: list[dict[str, Any]]) -> None:
-        """Back from contiguous class numbers to the data set's category ids, in place."""
+    def _to_dataset_ids(self, found: list[dict[str, Any]]) -> None:
+        """Turn contiguous class numbers into the data set's category ids, in place."""
         numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
-        if numbers is None:
-            return
-        by_class = {v: k for k, v in numbers.items()}
+        ids = {index: number for number, index in numbers.items()} if numbers else None
+        images = {image["id"] for image in self._truth["images"]}
         for detection in found:
-            number = detection["category_id"]
-            if number not in by_class:
+            if detection["image_id"] not in images:
                 raise InputError(
-                    f"a prediction is of class {number}, but data set {self._metadata.name!r} has "
-                    f"classes 0 to {len(by_class) - 1}"
+                    f"a prediction is of image {detection['image_id']!r}, which {self._file} lacks"
                 )
-            detection["category_id"] = by_class[number]
+            if ids is not None and detection["category_id"] not in ids:
+                raise InputError(
+                    f"a prediction is of class {detection['category_id']}, but data set "
+                    f"{self.name!r} has classes 0 to {len(ids) - 1}"
+                )
+            if ids is not None:
+                detection["category_id"] = ids[detection["category_id"]]
 
-    def _evaluate(
+    def _metrics(
         self, found: list[dict[str, Any]], task: str, img_ids: Sequence[int] | None
-    ) -> Any:
-        """A finished ``hotcoco.COCOeval``; it has pycocotools' ``stats`` and ``eval``."""
-        import hotcoco
+    ) -> dict[str, float]:
+        """COCO's metrics of a task, and the AP of each class if there are several."""
+        categories = self._truth["categories"]
+        names = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
+        areas = {name: (None, number) for number, name in enumerate(AREAS[task], 1)}
+        wanted = {**METRICS, **areas}
+        if not found or (img_ids is not None and not len(img_ids)):
+            return dict.fromkeys(wanted, float("nan"))
+        precision = self._precision(found, task, img_ids)
+        metrics = {name: _mean(precision, *index) for name, index in wanted.items()}
+        if len(names) > 1:
+            by_class = np.moveaxis(precision, 2, 0)[:, :, :, None]
+            metrics |= {f"AP-{n}": _mean(p) for n, p in zip(names, by_class, strict=True)}
+        return metrics
 
+    def _precision(
+        self, found: list[dict[str, Any]], task: str, img_ids: Sequence[int] | None
+    ) -> np.ndarray:
+        """Precision at (IoU threshold, recall, class, area, number of detections), -1 if none."""
+        field = FIELDS[task]
+        if any(field not in one for one in found):
+            raise InputError(f"the predictions have no {field!r}, which task {task!r} evaluates")
         if task == "segm":
             # Where there is a box, its area and not the mask's would decide what is small or large.
-            found = [{k: v for k, v in d.items() if k != "bbox"} for d in found]
-        evaluation = hotcoco.COCOeval(self._ground_truth, self._ground_truth.load_res(found), task)
+            found = [{k: v for k, v in one.items() if k != "bbox"} for one in found]
+        evaluation = self._begin(found, task)
         if task == "keypoints":
-            self._set_keypoints(evaluation, found)
-        elif self._max_dets_per_image is not None:
-            # Per class the last one counts; pycocotools sorts them.
-            evaluation.params.max_dets = sorted(self._max_dets_per_image)
+            self._set_sigmas(evaluation.params, len(found[0]["keypoints"]) // 3)
+        else:
+            _set(evaluation.params, "maxDets", [1, 10, self._detections])
         if img_ids is not None:
-            evaluation.params.img_ids = list(img_ids)
-        evaluation.run()
-        return evaluation
+            _set(evaluation.params, "imgIds", list(img_ids))
+        with contextlib.redirect_stdout(io.StringIO()):
+            evaluation.evaluate()
+            evaluation.accumulate()
+        return np.asarray(evaluation.eval["precision"])
 
-    def _set_keypoints(self, evaluation: Any, found: list[dict[str, Any]]) -> None:
-        if self._kpt_oks_sigmas:
-            evaluation.params.kpt_oks_sigmas = list(self._kpt_oks_sigmas)
-        sigmas = len(evaluation.params.kpt_oks_sigmas)
-        annotations = self._coco_api.dataset["annotations"]
-        numbers = (len(a["keypoints"]) // 3 for a in annotations if "keypoints" in a)
-        annotated = next(numbers, sigmas)
-        predicted = len(found[0]["keypoints"]) // 3
-        if not sigmas == annotated == predicted:
-            raise InputError(
-                f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values, the annotations {annotated} "
-                f"keypoints and the predictions {predicted}; they must be as many"
+    def _begin(self, found: list[dict[str, Any]], task: str) -> Any:
+        # Licences, file names and the like are left out: hotcoco wants them of certain types.
+        keys = ("id", "width", "height")
+        images = [{k: one[k] for k in keys if k in one} for one in self._truth["images"]]
+        truth = {"images": images, "categories": self._truth["categories"]}
+        truth["annotations"] = self._truth["annotations"]
+        if self._library == "hotcoco":
+            hotcoco: ModuleType = importlib.import_module("hotcoco")
+            coco = hotcoco.COCO(truth)
+            return hotcoco.COCOeval(coco, coco.load_res(found), task)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = pycocotools.coco.COCO()
+            coco.dataset = truth
+            coco.createIndex()
+            return pycocotools.cocoeval.COCOeval(coco, coco.loadRes(found), task)
+
+    def _set_sigmas(self, params: Any, predicted: int) -> None:
+        if self._sigmas:
+            _set(params, "kpt_oks_sigmas", np.array(self._sigmas))
+        sigmas = len(params.kpt_oks_sigmas)
+        annotated = (
+            len(a["keypoints"]) // 3 for a in self._truth["annotations"] if "keypoints" in a
+        )
+        number = next(annotated, sigmas)
+        if not sigmas == number == predicted:
+            raise ConfigError(
+                f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values, the annotations {number} keypoints "
+                f"and the predictions {predicted}; they must be as many"
+            )
+
+
+def _set(params: Any, name: str, value: Any) -> None:
+    """Set a parameter of either library; hotcoco spells pycocotools' names with underscores."""
+    known = {"maxDets": "max_dets", "imgIds": "img_ids"}
+    name = name if hasattr(params, name) else known[name]
+    setattr(params, name, value if hasattr(params, "maxDets") else list(value))
+
+
+def _mean(precision: np.ndarray, threshold: int | None = None, area: int = 0) -> float:
+    """Average precision in percent: the mean over what is defined, NaN where nothing is."""
+    values = precision[..., area, -1]
+    values = values if threshold is None else values[threshold]
+    values = values[values > -1]
+    return float(values.mean() * 100) if values.size else float("nan")
+
+
+def _check_annotations(file: str, annotations: Sequence[dict[str, Any]]) -> None:
+    """Refuse what hotcoco and pycocotools read differently.
+
+    Raises:
+        ConfigError: the message names the annotations.
+    """
+    counts = Counter(annotation.get("id") for annotation in annotations)
+    problems = {
+        "have an id that others have": [n for n, count in counts.items() if count > 1],
+        "have an id that is no positive integer": [
+            n for n in counts if not isinstance(n, int) or isinstance(n, bool) or n < 1
+        ],
+        "have no 'area'": [a.get("id") for a in annotations if "area" not in a],
+        "have no 'iscrowd'": [a.get("id") for a in annotations if "iscrowd" not in a],
+    }
+    for problem, which in problems.items():
+        if which:
+            some = ", ".join(map(str, which[:5])) + (", ..." if len(which) > 5 else "")
+            raise ConfigError(
+                f"{file}: {len(which)} annotations {problem} ({some}), on which AP would depend on "
+                "the library that computes it; `resnest-d2 check-data --json ... --output FILE` "
+                "writes them anew"
             )

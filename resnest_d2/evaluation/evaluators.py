@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import (
     CityscapesInstanceEvaluator,
     CityscapesSemSegEvaluator,
-    COCOEvaluator,
     COCOPanopticEvaluator,
     DatasetEvaluator,
     DatasetEvaluators,
@@ -19,36 +19,24 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
-from ..config import ConfigError, did_you_mean
-from ..config.settings import Config, Settings
+from ..config import ConfigError, MissingFileError, MissingPackageError, did_you_mean
 from ..data.images import read_labels
-from .coco import FastCOCOEvaluator, choose_implementation
+from .coco import COCO_DETECTIONS, CocoEvaluator
 
 logger = logging.getLogger(__name__)
 
 # Metadata of Detectron2's data sets that are paths.
 ANNOTATIONS = ("json_file", "panoptic_json")
 LAYOUT = (*ANNOTATIONS, "image_root", "panoptic_root", "sem_seg_root")
-COCO_DETECTIONS = 100  # so many detections an image COCO's AP counts
 
 
 def _coco(
     name: str, folder: str, sigmas: Sequence[float] = (), detections: int = COCO_DETECTIONS
 ) -> DatasetEvaluator:
-    fast = choose_implementation() == "hotcoco"
-    evaluator = FastCOCOEvaluator if fast else COCOEvaluator
-    limit = None
-    if detections > COCO_DETECTIONS and not name.startswith("coco_"):
-        limit = detections
-        logger.info("AP on data set %r counts %d detections an image", name, detections)
-    return evaluator(
-        name,
-        output_dir=folder,
-        max_dets_per_image=limit,
-        # A set without a file in COCO's format gets one; an earlier run's may be of other data.
-        allow_cached_coco=False,
-        kpt_oks_sigmas=sigmas,
-    )
+    number = COCO_DETECTIONS if name.startswith("coco_") else max(COCO_DETECTIONS, detections)
+    if number > COCO_DETECTIONS:
+        logger.info("AP on data set %r counts %d detections an image", name, number)
+    return CocoEvaluator(name, folder, sigmas, number)
 
 
 def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
@@ -59,7 +47,7 @@ def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
 
 def _require_panopticapi() -> None:
     if importlib.util.find_spec("panopticapi") is None:
-        raise ImportError(
+        raise MissingPackageError(
             "panoptic quality is computed by panopticapi, which is not installed: pip install "
             "--no-deps panopticapi-lite"
         )
@@ -120,7 +108,7 @@ def _evaluator_type(dataset_name: str) -> str:
     return kind
 
 
-def check_datasets(cfg: Config, train: bool = True) -> None:
+def check_datasets(cfg: CfgNode, train: bool = True) -> None:
     """See that the data sets of a config are registered and on disk, before anything is built.
 
     Args:
@@ -130,16 +118,16 @@ def check_datasets(cfg: Config, train: bool = True) -> None:
     Raises:
         ConfigError: a name is not registered, none is given where one is needed, an annotation file
             is truncated, or there is no evaluator for a test set.
-        FileNotFoundError: a file or folder of a data set is missing; the message tells the layout.
-        ImportError: panoptic quality is to be computed, and panopticapi is not installed.
+        MissingFileError: a file or folder of a data set is missing; the message tells the layout.
+        MissingPackageError: panoptic quality is to be computed, and panopticapi is not installed.
     """
-    for split in ("train", "test") if train else ("test",):
-        key, names = Settings.of(cfg).datasets(split)
-        if not names and (split == "train" or not train):
+    for split in ("TRAIN", "TEST") if train else ("TEST",):
+        key, names = f"DATASETS.{split}", cfg.DATASETS[split]
+        if not names and (split == "TRAIN" or not train):
             raise ConfigError(f"{key} is empty; it must name at least one data set")
         for name in names:
             _check_dataset(key, name)
-            if split == "test" and _panoptic in EVALUATORS[_evaluator_type(name)]:
+            if split == "TEST" and _panoptic in EVALUATORS[_evaluator_type(name)]:
                 _require_panopticapi()
 
 
@@ -155,7 +143,7 @@ def _check_dataset(key: str, name: str) -> None:
         if path is None or "://" in path:
             continue
         if not os.path.exists(path):
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{key}: data set {name!r} needs {path}, which does not exist{_hint(metadata)}"
             )
         if attribute in ANNOTATIONS and not _ends_as_json(path):

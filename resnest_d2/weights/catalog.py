@@ -27,7 +27,7 @@ class Backbone(NamedTuple):
 
     name: str
     imagenet: str
-    """The authors' file for ImageNet; those that begin with gluon_ are GluonCV's, on timm's page."""
+    """The authors' file for ImageNet; gluon_ begins those of GluonCV, which are on timm's page."""
     timm: str = ""
     """timm's name on the hub."""
     openmmlab: str = ""
@@ -169,7 +169,9 @@ def _imagenet(backbone: Backbone) -> tuple[str, ...]:
     hub = (_on_hub(backbone.timm),) if backbone.timm else ()
     if file.startswith("gluon_"):
         return f"{TIMM_RELEASE}v0.1-weights/{file}", *hub
-    converted = backbone.openmmlab and f"{OPENMMLAB}mmclassification/v0/resnest/{backbone.openmmlab}"
+    converted = (
+        backbone.openmmlab and f"{OPENMMLAB}mmclassification/v0/resnest/{backbone.openmmlab}"
+    )
     mirrors = (RELEASE + file, f"{TIMM_RELEASE}v0.1-resnest/{file}", converted)
     return *filter(None, mirrors), *hub, f"{BUCKET}torch/{file}"
 

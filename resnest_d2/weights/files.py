@@ -60,6 +60,8 @@ class Checkpoint:
     """Everything that training keeps beside its weights; it is never written here."""
     source: dict[str, Any] = field(default_factory=dict)
     """The file that this one was made from."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """MMDetection's facts about its training; they are never written here."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a file that ``DetectionCheckpointer`` loads."""
@@ -139,6 +141,8 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
         config if is_config else "",
         # Other projects use other containers, and keep other things beside them.
         {k: v for k, v in content.items() if container == "model" and k != "model"},
+        source if isinstance(source := content.get("source"), dict) else {},
+        meta if isinstance(meta := content.get("meta"), dict) else {},
     )
 
 

@@ -13,7 +13,7 @@ from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from ..config import FileError, InputError, MissingFileError
+from ..config import FileError, InputError
 from ..modeling.resnest import ResNeSt
 from .catalog import input_format_of
 from .convert import rename
@@ -104,7 +104,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
         if found and expected and not found.fits(expected):
             raise UnreadableError(f"{checkpoint.name} is of a {found}, the model has a {expected}")
         # The names of a model that was trained here may be those of another project's files.
-        is_own = all(k in states and states[k].ndim == v.ndim for k, v in checkpoint.weights.items())
+        is_own = all(
+            k in states and states[k].ndim == v.ndim for k, v in checkpoint.weights.items()
+        )
         if not is_own and checkpoint.author not in ("Caffe2", "pycls"):
             checkpoint = rename(checkpoint).checkpoint
         if not _fit_channels(checkpoint, states):
@@ -160,7 +162,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
             logger.info("%s does not hold %s, which start anew", path, submodules(absent))
 
     def _first_shape(self) -> str:
-        for name, theirs, ours in self.incompatible.incorrect_shapes[:1] if self.incompatible else ():
+        for name, theirs, ours in (
+            self.incompatible.incorrect_shapes[:1] if self.incompatible else ()
+        ):
             return f" ({name} has shape {theirs} in the file and {ours} in the model)"
         return ""
 

@@ -30,9 +30,7 @@ def config_text(cfg: CfgNode) -> str:
     return portable_config(cfg).dump()
 
 
-def config_to_use(
-    config_file: str, opts: Sequence[str], checkpoint: Checkpoint | None
-) -> CfgNode:
+def config_to_use(config_file: str, opts: Sequence[str], checkpoint: Checkpoint | None) -> CfgNode:
     """The config for using trained weights.
 
     A file is taken as it stands, and one warning lists where the weights were trained with other

@@ -9,8 +9,6 @@ train = dict(
     checkpointer=dict(period=5000, max_to_keep=100),
     precise_bn=dict(enabled=True, num_iter=200),
     clip_gradients=dict(enabled=False, clip_type="value", clip_value=1.0, norm_type=2.0),
-    # Batch, rate and length are for so many GPUs; on another number they are scaled. 0: never.
-    reference_world_size=8,
     eval_period=0,
     log_period=20,
     seed=-1,
