@@ -210,6 +210,7 @@ def test_exported(tmp_path):
     """A checkpoint of drawn weights and what it is exported to, on one picture."""
     pytest.importorskip("onnxruntime")
     cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.MODEL.DEVICE = "cpu"
     model = build_detector(cfg)
     randomize(model)
     file = tmp_path / "model_final.pth"
