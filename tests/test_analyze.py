@@ -39,7 +39,9 @@ def test_every_command_is_there():
 
 @pytest.mark.parametrize("line", LINES[:2], ids=lambda line: line[1])
 def test_evaluation_and_comparison(line, folder):
-    result = subprocess.run(COCO + line[1:], cwd=folder, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        COCO + line[1:], cwd=folder, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     if line[1] == "eval":
         assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")

@@ -17,8 +17,7 @@ import tomllib
 from commands import ROOT
 from detectron2.engine import default_argument_parser
 
-from benchmarks import SECTIONS
-from benchmarks.__main__ import make_parser
+from benchmarks.__main__ import SECTIONS, make_parser
 from resnest_d2_cli import COMMANDS
 
 PAGES = {
@@ -174,7 +173,7 @@ def test_files_and_extras_exist(page):
         ("tools/predictt.py --input x", "no file tools/predictt.py"),
         ("tools/train_net.py --config-file configs/mask_resnet14.yaml", "no file configs/mask_res"),
         ("make demo && make demoo  # twice", "no target demoo"),
-        ("python -m benchmarks --device cpu --sections amp speed", "no section speed"),
+        ("python -m benchmarks --device cpu --sections memory speed", "no section speed"),
         ("python -m benchmarks --section amp", "benchmarks has no option --section"),
         ("python -m benchmark.model_zoo", "no command benchmark.model_zoo"),
     ],
@@ -188,7 +187,7 @@ def test_wrong_commands_are_found(line, said):
 
 def test_broken_links_are_found():
     text = "# A b: `c`\n[1](#a-b-c) ![2](docs/no.png) [3](docs/train.md#nothing)\n`[4](code.md)`\n"
-    text += '<img src="docs/growth.png"> <a href="docs/none.md">5</a> [6](#nowhere)'
+    text += '<img src="docs/demo_predictions.png"> <a href="docs/none.md">5</a> [6](#nowhere)'
     found = ["docs/no.png", "docs/train.md#nothing", "docs/none.md", "#nowhere"]
     assert broken_links("README.md", text) == found
 
