@@ -1,6 +1,6 @@
 # Sets up all that is needed in $(VENV), then trains the demo or runs the tests.
 #   make demo                       train a small Mask R-CNN and look at what it learned
-#   make test                       run the test suite; `make test-all` also its slow part
+#   make test                       run the test suite; make test-slow: its slow part
 #   make web                        try detectors in the browser; docs: build output/site
 #   make setup                      only install
 #   make lint, format, lock, clean
@@ -27,13 +27,13 @@ DETECTRON2 := $(shell cat $(VENV)/.detectron2-* 2>/dev/null)
 endif
 DETECTRON2_STAMP := $(VENV)/.detectron2-$(firstword $(shell printf '%s' '$(DETECTRON2)' | cksum))
 
-.PHONY: demo web docs test test-all setup lock lint format clean
+.PHONY: demo web docs test test-slow setup lock lint format clean
 
 demo: $(VENV)/.package
-	@$(BIN)/python tools/demo.py --output output/demo
+	@$(BIN)/python examples/demo.py --output output/demo
 
 web: $(VENV)/.package
-	@$(BIN)/python tools/web.py
+	@$(BIN)/python examples/web.py
 
 docs: $(VENV)/.package
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir output/site
@@ -41,8 +41,8 @@ docs: $(VENV)/.package
 test: $(VENV)/.package
 	@$(PYTEST) -m "not slow"
 
-test-all: $(VENV)/.package
-	@$(PYTEST)
+test-slow: $(VENV)/.package
+	@$(PYTEST) -m slow
 
 setup: $(VENV)/.package
 

@@ -1,11 +1,11 @@
 """Parameters and multiply-adds of a model, counted on shapes alone: no weights, no arithmetic.
 
-Counted is what makes up a detector's time, and as fvcore counts it: one for each multiply-add of a
+Counts what dominates a detector's time, by fvcore's conventions: one for each multiply-add of a
 convolution (plain, transposed, deformable, with the convolution of its offsets) or fully connected
 layer, two for each value that a batch norm puts out. Not counted are activations, pooling,
 resizing, the products of split attention with its weights, RoIAlign and NMS.
 
-The counter itself is PyTorch's. fvcore's needs a trace, and on the meta device a trace fails inside
+The counter is PyTorch's. fvcore's needs a trace, and on the meta device a trace fails inside
 PyTorch's shape functions; on real tensors, much slower, the two agree.
 """
 
@@ -13,12 +13,12 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import (
-    Backbone,
     GeneralizedRCNN,
     PanopticFPN,
     RetinaNet,
@@ -27,7 +27,6 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.roi_heads import StandardROIHeads
 from torch import nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from resnest_d2.modeling.detector import build_detector
@@ -35,8 +34,6 @@ from resnest_d2.modeling.detector import build_detector
 # Image sizes by INPUT.MIN_SIZE_TEST: what detectors are usually counted at, an image of 4:3, and
 # the digits' own size.
 IMAGE_SIZES: dict[int, tuple[int, int]] = {800: (800, 1333), 512: (512, 683), 128: (128, 128)}
-
-_COUNTED_BACKBONES: dict[tuple, tuple[int, dict[str, torch.Tensor]]] = {}
 
 
 @dataclass(frozen=True)
@@ -75,13 +72,13 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
     Raises:
         ValueError: a kind of model that this function does not know, or no image size.
     """
-    if image_size is None:
-        if cfg.INPUT.MIN_SIZE_TEST not in IMAGE_SIZES:
-            raise ValueError(
-                f"INPUT.MIN_SIZE_TEST {cfg.INPUT.MIN_SIZE_TEST} has no image size to count at; "
-                f"known are {', '.join(map(str, IMAGE_SIZES))}"
-            )
-        image_size = IMAGE_SIZES[cfg.INPUT.MIN_SIZE_TEST]
+    side = cfg.INPUT.MIN_SIZE_TEST
+    if image_size is None and side not in IMAGE_SIZES:
+        raise ValueError(
+            f"INPUT.MIN_SIZE_TEST {side} has no image size to count at; "
+            f"known are {', '.join(map(str, IMAGE_SIZES))}"
+        )
+    image_size = image_size or IMAGE_SIZES[side]
     model = _build(cfg)
     known = (GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor)
     if not isinstance(model, known):
@@ -91,7 +88,9 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
         )
     parts: dict[str, int] = {}
     proposals = detections = 0
-    parts["backbone"], features = _count_backbone(model.backbone, image_size)
+    stride = max(model.backbone.size_divisibility, 1)  # as ImageList pads; 0 is for no padding
+    padded = [-(-side // stride) * stride for side in image_size]
+    parts["backbone"], features = count_call(model.backbone, _empty(1, 3, *padded))
     if isinstance(model, RetinaNet):
         inputs = [features[name] for name in model.head_in_features]
         parts["dense head"], _ = count_call(model.head, inputs)
@@ -100,9 +99,14 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
         inputs = [features[name] for name in generator.in_features]
         parts["proposals"], _ = count_call(generator.rpn_head, inputs)
         proposals = generator.post_nms_topk[False]
-        parts |= _count_roi_heads(cfg, model, proposals)
-        if {"masks", "keypoints"} & set(parts):
-            detections = _detections(model.roi_heads)
+        if not isinstance(model.roi_heads, StandardROIHeads):
+            raise ValueError(
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot be counted; known are "
+                "StandardROIHeads and CascadeROIHeads"
+            )
+        most = _stages(model.roi_heads.box_predictor)[-1].test_topk_per_image
+        parts |= _count_roi_heads(model, proposals, most)
+        detections = most if {"masks", "keypoints"} & set(parts) else 0
     if isinstance(model, PanopticFPN | SemanticSegmentor):
         parts["semantic head"], _ = count_call(model.sem_seg_head, features, None)
     return Cost(_parameters(model), parts, image_size, proposals, detections)
@@ -121,51 +125,12 @@ def backbone_cost(cfg: CfgNode, side: int = 224) -> Cost:
     return Cost(_parameters(backbone), {"backbone": macs}, (side, side))
 
 
-def _build(cfg: CfgNode, builder: Callable[[CfgNode], nn.Module] = build_detector) -> nn.Module:
-    cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"), _NoInitialValues():
-        return builder(cfg).eval()
-
-
-class _NoInitialValues(TorchFunctionMode):
-    """Nothing is drawn: on the meta device it changes nothing and takes half of the time."""
-
-    SKIPPED = (torch.Tensor.normal_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function in self.SKIPPED:
-            return args[0] if args else kwargs["tensor"]
-        return function(*args, **(kwargs or {}))
-
-
-def _empty(*shape: int) -> torch.Tensor:
-    return torch.empty(shape, device="meta")
-
-
-def _padded(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """As ``ImageList.from_tensors`` pads; 0 is for no padding."""
-    height, width = (-(-side // max(divisor, 1)) * max(divisor, 1) for side in size)
-    return height, width
-
-
-def _count_backbone(
-    backbone: Backbone, image_size: tuple[int, int]
-) -> tuple[int, dict[str, torch.Tensor]]:
-    # The zoo's many models share a few backbones, and what prints alike costs alike.
-    key = (str(backbone), str(backbone.output_shape()), image_size)
-    if key not in _COUNTED_BACKBONES:
-        image = _empty(1, 3, *_padded(image_size, backbone.size_divisibility))
-        _COUNTED_BACKBONES[key] = count_call(backbone, image)
-    return _COUNTED_BACKBONES[key]
-
-
 def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
     """Multiply-adds of a backbone as it is, for one image of a height and width in pixels."""
     return count_call(copy.deepcopy(backbone).to("meta"), _empty(1, 3, *image_size))[0]
 
 
-def count_call(function: Callable, *inputs) -> tuple[int, object]:
+def count_call(function: Callable[..., Any], *inputs: Any) -> tuple[int, Any]:
     """Multiply-adds of a call, and what it returns."""
     formulas = {
         torch.ops.torchvision.deform_conv2d: _deform_conv_flops,
@@ -175,6 +140,17 @@ def count_call(function: Callable, *inputs) -> tuple[int, object]:
     with torch.no_grad(), counter:
         output = function(*inputs)
     return counter.get_total_flops() // 2, output  # it counts a multiply-add as two
+
+
+def _build(cfg: CfgNode, builder: Callable[[CfgNode], nn.Module] = build_detector) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return builder(cfg).eval()
+
+
+def _empty(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
 
 
 def _deform_conv_flops(
@@ -201,38 +177,25 @@ def _stages(module: nn.Module) -> list[nn.Module]:
     return list(module) if isinstance(module, nn.ModuleList) else [module]
 
 
-def _detections(roi_heads: StandardROIHeads) -> int:
-    return _stages(roi_heads.box_predictor)[-1].test_topk_per_image
-
-
-def _count_roi_heads(cfg: CfgNode, model: GeneralizedRCNN, proposals: int) -> dict[str, int]:
+def _count_roi_heads(model: GeneralizedRCNN, proposals: int, detections: int) -> dict[str, int]:
     heads = model.roi_heads
-    if not isinstance(heads, StandardROIHeads):
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot be counted; known are "
-            "StandardROIHeads and CascadeROIHeads"
-        )
-    shapes = model.backbone.output_shape()
-    detections = _detections(heads)
+    channels = {name: shape.channels for name, shape in model.backbone.output_shape().items()}
 
     def pooled(boxes: int, features: Sequence[str], size: tuple[int, int]) -> torch.Tensor:
-        return _empty(boxes, shapes[features[0]].channels, *size)
+        return _empty(boxes, channels[features[0]], *size)
 
-    parts = {"boxes": 0}
     boxes = pooled(proposals, heads.box_in_features, heads.box_pooler.output_size)
-    for head, predictor in zip(_stages(heads.box_head), _stages(heads.box_predictor), strict=True):
-        parts["boxes"] += count_call(nn.Sequential(head, predictor), boxes)[0]
+    stages = zip(_stages(heads.box_head), _stages(heads.box_predictor), strict=True)
+    parts = {"boxes": sum(count_call(nn.Sequential(*stage), boxes)[0] for stage in stages)}
     if heads.keypoint_on:
         inputs = pooled(detections, heads.keypoint_in_features, heads.keypoint_pooler.output_size)
         parts["keypoints"], _ = count_call(heads.keypoint_head.layers, inputs)
-    if heads.mask_on and heads.mask_pooler is not None:
-        inputs = pooled(detections, heads.mask_in_features, heads.mask_pooler.output_size)
-        parts["masks"] = sum(
-            count_call(head.layers, inputs)[0] for head in _stages(heads.mask_head)
-        )
-    elif heads.mask_on:
-        channels = {name: shape.channels for name, shape in shapes.items()}
+    if heads.mask_on and heads.mask_pooler is None:
         parts["masks"] = _count_point_rend(heads.mask_head, channels, detections)
+    elif heads.mask_on:
+        inputs = pooled(detections, heads.mask_in_features, heads.mask_pooler.output_size)
+        masks = _stages(heads.mask_head)
+        parts["masks"] = sum(count_call(head.layers, inputs)[0] for head in masks)
     return parts
 
 

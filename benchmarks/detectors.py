@@ -1,10 +1,9 @@
-"""Inference of whole detectors: as they are, optimised and compiled; over many sizes of image."""
+"""Inference of whole detectors: as they are, optimised, compiled and in half precision."""
 
 import argparse
-import random
+from typing import Any
 
 import torch
-import torch._dynamo.utils
 from torch import nn
 
 from resnest_d2 import model_zoo
@@ -14,121 +13,92 @@ from resnest_d2.optimize import optimize_for_inference
 from .cost import count_call
 from .timing import (
     MATMUL_SIZE,
-    Report,
-    Times,
-    as_json,
+    Found,
+    Progress,
+    Section,
     matrix_product,
     measure,
-    synchronize,
+    summarize,
     table,
 )
 
 EAGER = "resnest_d2"
-DETECTORS = ("mask_resnest50", "cascade_resnest101")
-SIZES = 50
+# Boxes of all classes that pass the score threshold, of which a trained model finds so many in a
+# crowded photo.
+CANDIDATES = 500
 
 
-def make_detector(name: str, device: str) -> nn.Module:
-    """A model of the zoo with random weights, which lets through as many detections as it may."""
+def make_detector(name: str, device: str, inputs: list[dict[str, Any]]) -> nn.Module:
+    """A model of the zoo with random weights that finds about as much as a trained one.
+
+    The threshold of R-CNNs lets :data:`CANDIDATES` pass on these inputs, that of others is 0.
+    """
     cfg = model_zoo.get_config(name)
     cfg.MODEL.DEVICE = device
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
-    return build_detector(cfg).eval()
+    model = build_detector(cfg).eval()
+    if not hasattr(model, "roi_heads"):
+        return model
+    predictors = model.roi_heads.box_predictor
+    stages = list(predictors) if isinstance(predictors, nn.ModuleList) else [predictors]
+    logits: list[torch.Tensor] = []
+    hooks = [p.register_forward_hook(lambda *call: logits.append(call[2][0])) for p in stages]
+    model(inputs)
+    for hook in hooks:
+        hook.remove()
+    scores = torch.stack(logits).softmax(-1).mean(0)[:, :-1]  # a cascade takes its stages' mean
+    stages[-1].test_score_thresh = scores.flatten().topk(CANDIDATES).values[-1].item()
+    return model
 
 
-def measure_detector(
-    name: str, size: tuple[int, int], rounds: int, device: str, compiled: bool, half: bool
-) -> tuple[dict[str, Times], int, float]:
-    """Time a detector from an image to its detections and pasted masks.
-
-    Args:
-        name: of the zoo.
-        size: height and width of the image.
-        rounds: how often.
-        device: "cpu" or "cuda".
-        compiled: measure ``compile=True`` too.
-        half: measure half precision too, float16 on GPUs and bfloat16 on CPUs.
+def measure_detectors(args: argparse.Namespace, _: Progress) -> Found:
+    """Time detectors from an image to detections and pasted masks.
 
     Returns:
-        times by competitor, how many objects were detected, and seconds that a matrix product takes
-        for as many multiply-adds in fp32.
+        by name: "times" by competitor, "detected" objects, "size", and "limit": seconds that a
+        matrix product takes for as many multiply-adds in fp32.
     """
-    eager = make_detector(name, device)
-    inputs = [{"image": torch.rand(3, *size) * 255, "height": size[0], "width": size[1]}]
+    return {name: _measure(name, args) for name in args.detectors}
+
+
+def _measure(name: str, args: argparse.Namespace) -> Found:
+    height, width = args.height, args.width
+    inputs = [{"image": torch.rand(3, height, width) * 255, "height": height, "width": width}]
     with torch.no_grad():
-        models = {EAGER: eager, f"{EAGER}, optimised": optimize_for_inference(eager)}
-        if compiled:
-            models[f"{EAGER}, compiled"] = optimize_for_inference(eager, compile=True)
-        if half:
-            dtype = torch.bfloat16 if device == "cpu" else torch.float16
-            models[f"{EAGER}, {dtype}"] = optimize_for_inference(eager, dtype=dtype)
+        eager = make_detector(name, args.device, inputs)
+    models = {EAGER: eager, f"{EAGER}, optimised": optimize_for_inference(eager)}
+    if args.compile:
+        models[f"{EAGER}, compiled"] = optimize_for_inference(eager, compile=True)
+    if args.half:
+        dtype = torch.bfloat16 if args.device == "cpu" else torch.float16
+        models[f"{EAGER}, optimised, {dtype}"] = optimize_for_inference(eager, dtype=dtype)
+    with torch.no_grad():
         runs = {key: (lambda model=model: model(inputs)) for key, model in models.items()}
-        runs["matrix product"] = matrix_product(device)
-        times = measure(runs, rounds, warmup=1, device=device)
+        runs["matrix product"] = matrix_product(args.device)
+        times = measure(runs, args.rounds, device=args.device)
         macs, (output,) = count_call(models[f"{EAGER}, optimised"], inputs)
     limit = times.pop("matrix product").median * macs / MATMUL_SIZE**3
-    return times, len(output["instances"]), limit
+    facts = {"detected": len(output["instances"]), "size": (height, width), "limit": limit}
+    return {"times": summarize(times, EAGER), **facts}
 
 
-def coco_like_sizes(count: int, short: int) -> list[tuple[int, int]]:
-    """Padded sizes as a multi-scale loader gives them, no two alike.
-
-    Short sides are up to 1.5 times ``short``, shapes mostly 4:3 and 3:2, lying or standing.
-
-    Raises:
-        ValueError: there are not so many, as the short sides are too small.
-    """
-    draw = random.Random(0)
-    sizes: dict[tuple[int, int], None] = {}
-    for _ in range(100 * count):
-        if len(sizes) == count:
-            return list(sizes)
-        ratio = draw.choice([4 / 3, 4 / 3, 3 / 2, 1.0, draw.uniform(1, 5 / 3)])
-        side = draw.randint(short, short * 3 // 2)
-        sides = (side, int(side * ratio))
-        height, width = sides if draw.random() < 0.7 else sides[::-1]
-        sizes[-(-height // 32) * 32, -(-width // 32) * 32] = None
-    raise ValueError(f"--height {short} is too small for {count} sizes that differ; take 320")
-
-
-def count_compilations() -> int:
-    """How many graphs Dynamo has compiled in this process."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-def run_detectors(args: argparse.Namespace) -> Report:
-    """The section "detectors" of ``python -m benchmarks``."""
+def render(found: Found) -> list[str]:
+    """A table for each detector, and how near to the matrix product it is."""
     lines: list[str] = []
-    report = {}
-    for name in args.detectors:
-        size = (args.height, args.width)
-        choice = (args.device, args.compile, args.half)
-        times, detected, limit = measure_detector(name, size, args.rounds, *choice)
-        title = f"Detector {name}, {size[0]}x{size[1]}, one image, {detected} detections"
-        lines += ["", *table(title, times, EAGER), ""]
-        lines.append(f"A matrix product of as many multiply-adds takes {limit:.4f} s in fp32:")
-        shares = [f"{limit / one.median:.0%} of the time of {key}" for key, one in times.items()]
-        lines[-1] += f" {', '.join(shares)}."
-        report[name] = as_json(times, EAGER)
-    return lines[1:], report
+    for name, one in found.items():
+        height, width = one["size"]
+        title = f"Detector {name}, {height}x{width}, one image, {one['detected']} detections"
+        lines += ["", *table(title, one["times"], EAGER), ""]
+        shares = [f"{one['limit'] / t['median']:.0%} of {k}" for k, t in one["times"].items()]
+        lines.append(
+            f"A matrix product of as many multiply-adds takes {one['limit']:.4f} s in fp32: "
+            f"{', '.join(shares)}."
+        )
+    return lines[1:]
 
 
-def run_sizes(args: argparse.Namespace) -> Report:
-    """The section "sizes" of ``python -m benchmarks``: compilations over many sizes of image."""
-    backbone = make_detector(args.detectors[0], args.device).backbone
-    compiled = optimize_for_inference(backbone, compile=True)
-    sizes = coco_like_sizes(SIZES, args.height)
-    before = count_compilations()
-    counts = []
-    with torch.no_grad():
-        for height, width in sizes:
-            compiled(torch.rand(1, 3, height, width, device=args.device))
-            synchronize(args.device)
-            counts.append(count_compilations() - before)
-    lines = [
-        f"## Compilations of {args.detectors[0]}'s backbone",
-        "",
-        f"{counts[-1]} for images of {len(sizes)} sizes; the last came with image "
-        f"{counts.index(counts[-1]) + 1}.",
-    ]
-    return lines, {"sizes": sizes, "compilations": counts}
+SECTION = Section(
+    measure_detectors,
+    render,
+    {"--half": {"action": "store_true", "help": "detectors in half precision, too"}},
+)

@@ -1,71 +1,92 @@
-"""Exported detectors beside the model that they were made from: size, time to load and to run."""
+"""Exported detectors beside the model that they were made from, each in a process of its own."""
 
 import argparse
-import logging
 import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
+from resnest_d2.config import MissingFileError
 
-from resnest_d2 import optimize_for_inference
-from resnest_d2.data.images import IMAGE_ENDINGS, read_image
-from resnest_d2.export import export_model, load_exported
-from resnest_d2.inference import Predictor
+from .apart import Way, measure_apart
+from .timing import Found, Progress, Section, at_least
 
-from .timing import Report, as_json, measure
-
-FORMATS = {"onnx": "onnx", "pt2": "pt2", "aoti": "pt2", "torchscript": "ts"}
+FORMATS = ("onnx", "pt2")
 EAGER = "eager"
-OPTIMISED = "optimised"
+ENDINGS = {".jpg", ".jpeg", ".png"}
 
 
-def run(args: argparse.Namespace) -> Report:
-    """The section "exported" of ``python -m benchmarks``: a checkpoint on the pictures of a folder.
+def predict_all(model: str, optimize: bool, files: tuple[str, ...]) -> Callable[[], None]:
+    """The call that finds the objects of some pictures, with a checkpoint or an exported file."""
+    from resnest_d2.inference import Predictor
 
-    Every runtime has as many threads as PyTorch.
+    predictor = Predictor(model, optimize=optimize)
+
+    def run() -> None:
+        for file in files:
+            predictor(file)
+
+    return run
+
+
+def measure_exported(args: argparse.Namespace, progress: Progress) -> Found:
+    """Time a checkpoint and what it is exported to on the pictures of a folder.
+
+    Returns:
+        "model", number of "pictures", "ways" as :func:`~benchmarks.apart.measure_apart`, and
+        "bytes" of the exported files.
+
+    Raises:
+        MissingFileError: the folder has no pictures.
     """
-    logging.getLogger("resnest_d2").setLevel(logging.WARNING)
-    predictor = Predictor(args.export_model, device="cpu")
-    files = sorted(p for p in args.export_images.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
-    inputs = [predictor.prepare(read_image(file)) for file in files[: args.images]]
-    facts = {
-        "names": predictor.metadata,
-        "input_format": predictor.input_format,
-        "augmentation": predictor.augmentation,
-        "images": [one["image"] for one in inputs[:4]],
-    }
-    models = {EAGER: predictor.model, OPTIMISED: optimize_for_inference(predictor.model)}
-    sizes, loading, writing = {}, {}, {}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        for name in args.export_formats:
-            file = Path(folder) / f"{name}.{FORMATS[name]}"
-            start = time.perf_counter()
-            export_model(predictor.model, file, name, **facts)
-            writing[name] = time.perf_counter() - start
-            start = time.perf_counter()
-            models[name] = load_exported(file)
-            loading[name], sizes[name] = time.perf_counter() - start, file.stat().st_size
-        walks = {
-            name: (lambda model=model: [model([one]) for one in inputs])
-            for name, model in models.items()
+    files = sorted(f for f in args.export_images.glob("*") if f.suffix.lower() in ENDINGS)
+    pictures = tuple(map(str, files[: args.export_count]))
+    if not pictures:
+        raise MissingFileError(f"--export-images {args.export_images} has no pictures")
+    from resnest_d2.export import export_model  # it takes seconds, and other sections no export
+    from resnest_d2.inference import Predictor
+
+    found = {"model": args.export_model, "pictures": len(pictures), "bytes": {}}
+
+    def keep(ways: Found) -> None:
+        progress.keep({**found, "ways": ways})
+
+    with tempfile.TemporaryDirectory() as folder:
+        ways = {
+            EAGER: Way(predict_all, (args.export_model, False, pictures)),
+            "optimised": Way(predict_all, (args.export_model, True, pictures)),
         }
-        times = measure(walks, args.rounds)
-    lines = [
-        f"## Exported: {args.export_model}, {len(inputs)} pictures",
-        "",
-        "| | file (MiB) | written in (s) | loaded in (s) | times as fast as eager (quartiles) |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, one in times.items():
-        ratio, low, high = one.ratio_to(times[EAGER])
-        facts = ["", "", ""]
-        if name in sizes:
-            facts = [
-                f"{sizes[name] / 2**20:.1f}",
-                f"{writing[name]:.0f}",
-                f"{loading[name]:.2f}",
-            ]
-        lines.append(f"| {name} | {' | '.join(facts)} | {ratio:.2f} ({low:.2f} to {high:.2f}) |")
-    report = {"times": as_json(times, EAGER), "bytes": sizes, "loading": loading}
-    return lines, report
+        predictor = Predictor(args.export_model, device="cpu")
+        for name in FORMATS:
+            file = Path(folder) / f"detector.{name}"
+            facts = {"names": predictor.metadata, "input_format": predictor.input_format}
+            facts["augmentation"] = predictor.augmentation
+            export_model(predictor.model, file, name, **facts)
+            found["bytes"][name] = file.stat().st_size
+            ways[name] = Way(predict_all, (str(file), False, pictures))
+        earlier = Progress(progress.found.get("ways", {}), keep)
+        return {**found, "ways": measure_apart(ways, args.rounds, earlier, EAGER)}
+
+
+def render(found: Found) -> list[str]:
+    """A table."""
+    lines = [f"## Exported: {found['model']}, {found['pictures']} pictures", ""]
+    lines.append("| | file (MiB) | loaded in (s) | memory (MiB) | times as fast as eager |")
+    lines.append("|---|---:|---:|---:|---:|")
+    for name, one in found["ways"].items():
+        size = f"{found['bytes'][name] / 2**20:.1f}" if name in found["bytes"] else ""
+        low, high = one["its quartiles"]
+        ratio = f"{one['times as fast']:.2f} ({low:.2f} to {high:.2f})"
+        facts = f"{one['loading']:.2f} | {one['memory'] / 2**20:.0f}"
+        lines.append(f"| {name} | {size} | {facts} | {ratio} |")
+    return lines
+
+
+SECTION = Section(
+    measure_exported,
+    render,
+    {
+        "--export-model": {"default": "output/demo", "help": "a checkpoint or its folder"},
+        "--export-images": {"type": Path, "default": Path("datasets/digits/val"), "help": "folder"},
+        "--export-count": {"type": at_least(1), "default": 12, "help": "pictures of it"},
+    },
+)

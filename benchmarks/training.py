@@ -11,7 +11,7 @@ from torch import nn
 from resnest_d2.modeling.build import build_resnest_backbone
 
 from .peers import REFERENCE, config, reference_backbone
-from .timing import Report, Times, as_json, measure, table
+from .timing import Found, Progress, Section, Times, at_least, measure, summarize, table
 
 OURS, CHECKPOINTED, COMPILED = "resnest_d2", "resnest_d2, GRAD_CHECKPOINT", "resnest_d2, compiled"
 MEMORY_DEPTHS = (50, 101, 200, 269)
@@ -42,22 +42,25 @@ def make_step(model: nn.Module, image: torch.Tensor, amp: bool = False) -> Calla
 
 def saved_bytes(model: nn.Module, image: torch.Tensor) -> int:
     """Bytes that a forward pass keeps for backward, parameters left out; also on "meta"."""
-    kept: list[torch.Tensor] = []  # alive, so that no two storages have one address
+    kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         features = model(image)
-    own = _storages([*model.parameters(), *model.buffers()])
-    found = _storages(kept)
+    own = set(map(id, _storages([*model.parameters(), *model.buffers()])))
+    found = {id(storage): storage for storage in _storages(kept)}
     del features
-    return sum(size for address, size in found.items() if address not in own)
+    return sum(storage.nbytes() for key, storage in found.items() if key not in own)
 
 
-def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    storages = [tensor.untyped_storage() for tensor in tensors]
-    return {storage._cdata: storage.nbytes() for storage in storages}
+def _storages(tensors: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
+    """A storage that tensors share is one object; on "meta" none has an address."""
+    return [tensor.untyped_storage() for tensor in tensors]
 
 
-def peak_bytes(step: Callable[[], None]) -> int:
-    """Of a step on a GPU, over what was allocated before it."""
+def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
+    """What a step takes: on a GPU its peak over what was there, else what is kept for backward."""
+    if not image.is_cuda:
+        return saved_bytes(model, image)
+    step = make_step(model, image)
     step()  # cuDNN chooses
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
@@ -67,103 +70,82 @@ def peak_bytes(step: Callable[[], None]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
-    """What a step takes: on a GPU its peak, elsewhere what is kept for backward."""
-    return peak_bytes(make_step(model, image)) if image.is_cuda else saved_bytes(model, image)
-
-
-def measure_steps(
-    depth: int,
-    batch: int,
-    size: tuple[int, int],
-    rounds: int,
-    device: str,
-    compiled: bool = False,
-    amp: bool = False,
-) -> tuple[dict[str, Times], dict[str, int]]:
-    """Time training steps in turn, and count what they keep for backward.
-
-    Args:
-        depth: of the backbones.
-        batch: images.
-        size: their height and width.
-        rounds: how often.
-        device: "cpu" or "cuda".
-        compiled: measure ``MODEL.COMPILE`` too.
-        amp: under bf16 autocast.
-
-    Returns:
-        times and bytes saved, by competitor.
-    """
-    image = torch.rand(batch, 3, *size, device=device)
+def measure_steps(args: argparse.Namespace, _: Progress) -> Found:
+    """Time training steps in turn, and count what they keep for backward ("saved")."""
+    depth, size = args.depth, args.train_size
+    image = torch.rand(args.batch, 3, size, size, device=args.device)
+    resnet = build_resnet_backbone(config(depth), ShapeSpec(channels=3))
     models = {
-        REFERENCE: reference_backbone(depth).train(),
-        f"Detectron2's ResNet-{depth}": build_resnet_backbone(
-            config(depth), ShapeSpec(channels=3)
-        ).train(),
+        REFERENCE: reference_backbone(depth),
+        f"Detectron2's ResNet-{depth}": resnet,
         OURS: training_backbone(depth),
         CHECKPOINTED: training_backbone(depth, checkpoint=True),
     }
-    models = {name: model.to(device) for name, model in models.items()}
+    models = {name: model.to(args.device).train() for name, model in models.items()}
     models[REFERENCE].load_state_dict(models[OURS].state_dict())
     saved = {name: saved_bytes(model, image) for name, model in models.items()}
-    if compiled:
-        models[COMPILED] = training_backbone(depth).to(device)
+    if args.compile:
+        models[COMPILED] = training_backbone(depth).to(args.device)
         models[COMPILED].compile()  # as MODEL.COMPILE does
-    runs = {name: make_step(model, image, amp) for name, model in models.items()}
-    return measure(runs, rounds, warmup=2, device=device), saved
+    runs = {name: make_step(model, image, args.amp) for name, model in models.items()}
+    times = measure(runs, args.rounds, warmup=2, device=args.device)
+    case = f"depth {depth}, {args.batch}x3x{size}x{size}, {'bf16 autocast' if args.amp else 'fp32'}"
+    return {"case": case, "times": summarize(times, REFERENCE), "saved": saved}
 
 
-def measure_memory(device: str) -> dict[str, dict[str, int]]:
+def render_steps(found: Found) -> list[str]:
+    """A table beside the reference; checkpoints and compilation beside our own."""
+    lines = table(
+        f"Training step of a backbone, {found['case']}, FREEZE_AT 2", found["times"], REFERENCE
+    )
+    times = {name: Times(tuple(one["seconds"])) for name, one in found["times"].items()}
+    lines.append("")
+    for name in [name for name in (CHECKPOINTED, COMPILED) if name in times]:
+        middle, low, high = times[name].ratio_to(times[OURS])
+        lines.append(f"- {name}: {middle:.2f} times as fast as ours ({low:.2f} to {high:.2f})")
+    for name, size in found["saved"].items():
+        share = size / found["saved"][OURS]
+        lines.append(f"- {name}: {size / MIB:.0f} MiB kept for backward, {share:.3f} of ours")
+    return lines
+
+
+def measure_memory(args: argparse.Namespace, _: Progress) -> Found:
     """Bytes by depth, with and without checkpoints, at :data:`MEMORY_SIZE`.
 
     On a GPU the peak of a step; on "cpu" what is kept for backward, counted on shapes alone.
     """
-    place = "meta" if device == "cpu" else device
-    found: dict[str, dict[str, int]] = {}
-    for depth in MEMORY_DEPTHS:
-        found[str(depth)] = {}
-        for checkpoint in (False, True):
-            model = training_backbone(depth, checkpoint).to(place)
-            image = torch.empty(MEMORY_BATCH, 3, *MEMORY_SIZE, device=place)
-            key = CHECKPOINTED if checkpoint else OURS
-            found[str(depth)][key] = step_bytes(model, image)
-    return found
-
-
-def run_steps(args: argparse.Namespace) -> Report:
-    """The section "training" of ``python -m benchmarks``."""
-    batch, size = args.batch, (args.train_size, args.train_size)
-    times, saved = measure_steps(
-        args.depth, batch, size, args.rounds, args.device, args.compile, args.amp
-    )
-    kind = "bf16 autocast" if args.amp else "fp32"
-    title = f"Training step, depth {args.depth}, {batch}x3x{size[0]}x{size[1]}, FREEZE_AT 2, {kind}"
-    lines = table(title, times, REFERENCE)
-    lines.append("")
-    for name, size in saved.items():
-        lines.append(
-            f"- {name}: {size / MIB:.0f} MiB kept for backward, {size / saved[OURS]:.3f} of ours"
-        )
-    middle, low, high = times[CHECKPOINTED].ratio_to(times[OURS])
-    lines.append(
-        f"- checkpoints take {1 / middle:.2f} times the time (quartiles {1 / high:.2f} to "
-        f"{1 / low:.2f})"
-    )
-    if args.compile:
-        middle, low, high = times[COMPILED].ratio_to(times[OURS])
-        lines.append(f"- compiled: {middle:.2f} times as fast ({low:.2f} to {high:.2f})")
-    return lines, {"times": as_json(times, REFERENCE), "saved": saved}
-
-
-def run_memory(args: argparse.Namespace) -> Report:
-    """The section "memory" of ``python -m benchmarks``."""
-    found = measure_memory(args.device)
+    place = "meta" if args.device == "cpu" else args.device
+    image = torch.empty(MEMORY_BATCH, 3, *MEMORY_SIZE, device=place)
+    sizes = {
+        str(depth): {
+            name: step_bytes(training_backbone(depth, is_checkpointed).to(place), image)
+            for name, is_checkpointed in ((OURS, False), (CHECKPOINTED, True))
+        }
+        for depth in MEMORY_DEPTHS
+    }
     what = "kept for backward" if args.device == "cpu" else "at the peak of a step"
+    return {"what": what, "bytes": sizes}
+
+
+def render_memory(found: Found) -> list[str]:
+    """A table."""
     shape = f"{MEMORY_BATCH}x3x{MEMORY_SIZE[0]}x{MEMORY_SIZE[1]}"
-    lines = [f"## Backbone, {shape}, FREEZE_AT 2, fp32: MiB {what}", ""]
+    lines = [f"## Backbone, {shape}, FREEZE_AT 2, fp32: MiB {found['what']}", ""]
     lines += ["| depth | without | with GRAD_CHECKPOINT | ratio |", "|---:|---:|---:|---:|"]
-    for depth, sizes in found.items():
+    for depth, sizes in found["bytes"].items():
         plain, less = sizes[OURS], sizes[CHECKPOINTED]
         lines.append(f"| {depth} | {plain / MIB:.0f} | {less / MIB:.0f} | {less / plain:.3f} |")
-    return lines, found
+    return lines
+
+
+STEPS = Section(
+    measure_steps,
+    render_steps,
+    {
+        # The attention's batch norm is not trained on one value a channel.
+        "--batch": {"type": at_least(2), "default": 2, "help": "images of a training step"},
+        "--train-size": {"type": at_least(1), "default": 320, "help": "their height and width"},
+        "--amp": {"action": "store_true", "help": "training steps in bf16"},
+    },
+)
+MEMORY = Section(measure_memory, render_memory)

@@ -6,6 +6,7 @@
 
 import argparse
 import contextlib
+import io
 import json
 import logging
 import math
@@ -14,11 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.structures import Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.logger import setup_logger
-from detectron2.utils.visualizer import Visualizer
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -26,6 +29,7 @@ import resnest_d2
 from resnest_d2.data import build_digits
 from resnest_d2.data.images import read_image
 from resnest_d2.engine import Trainer, TrainingOptions, choose_device, load_config
+from resnest_d2.inference import Result
 
 NUM_PICTURES, PAIRS_PER_ROW, SCALE = 12, 3, 2.5
 
@@ -46,17 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Data set: {build_digits()}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED)
     start = time.monotonic()
-    # The evaluator's tables belong in a file, not between the lines of the progress bar.
-    with open(output / "evaluation.txt", "w") as tables, contextlib.redirect_stdout(tables):
-        trainer = Trainer(cfg, TrainingOptions(progress=True))
-        trainer.resume_or_load(resume=False)
-        metrics = flatten_results_dict(trainer.train())
+    trainer = Trainer(cfg, TrainingOptions(progress=True))
+    trainer.resume_or_load(resume=False)
+    metrics = flatten_results_dict(trainer.train())
     minutes = (time.monotonic() - start) / 60
 
     write_metrics(metrics, output / "results.json")
     images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5"]
-    predictor = resnest_d2.Predictor(output, options=options)
+    predictor = resnest_d2.Predictor(output, device=cfg.MODEL.DEVICE, options=options)
     draw_grid(predictor, images[:NUM_PICTURES], output / "predictions.png")
     write_report(MetadataCatalog.get(cfg.DATASETS.TEST[0]).json_file, output)
     print(
@@ -101,7 +103,9 @@ def write_report(annotations: str, output: Path) -> None:
     ]
     truth = hotcoco.COCO(annotations)
     evaluation = hotcoco.COCOeval(truth, truth.load_res(found), "segm")
-    evaluation.run()
+    with contextlib.redirect_stdout(io.StringIO()):  # its table is in the report
+        evaluation.run()
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # fonts that it lacks
     hotcoco.plot.report(evaluation, save_path=output / "report.pdf", title="Handwritten digits")
 
 
@@ -116,12 +120,22 @@ def draw_grid(
         axis.axis("off")
     for left, right, entry in zip(axes[::2], axes[1::2], dicts, strict=False):
         image = read_image(entry["file_name"])
-        truth = Visualizer(image, predictor.metadata, SCALE).draw_dataset_dict(entry).get_image()
-        left.imshow(truth)
+        left.imshow(Result(truth_of(entry, image), image, predictor.metadata).plot(SCALE))
         left.set_title("ground truth", fontsize=9)
         right.imshow(predictor(image).plot(SCALE))
         right.set_title("prediction", fontsize=9, color="tab:blue")
     figure.savefig(picture, dpi=90)
+
+
+def truth_of(entry: dict[str, Any], image: np.ndarray) -> dict[str, Instances]:
+    """The annotations of an image in the format of a model's output, without scores."""
+    size = image.shape[:2]
+    true = annotations_to_instances(entry["annotations"], size, mask_format="bitmask")
+    masks = true.gt_masks.tensor
+    found = Instances(
+        size, pred_boxes=true.gt_boxes, pred_classes=true.gt_classes, pred_masks=masks
+    )
+    return {"instances": found}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import importlib
 import warnings
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 try:
     with warnings.catch_warnings():  # of fvcore, whenever it is imported; no filter stays

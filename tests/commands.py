@@ -33,6 +33,13 @@ def run_tool(
     return _run_in_process([ROOT / "tools" / tool, *args], None, cwd, environment)
 
 
+def run_example(
+    example: str, *args: object, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Exit code and output of ``examples/<example>``."""
+    return _run_in_process([ROOT / "examples" / example, *args], None, cwd, environment)
+
+
 def run_command(
     command: str, *args: object, cwd: Path = ROOT, **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -17,9 +17,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY
 from helpers import randomize_tensors
 
-from resnest_d2.data import DigitsSpec, build_digits
-
-TINY_DIGITS = DigitsSpec(train_images=6, val_images=3)
+from resnest_d2.data import build_digits
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +69,7 @@ def imagenet():
 def tiny_digits(tmp_path_factory):
     """A dataset root with a few digits images, as $DETECTRON2_DATASETS."""
     root = tmp_path_factory.mktemp("datasets with space")
-    build_digits(root / "digits", TINY_DIGITS)
+    build_digits(root / "digits", train_images=6, val_images=3)
     return root
 
 

@@ -20,34 +20,38 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resnest_d2 import build_resnest_fpn_backbone, model_zoo
-from resnest_d2.config.settings import Settings
+from resnest_d2.config import InputError
 from resnest_d2.engine import build_evaluator
-from resnest_d2.engine.loop import NonFiniteError
+from resnest_d2.engine.processes import once
 from resnest_d2.engine.trainer import prepare_to_train
-from resnest_d2.processes import in_first_process
 
 
 def write_rank(folder: str) -> None:
-    """Write what this process knows of the group."""
+    """Write what this process knows of the group, and its threads."""
     total = torch.tensor([comm.get_rank() + 1.0])
     torch.distributed.all_reduce(total)
-    text = f"{comm.get_rank()} {comm.get_world_size()} {comm.get_local_rank()} {total.item():g}"
-    Path(folder, str(comm.get_rank())).write_text(text)
+    known = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), int(total)]
+    Path(folder, str(comm.get_rank())).write_text(json.dumps([*known, torch.get_num_threads()]))
 
 
-def fail_in_the_first(folder: str) -> None:
-    """Write which error this process gets of what only the first one does, and go on together."""
+def share(folder: str) -> None:
+    """Write what the first process has read, and which error this one gets of a second work."""
 
-    def work():
+    def read() -> str:
         Path(folder, "work").open("x").close()
-        raise OSError(f"of {comm.get_rank()}")
+        return f"read by {comm.get_rank()}"
 
+    def fail() -> None:
+        raise InputError(f"of {comm.get_rank()}")
+
+    text = once(read)
     try:
-        in_first_process(work)
-    except OSError as error:
-        Path(folder, str(comm.get_rank())).write_text(str(error))
+        once(fail)
+    except InputError as error:
+        text += f", {error}"
+    Path(folder, str(comm.get_rank())).write_text(text)
     comm.synchronize()
-    in_first_process(Path(folder, "work").unlink)
+    once(Path(folder, "work").unlink)
 
 
 def fail(rank: int, code: int) -> None:
@@ -87,7 +91,7 @@ def backbone_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
     cfg.merge_from_list(["MODEL.RESNETS.RES2_OUT_CHANNELS", 64])
     model = build_resnest_fpn_backbone(cfg, image_shape())
     randomize(model)
-    model = prepare_to_train(Settings.of(cfg), model).train().double()
+    model = prepare_to_train(cfg, model).train().double()
     images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
 
     def losses(call, inputs):
@@ -105,7 +109,7 @@ def detector_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
     cfg.MODEL.DEVICE = "cpu"
     model = build_model(cfg)
     randomize(model)
-    model = prepare_to_train(Settings.of(cfg), model).train().double()  # no kink of a ReLU turns
+    model = prepare_to_train(cfg, model).train().double()  # no kink of a ReLU turns
     inputs = [_scene(number) for number in shares[comm.get_rank()]]
     number_of_masks = []
 
@@ -179,54 +183,20 @@ def evaluate(folder: str) -> None:
         Path(folder, "metrics.json").write_text(json.dumps(results["bbox"]))
 
 
-def train(folder: str, stop: int, bad: list[int], resume: bool) -> None:
-    """Train over an epoch and a half of the digits, and note what this process saw.
-
-    Args:
-        folder: the output folder, and where the notes are written.
-        stop: the iteration before which it is killed.
-        bad: iterations in which the second process has no finite loss.
-        resume: whether it goes on.
-    """
+def train(folder: str) -> None:
+    """Train a few iterations, and note weights, images and Detectron2's gathers of this process."""
     from short_training import make
 
-    rank = comm.get_rank()
-    keys = {"SOLVER.MAX_ITER": "9", "SEED": "1"}
-    trainer = make(folder, resume=resume, keys=keys, skip_bad_batches=1)
-    note = {"files": {}, "error": ""}
+    trainer = make(folder, keys={"SOLVER.MAX_ITER": "6", "SOLVER.CHECKPOINT_PERIOD": "6"})
+    gathers, files, gather, all_gather = [], [], comm.gather, comm.all_gather
+    comm.gather = lambda *args, **options: gathers.append("one") or gather(*args, **options)
+    comm.all_gather = lambda *args, **options: gathers.append("all") or all_gather(*args, **options)
 
-    def look(model, inputs, losses):
-        iteration = trainer._trainer.iter
-        if iteration == stop:
-            raise KeyboardInterrupt
-        note["files"][iteration] = [image["file_name"] for image in inputs[0]]
-        if rank == 1 and iteration in bad:
-            losses["loss_cls"] = losses["loss_cls"] * torch.nan
-        return losses
+    def look(model, inputs):
+        files.extend(image["file_name"] for image in inputs[0])
 
-    getattr(trainer.model, "module", trainer.model).register_forward_hook(look)
-    try:
-        trainer.train()
-    except KeyboardInterrupt:
-        pass
-    except NonFiniteError as error:
-        note["error"] = str(error)
-    note["weights"] = sum(p.double().sum().item() for p in trainer.model.parameters())
-    Path(folder, f"note-{rank}-{stop}.json").write_text(json.dumps(note))
-
-
-def train_on_spoilt_proposals(folder: str) -> None:
-    """Train a model with SyncBN in its heads; the second process has NaN in its third proposals."""
-    from detectron2.modeling.proposal_generator import rpn
-    from short_training import make
-
-    real, calls = rpn.find_top_rpn_proposals, []
-
-    def find(proposals, *args):
-        calls.append(0)
-        if len(calls) == 3 and comm.get_rank() == 1:
-            proposals = [p * torch.nan for p in proposals]
-        return real(proposals, *args)
-
-    rpn.find_top_rpn_proposals = find
-    make(folder, keys={"MODEL.ROI_MASK_HEAD.NORM": "SyncBN"}, skip_bad_batches=1).train()
+    trainer.model.module.register_forward_pre_hook(look)
+    trainer.train()
+    weights = sum(p.double().sum().item() for p in trainer.model.parameters())
+    note = {"weights": weights, "files": files, "gathers": gathers}
+    Path(folder, f"note-{comm.get_rank()}.json").write_text(json.dumps(note))

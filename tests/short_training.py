@@ -1,11 +1,13 @@
 """A training of a few iterations, which several test files run in their own process."""
 
-from resnest_d2 import model_zoo
-from resnest_d2.engine import Trainer, load_config
-from resnest_d2.engine.lazy_trainer import LazyTrainer
-from resnest_d2.engine.options import TrainingOptions
+import argparse
+from pathlib import Path
 
-YAML = {
+from resnest_d2 import model_zoo
+from resnest_d2.engine import Trainer, TrainingOptions, load_config
+from resnest_d2.engine.finetune import fit_config, read_own_data, register, write_annotations
+
+KEYS = {
     "MODEL.DEVICE": "cpu",
     "INPUT.MIN_SIZE_TRAIN": "(64,)",
     "INPUT.MIN_SIZE_TEST": "64",
@@ -14,40 +16,45 @@ YAML = {
     "SOLVER.CHECKPOINT_PERIOD": "2",
     "TEST.EVAL_PERIOD": "0",
     "DATASETS.TEST": "()",
-}
-LAZY = {
-    "train.device": "cpu",
-    "dataloader.train.total_batch_size": "2",
-    "train.max_iter": "4",
-    "train.checkpointer.period": "2",
-    "train.eval_period": "0",
-    "dataloader.test.dataset.names": "[]",
+    "DATALOADER.NUM_WORKERS": "0",
 }
 
 
-def make(folder, lazy=False, resume=False, keys=None, **options):
+def short_config(folder, keys=None):
+    """The digits' config with these settings over those above."""
+    opts = [part for pair in {**KEYS, **(keys or {})}.items() for part in pair]
+    file = model_zoo.get_config_file("mask_resnest14_digits")
+    return load_config(file, [*opts, "OUTPUT_DIR", str(folder)])
+
+
+def make(folder, resume=False, keys=None, kind=Trainer, **options):
     """A trainer that has loaded what it starts from.
 
     Args:
         folder: its output folder.
-        lazy: whether the config is a LazyConfig.
         resume: whether it goes on.
         keys: settings that differ from those above.
+        kind: its class.
         options: fields of ``TrainingOptions``.
     """
-    given = {**(LAZY if lazy else YAML), **(keys or {})}
-    if lazy:
-        name, kind = "lazy/mask_resnest14_digits", LazyTrainer
-        opts = [f"{k}={v}" for k, v in given.items()] + [f"train.output_dir='{folder}'"]
-    else:
-        name, kind = "mask_resnest14_digits", Trainer
-        opts = [part for pair in given.items() for part in pair] + ["OUTPUT_DIR", str(folder)]
-    cfg = load_config(model_zoo.get_config_file(name), opts)
-    trainer = kind(cfg, TrainingOptions(**options))
+    trainer = kind(short_config(folder, keys), TrainingOptions(**options))
     trainer.resume_or_load(resume=resume)
     return trainer
 
 
-def loop(trainer):
-    """The object with Detectron2's loop: iteration, hooks, model."""
-    return getattr(trainer, "loop", trainer)
+def arguments(eval_only=False, auto=False, opts=(), config_file="", **files):
+    """What the command line of a training with one's own data says."""
+    names = ("train_json", "train_images", "val_json", "val_images")
+    given = {name: str(files[name]) if name in files else None for name in names}
+    flags = {"eval_only": eval_only, "auto": auto, "config_file": config_file}
+    return argparse.Namespace(opts=list(opts), **flags, **given)
+
+
+def use_own_data(cfg, args, num_processes=1, classes=None):
+    """Read, fit and register, as ``resnest-d2 train`` does."""
+    data = read_own_data(cfg, args, classes or {})
+    fit_config(cfg, args, data, num_processes)
+    register(data, cfg.OUTPUT_DIR)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    write_annotations(data, cfg.OUTPUT_DIR)
+    return data

@@ -1,32 +1,25 @@
 """The benchmark's arithmetic, and that each section runs and writes what it measured."""
 
-import importlib.util
 import json
-from pathlib import Path
+import os
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from helpers import randomize
 from PIL import Image
 from torch import nn
 
-from benchmarks.amp import HEADS, batches, digits_config
-from benchmarks.detectors import coco_like_sizes
+from benchmarks.__main__ import SECTIONS, main
+from benchmarks.apart import Way, measure_apart
 from benchmarks.growth import fit_exponent
 from benchmarks.peers import REFERENCE
-from benchmarks.schedule import hours
-from benchmarks.timing import Times, measure
+from benchmarks.timing import Progress, Section, Times, environment, measure
 from benchmarks.training import CHECKPOINTED, OURS, saved_bytes, training_backbone
-
-pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
-
-
-def load_tool():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "benchmarks/__main__.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from resnest_d2 import model_zoo
+from resnest_d2.config import InputError
+from resnest_d2.modeling.detector import build_detector
 
 
 def test_ratios_are_of_runs_that_followed_each_other():
@@ -46,18 +39,91 @@ def test_competitors_alternate():
         measure(runs, rounds=0)
 
 
+@pytest.mark.slow
+def test_ways_alternate_each_in_its_own_process(tmp_path):
+    """And go on after an interruption with the rounds that all ways had."""
+    file = tmp_path / "calls.txt"
+    # A call is a shell that writes the way's name and the process that started it.
+    shells = {name: f"echo {name} $PPID >> '{file}'" for name in "ab"}
+    ways = {name: Way(partial, (os.system, line)) for name, line in shells.items()}
+    kept = []
+    found = measure_apart(ways, 2, Progress(keep=kept.append), "a", warmup=0)
+    names, processes = zip(*map(str.split, file.read_text().splitlines()), strict=True)
+    assert names == ("a", "b", "a", "b")
+    assert processes[:2] == processes[2:]
+    assert len({*processes, str(os.getpid())}) == 3
+    assert [len(one["a"]["seconds"]) for one in kept] == [1, 2]
+    assert kept[-1] == found
+    assert found["a"]["times as fast"] == 1
+    assert found["b"]["memory"] > 1 << 20
+
+    interrupted = json.loads(json.dumps(kept[-1]))
+    interrupted["b"]["seconds"].pop()
+    file.unlink()
+    more = measure_apart(ways, 3, Progress(interrupted), "a", warmup=0)
+    assert [line.split()[0] for line in file.read_text().splitlines()] == ["a", "b"] * 2
+    assert more["a"]["seconds"][0] == found["a"]["seconds"][0]
+    file.unlink()
+    assert measure_apart(ways, 2, Progress(found), "a") == found
+    assert not file.exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails():
+    with pytest.raises(InputError, match="--device must be cpu or cuda, got 'tpu'"):
+        measure_apart({"a": Way(environment, ("tpu",))}, 1, Progress(), "a")
+    with pytest.raises(RuntimeError, match="the process of 'a' ended"):
+        measure_apart({"a": Way(os._exit, (3,))}, 1, Progress(), "a")
+
+
 def run(tmp_path, *arguments):
-    """What a section wrote as JSON."""
+    """What sections wrote as JSON."""
     output = tmp_path / "report.json"
-    assert load_tool().main([*arguments, "--rounds", "1", "--output", str(output)]) == 0
+    assert main([*arguments, "--rounds", "1", "--output", str(output)]) == 0
     report = json.loads(output.read_text())
     environment = report.pop("environment")
     assert environment["threads"] == torch.get_num_threads()
     assert {"torch", "detectron2", "hotcoco", "cpu", "date"} <= set(environment)
     assert report.pop("settings")["rounds"] == 1
+    assert set(report.pop("done")) == set(report)
     return report
 
 
+def test_an_interrupted_call_goes_on(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def whole(args, progress):
+        calls.append("whole")
+        return {"rounds": args.rounds}
+
+    def in_parts(args, progress):
+        first = progress.found.get("first") or f"{len(calls)} calls before"
+        calls.append("in parts")
+        progress.keep({"first": first})
+        if len(calls) < 3:
+            raise KeyboardInterrupt
+        return {"first": first, "second": 2}
+
+    for name, function in (("memory", whole), ("growth", in_parts)):
+        monkeypatch.setitem(SECTIONS, name, Section(function, lambda found: [f"found {found}"]))
+    output = tmp_path / "report.json"
+    command = ["--sections", "memory", "growth", "--output", str(output)]
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 130
+    assert main([*command, "--resume"]) == 0
+    assert calls == ["whole", "in parts", "in parts"]
+    assert json.loads(output.read_text())["growth"] == {"first": "1 calls before", "second": 2}
+    assert capsys.readouterr().out.count("found {'rounds': 7}") == 2
+    for wrong in ([*command, "--depth", "101"], command[:3]):
+        with pytest.raises(SystemExit):
+            main([*wrong, "--resume"])
+    errors = capsys.readouterr().err
+    assert f"error: {output} was measured with depth 50, not 101\n" in errors
+    assert "error: --resume needs the --output of the call that it goes on with\n" in errors
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("reference")
 def test_backbones_and_coco(tmp_path, capsys):
     report = run(
@@ -77,25 +143,23 @@ def test_backbones_and_coco(tmp_path, capsys):
     metrics = {name: np.array(values) for name, values in report["coco"]["metrics"].items()}
     assert len(metrics["hotcoco"]) == 24
     assert np.abs(metrics["hotcoco"] - metrics["pycocotools"]).max() <= 1e-9
-    reading = report["coco"]["times"]["read ground truth"]["hotcoco"]
-    assert reading["quartiles"] == [reading["median"]] * 2
-    whole = report["coco"]["whole"]
-    assert whole["metrics"]["resnest_d2"] == pytest.approx(
-        whole["metrics"]["Detectron2"], abs=1e-9, nan_ok=True
-    )
+    times = report["coco"]["times"]["hotcoco"]
+    assert times["quartiles"] == [times["median"]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reference")
 def test_training_and_memory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.training.MEMORY_DEPTHS", (50,))
     report = run(tmp_path, "--sections", "training", "memory", "--train-size", "64")
     out = capsys.readouterr().out
-    assert "checkpoints take" in out
+    assert f"- {CHECKPOINTED}: " in out
     assert "| 50 |" in out
     saved = report["training"]["saved"]
     assert saved[OURS] == saved[REFERENCE]  # bit for bit the same network
     assert saved[CHECKPOINTED] < 0.45 * saved[OURS]
-    assert all(sizes[CHECKPOINTED] < 0.45 * sizes[OURS] for sizes in report["memory"].values())
+    sizes = report["memory"]["bytes"].values()
+    assert all(one[CHECKPOINTED] < 0.45 * one[OURS] for one in sizes)
 
 
 def test_bytes_that_are_kept():
@@ -118,96 +182,48 @@ def test_bytes_that_are_kept():
     assert on_meta == saved_bytes(training_backbone(50), image)
 
 
-def test_sizes_are_all_different():
-    sizes = coco_like_sizes(50, 480)
-    assert len(set(sizes)) == 50
-    assert all(side % 32 == 0 for size in sizes for side in size)
-    assert {height > width for height, width in sizes} == {True, False}
-
-
+@pytest.mark.slow
 def test_detectors(tmp_path):
     found = run(
         tmp_path,
         *("--sections", "detectors", "--detectors", "retinanet_resnest50"),
         *("--height", "64", "--width", "96"),
     )["detectors"]["retinanet_resnest50"]
-    assert set(found) == {"resnest_d2", "resnest_d2, optimised"}
+    assert set(found["times"]) == {"resnest_d2", "resnest_d2, optimised"}
+    assert found["limit"] > 0
 
 
-def test_mixed_precision(tmp_path, registered_digits):
-    """With images of 128 pixels: at 64, P7 is computed from a map of one pixel.
-
-    There PyTorch 2.14's weight gradient of a 3x3 convolution of stride 2 under bf16 autocast holds
-    uninitialised values on CPUs with AVX512-BF16.
-    """
-    found = run(tmp_path, "--sections", "amp", "--heads", "retinanet", "--iterations", "1")
-    assert found["amp"]["retinanet, bf16"]["finite"] is True
-
-
-def test_every_kind_of_head_gets_what_it_learns_from(registered_digits):
-    for name in HEADS:
-        cfg = digits_config(name, "cpu")
-        assert not name.endswith("v1") or not cfg.MODEL.RESNETS.DEFORM_MODULATED
-        assert not name.endswith("v2") or cfg.MODEL.RESNETS.DEFORM_MODULATED
-        (one, *_) = next(batches(cfg))
-        assert one["instances"].has("gt_masks") == cfg.MODEL.MASK_ON
-        assert one["instances"].has("gt_keypoints") == cfg.MODEL.KEYPOINT_ON
-        assert one["sem_seg"].max() == 1
-
-
-def test_loading(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.loading.IMAGES", 2)
-    monkeypatch.setattr("benchmarks.loading.SECONDS", 0.1)
-    found = run(tmp_path, "--sections", "loading", "--workers", "0")["loading"]
-    assert found["images_a_second"]["0"] > 0
-    assert {"decoding by Pillow", "resizing", "whole mapper, polygons"} <= set(found["times"])
-
-
+@pytest.mark.slow
 def test_growth(tmp_path, monkeypatch):
     assert fit_exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
     for name, values in {"SIDES": (64, 96), "BATCHES": (2, 4), "DEPTHS": (50, 101)}.items():
         monkeypatch.setattr(f"benchmarks.growth.{name}", values)
     monkeypatch.setattr("benchmarks.growth.SIDE", 64)
-    plot = tmp_path / "growth.png"
-    found = run(tmp_path, "--sections", "growth", "--plot", str(plot))["growth"]
-    with Image.open(plot) as image:
-        assert image.width > 500
+    found = run(tmp_path, "--sections", "growth")["growth"]
     # But for the statistics of norms, all that is kept is there for each image and pixel.
     assert found["batch"]["exponents"]["bytes"] == pytest.approx(1, abs=0.03)
     assert found["area"]["exponents"]["bytes"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.slow
-def test_endurance(tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.endurance.PERIOD", 5)
-    found = run(tmp_path, "--sections", "endurance", "--endurance", "10")["endurance"]
-    first, second = found["seen"]
-    assert first["files"] == second["files"]
-    assert second["zombies"] == 0
-    assert second["memory"] > 1 << 18
-
-
-@pytest.mark.slow
-def test_kills(tmp_path):
-    """Both kinds of runs come to their end; whether the kill comes before it depends on the day."""
-    few = ("--kill-runs", "1", "--kills", "1", "--kill-iterations", "15", "--kill-after", "1")
-    found = run(tmp_path, "--sections", "kills", *few)["kills"]["runs"]
-    assert [run["kills"] for run in found["not killed"]] == [0]
-    (killed,) = found["killed"]
-    assert killed["kills"] in (0, 1)
-    assert 0 <= killed["bbox/AP"] <= 100
-
-
-def test_schedule(tmp_path):
-    # 90,000 iterations of 16 images at 0.5 s each: 12.5 hours on one GPU that takes 16 at once.
-    assert hours(0.5, 16, 1) == pytest.approx(12.5)
-    assert hours(0.5, 2, 8) == pytest.approx(12.5)
+def test_exported(tmp_path):
+    """A checkpoint of drawn weights and what it is exported to, on one picture."""
+    pytest.importorskip("onnxruntime")
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_detector(cfg)
+    randomize(model)
+    file = tmp_path / "model_final.pth"
+    torch.save({"model": model.state_dict(), "config": cfg.dump()}, file)
+    Image.new("RGB", (64, 48), "gray").save(tmp_path / "picture.png")
     found = run(
         tmp_path,
-        *("--sections", "schedule", "--detectors", "mask_resnest14_digits"),
-        *("--schedule-height", "64", "--schedule-width", "96"),
-    )["schedule"]
-    assert found["mask_resnest14_digits"]["2"]["median"] > 0
+        *("--sections", "exported", "--export-model", str(file)),
+        *("--export-images", str(tmp_path)),
+    )["exported"]
+    assert set(found["ways"]) == {"eager", "optimised", "onnx", "pt2"}
+    assert found["pictures"] == 1
+    assert all(size > 1 << 20 for size in found["bytes"].values())
 
 
 @pytest.mark.parametrize(
@@ -215,20 +231,21 @@ def test_schedule(tmp_path):
     [
         (["--device", "cuda"], "error: --device cuda: no GPU was found"),
         (["--device", "tpu"], "error: --device must be cpu or cuda, got 'tpu'"),
-        (["--images", "0"], "error: --images must be at least 1, got 0"),
-        (["--rounds", "-2"], "error: --rounds must be at least 1, got -2"),
-        (["--batch", "1"], "error: --batch must be at least 2, got 1"),
-        (["--sections", "sizes", "--height", "64"], "error: --height 64 is too small for 50 sizes"),
-        (["--output", "/absent/x.json"], "error: [Errno 2] cannot write /absent/x.json: No"),
-        (["--plot", "/"], "error: [Errno 21] cannot write /: it is a folder"),
-        (["--height", "0"], "error: --height must be at least 1, got 0"),
-        (["--workers", "1", "-1"], "error: --workers must be at least 0, got -1"),
-        (["--schedule-batches", "2", "0"], "error: --schedule-batches must be at least 1, got 0"),
+        (["--images", "0"], "error: argument --images: must be at least 1, got 0"),
+        (["--rounds", "-2"], "error: argument --rounds: must be at least 1, got -2"),
+        (["--batch", "1"], "error: argument --batch: must be at least 2, got 1"),
+        (["--height", "0"], "error: argument --height: must be at least 1, got 0"),
+        (["--output", "/absent/x.json"], "error: cannot write /absent/x.json: there is no such"),
         (["--sections", "detectors", "--detectors", "x"], "error: no model 'x'"),
+        (
+            ["--sections", "exported", "--export-images", "absent"],
+            "error: --export-images absent has no pictures",
+        ),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        load_tool().main(arguments)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    assert line.startswith(message)
+    assert line.removeprefix("python -m benchmarks: ").startswith(message)

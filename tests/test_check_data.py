@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from commands import ROOT, run_tool
+from commands import ROOT, run_command
 
 NUCLEI = ROOT / "examples/nuclei"
 
@@ -19,7 +19,7 @@ def nuclei(tmp_path):
 
 def check(folder, *options):
     files = ("--json", folder / "val.json", "--images", folder / "images")
-    return run_tool("check_data.py", *files, *options)
+    return run_command("check-data", *files, *options)
 
 
 def test_a_good_data_set():
@@ -41,6 +41,29 @@ def test_images_that_cannot_be_read_are_all_named(nuclei):
     for file in files:
         assert f"{file} cannot be read as a picture: " in result.stdout
     assert result.stdout.endswith("3 of 8 images cannot be read\n")
+
+
+def test_everything_that_is_wrong_is_listed(nuclei):
+    """All errors with their ids, and after them all pictures that cannot be read."""
+    data = json.loads(val(nuclei))
+    for annotation in data["annotations"][:30]:
+        annotation["bbox"] = annotation["bbox"][:3]
+    data["annotations"][40]["category_id"] = 99
+    data["images"][7]["width"] += 50
+    broken = nuclei / "images" / data["images"][0]["file_name"]
+    broken.write_bytes(b"<html>")
+    (nuclei / "val.json").write_text(json.dumps(data))
+    result = check(nuclei, "--output", nuclei / "repaired.json")
+    assert result.returncode == 2, result.stderr
+    lines = result.stdout.splitlines()
+    for annotation in data["annotations"][:30]:
+        start = f"annotation {annotation['id']}: 'bbox' must be four numbers"
+        assert sum(line.startswith(start) for line in lines) == 1
+    assert f"annotation {data['annotations'][40]['id']}: there is no category 99" in lines
+    assert any(line.startswith(f"image {data['images'][7]['id']} is said to be") for line in lines)
+    assert f"{nuclei / 'val.json'}: 32 errors in 31 of 351 annotations:" in lines
+    assert any(line.startswith(f"{broken} cannot be read as a picture: ") for line in lines)
+    assert not (nuclei / "repaired.json").exists()
 
 
 def val(folder):

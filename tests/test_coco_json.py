@@ -2,15 +2,22 @@
 
 import json
 import logging
+import pickle
+import time
 
 import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import detection_utils
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
+from resnest_d2.config import InputError
 from resnest_d2.data.coco_json import read_coco
+from resnest_d2.data.images import read_header
+from resnest_d2.data.options import Options
 from resnest_d2.data.rle import decode_counts
 
 HEIGHT, WIDTH = 30, 40
@@ -55,7 +62,6 @@ def test_what_detectron2_reads_is_read_the_same(write):
     ours = read_coco(file, images, masks=True)
     theirs = load_coco_json(str(file), str(images), "coco_json_test")
     assert ours.categories == {4: "cat", 90: "dog"}  # ids with holes, in their order
-    assert ours.evaluable
     by_id = {record["image_id"]: record for record in ours.dicts}
     for record in theirs:
         assert by_id[record["image_id"]] == record
@@ -95,7 +101,6 @@ def test_useless_annotations_are_left_out_and_named(write, caplog, change, probl
     assert not any(record["annotations"] for record in data.dicts)
     (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
     assert warning == f"{file}: left out 1 annotations that {problem}"
-    assert not data.evaluable
 
 
 def test_boxes_alone_need_no_mask(write, caplog):
@@ -104,7 +109,6 @@ def test_boxes_alone_need_no_mask(write, caplog):
         (instance,) = data.dicts[0]["annotations"]
         assert "segmentation" not in instance
         assert data.num_masks == 0
-    assert not data.evaluable  # pycocotools takes four numbers for a box
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
 
 
@@ -158,7 +162,7 @@ def test_sizes_are_read_from_images_that_lack_them(write):
 
 def test_images_that_are_not_what_the_file_says(write):
     file, images = write(lambda data: data["images"][1].update(height=WIDTH, width=HEIGHT))
-    with pytest.raises(ValueError, match="image 3 is said to be 30 x 40, but .*b.png is 40 x 30"):
+    with pytest.raises(InputError, match="image 3 is said to be 30 x 40, but .*b.png is 40 x 30"):
         read_coco(file, images)
     # Detectron2 turns an image as its EXIF tag asks before it looks at its size.
     exif = Image.Exif()
@@ -169,17 +173,18 @@ def test_images_that_are_not_what_the_file_says(write):
     pixels = detection_utils.read_image(record["file_name"], "RGB")
     detection_utils.check_image_size(record, pixels)
     (images / "b.png").write_text("<html>404</html>")
-    with pytest.raises(ValueError, match="1 of 2 images .* read: .*b.png cannot be read"):
+    with pytest.raises(InputError, match="1 of 2 images .* read: .*b.png cannot be read"):
         read_coco(file, images)
 
 
 @pytest.mark.parametrize("key", ["area", "iscrowd"])
-def test_what_pycocotools_lacks_makes_a_file_unfit_for_it(write, key):
-    assert not read_coco(*write(lambda data: data["annotations"][0].pop(key))).evaluable
-    assert not read_coco(*write(id=0)).evaluable
-    assert not read_coco(*write(id="a1")).evaluable
-    (instance,) = read_coco(*write(**{key: None})).dicts[0]["annotations"]
-    assert instance["iscrowd"] == 0
+def test_what_is_absent_has_its_plain_value(write, key):
+    for data in (
+        read_coco(*write(lambda data: data["annotations"][0].pop(key))),
+        read_coco(*write(**{key: None})),
+    ):
+        (annotation,) = data.annotations
+        assert (annotation["area"], annotation["iscrowd"]) == (100, 0)
 
 
 def entry(key, **values):
@@ -191,14 +196,23 @@ def entry(key, **values):
     [
         (lambda d: d.pop("images"), "data.json is not in COCO's format: it has no list 'images'"),
         (lambda d: d.update(annotations={}), "it has no list 'annotations'"),
-        (lambda d: d.update(images=["a.png"]), "'images' holds more than objects"),
-        (lambda d: d.update(categories=[]), "data.json: 'categories' is empty"),
-        (lambda d: d.update(images=[], annotations=[]), "data.json: 'images' is empty"),
-        (entry("categories", id=None), "a category needs an 'id' and a 'name', got"),
-        (entry("categories", name=" "), "a category needs an 'id' and a 'name', got"),
+        (
+            lambda d: d.update(images=["a.png"]),
+            "image number 1 of the list must be an object, got 'a.png'",
+        ),
+        (lambda d: d.update(categories=[]), "'categories' is empty"),
+        (lambda d: d.update(images=[], annotations=[]), "'images' is empty"),
+        (
+            entry("categories", id=None),
+            "category number 1 of the list: 'id' must be a number or a tex",
+        ),
+        (
+            entry("categories", name=" "),
+            "category 90: 'name' must be a text that is not empty, got ' '",
+        ),
         (entry("categories", id=4), "category 4 is 'dog' and 'cat'"),
         (entry("images", id=3), "image id 3 stands for 'a.png' and for 'b.png'"),
-        (entry("images", file_name=None), "an image needs an 'id' and a 'file_name'"),
+        (entry("images", file_name=None), "image 7 has no 'file_name'"),
         (entry("annotations", image_id=8), "no annotation is of an image that is listed"),
         (entry("annotations", category_id=8), "annotation 1: there is no category 8"),
         (entry("annotations", bbox=[1, 2, 3]), "annotation 1: 'bbox' must be four numbers"),
@@ -218,7 +232,7 @@ def entry(key, **values):
         ),
         (
             entry("annotations", segmentation={"size": [30, 40]}),
-            "annotation 1: 'counts' of its RLE must be a list of numbers or a string",
+            "annotation 1: its RLE must be 'size' .* and 'counts', a list of numbers or a string",
         ),
         (
             entry("annotations", segmentation={"size": [30, 40], "counts": "zz##"}),
@@ -234,12 +248,18 @@ def entry(key, **values):
         ),
         (
             entry("annotations", segmentation={"size": [30, 40], "counts": [-5, 1205]}),
-            "annotation 1: the counts of its RLE do not add up",
+            "annotation 1: its RLE must be 'size' .* and 'counts', a list of numbers",
         ),
         (entry("annotations", area="big"), "annotation 1: 'area' must be a number, got 'big'"),
-        (entry("annotations", category_id={}), "annotation 1: there is no category {}"),
-        (entry("annotations", iscrowd="no"), "annotation 1: 'iscrowd' must be 0 or 1, got 'no'"),
-        (entry("images", id=[3]), "an image needs an 'id' and a 'file_name'"),
+        (
+            entry("annotations", category_id={}),
+            "annotation 1: 'category_id' must be a number or a text, got {}",
+        ),
+        (
+            entry("annotations", iscrowd="some"),
+            "annotation 1: 'iscrowd' must be 0 or 1, got 'some'",
+        ),
+        (entry("images", id=[3]), r"image number 1 of the list: 'id' must be .*, got \[3\]"),
         (entry("images", width=30), "image 7 is said to be 30 x 30, but .*a.png is 40 x 30, which"),
         (entry("categories", keypoints="nose"), "'keypoints' must be a list of names"),
         (
@@ -257,7 +277,7 @@ def entry(key, **values):
     ],
 )
 def test_contradictions_are_errors_that_name_the_annotation(write, change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         read_coco(*write(change), masks=True, keypoints=True)
 
 
@@ -268,10 +288,10 @@ def test_files_that_are_not_there(write, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder of images .*absent"):
         read_coco(file, tmp_path / "absent")
     (images / "b.png").unlink()
-    with pytest.raises(FileNotFoundError, match="1 of the 2 images of .* are not in .*: b.png"):
+    with pytest.raises(InputError, match="1 of the 2 images are not in .*: b.png"):
         read_coco(file, images)
     file.write_text("{")
-    with pytest.raises(ValueError, match="data.json is no JSON"):
+    with pytest.raises(InputError, match="data.json is no JSON"):
         read_coco(file, images)
 
 
@@ -279,8 +299,7 @@ def test_classes_are_those_of_the_training_set(write):
     file, images = write()
     data = read_coco(file, images, {2: "cow", 4: "cat", 90: "dog"})
     assert data.dicts[0]["annotations"][0]["category_id"] == 2
-    assert not data.evaluable  # pycocotools would count two classes of three
-    with pytest.raises(ValueError, match="category 90 'dog' is not one of the training set's: 4 c"):
+    with pytest.raises(InputError, match="category 90 'dog' is not one of the training set's: 4 c"):
         read_coco(file, images, {4: "cat"})
 
 
@@ -292,8 +311,188 @@ def test_keypoints(write):
     assert data.keypoint_names == ["left_eye", "right_eye"]
     assert data.skeleton == [(0, 1)]
     assert data.dicts[0]["annotations"][0]["keypoints"] == [5.5, 6.5, 2, 7.5, 8.5, 1]
-    assert (data.num_keypoints, data.evaluable) == (1, True)
+    assert data.num_keypoints == 1
     # One that was not labelled has them all the same, invisible, so that instances can be stacked.
     data = read_coco(*write(change), keypoints=True)
     assert data.dicts[0]["annotations"][0]["keypoints"] == [0.5, 0.5, 0, 0.5, 0.5, 0]
-    assert (data.num_keypoints, data.evaluable) == (0, False)
+    assert data.num_keypoints == 0
+
+
+def many(number):
+    """A change to so many annotations, each of which is wrong."""
+
+    def change(data):
+        (first,) = data["annotations"]
+        data["annotations"] = [
+            {**first, "id": 100 + n, "bbox": [5, 5, "wide", n]} for n in range(number)
+        ]
+        data["annotations"].append(first)
+
+    return change
+
+
+def test_all_errors_are_listed_at_once(write):
+    def change(data):
+        (first,) = data["annotations"]
+        wrong = [{"bbox": [1, 2]}, {"category_id": 8}, {"segmentation": 5}, {"iscrowd": 2}]
+        data["annotations"] += [{**first, "id": 10 + n, **w} for n, w in enumerate(wrong)]
+        data["images"].append({"id": 5})
+
+    with pytest.raises(InputError) as raised:
+        read_coco(*write(change), masks=True)
+    header, *lines = str(raised.value).splitlines()
+    assert header.endswith("data.json: 5 errors in 4 of 5 annotations:")
+    starts = {"image 5 has no 'file_name'", *(f"annotation {n}" for n in (10, 11, 12, 13))}
+    assert {line.partition(":")[0] for line in lines} == starts
+
+
+def test_a_long_list_is_cut(write):
+    with pytest.raises(InputError) as raised:
+        read_coco(*write(many(50)))
+    header, *lines, last = str(raised.value).splitlines()
+    assert header.endswith("data.json: 50 errors in 50 of 51 annotations:")
+    assert len(lines) == 20
+    assert lines[0].startswith("annotation 100: 'bbox' must be four numbers")
+    assert last == "and 30 more; resnest-d2 check-data lists all"
+
+
+def test_errors_can_be_taken_and_the_rest_read(write):
+    """As check-data does, which goes on to the pictures."""
+    errors = []
+    data = read_coco(*write(many(50)), masks=True, errors=errors)
+    assert len(errors) == 50
+    assert [a["id"] for a in data.annotations] == [1]
+    assert (data.num_annotations, len(data.images)) == (51, 2)
+
+
+def amodal(data):
+    """Boxes of whole objects, of which others hide the greater part."""
+    (first,) = data["annotations"]
+    part = [[5, 5, 9, 5, 9, 9, 5, 9]]
+    data["annotations"] = [{**first, "id": n, "segmentation": part} for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_boxes_of_whole_objects_beside_masks_of_their_parts(write, caplog, masks):
+    file, images = write(amodal)
+    with pytest.raises(InputError, match=r"3 of 3 boxes are not .*annotations 1, 2, 3.*COCO's are"):
+        read_coco(file, images, masks=masks)
+    data = read_coco(file, images, masks=masks, options=Options(boxes_as_given=True))
+    assert [a["bbox"] for a in data.annotations] == [[5, 5, 10, 10]] * 3
+    assert [a["segmentation"] for a in data.annotations] == [[[5, 5, 9, 5, 9, 9, 5, 9]]] * 3
+    assert "3 boxes are not those of their masks and stay as they are: 1, 2, 3" in caplog.text
+    data = read_coco(file, images, masks=masks, options=Options(boxes_from_masks=True))
+    assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
+    with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
+        Options(boxes_from_masks=True, boxes_as_given=True)
+
+
+def test_what_is_counted(write):
+    """In sets of boxes and masks, crowds and images with more and fewer objects."""
+
+    def change(data):
+        (first,) = data["annotations"]
+        runs = [5 * HEIGHT, 10 * HEIGHT, (WIDTH - 15) * HEIGHT]  # columns 5 to 14
+        rle = {"size": [HEIGHT, WIDTH], "counts": runs}
+        more = [{}, {"segmentation": []}, {"iscrowd": 1}, {"image_id": 3, "segmentation": rle}]
+        data["annotations"] += [{**first, "id": 10 + n, **m} for n, m in enumerate(more)]
+        data["annotations"].append({**first, "id": 20, "bbox": [90, 5, 1, 1], "segmentation": []})
+
+    data = read_coco(*write(change), options=Options(boxes_as_given=True))
+    assert (data.num_annotations, len(data.annotations)) == (6, 5)
+    assert (data.num_masks, data.num_rle, data.num_crowds, data.most_objects) == (4, 1, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "name"), [([0, 1], 1), (["a", "b"], "b"), ([5, 5], "number 2 of the list")]
+)
+def test_errors_name_annotations_as_the_file_does(write, ids, name):
+    def change(data):
+        (first,) = data["annotations"]
+        data["annotations"] = [{**first, "id": n} for n in ids]
+        data["annotations"][1]["bbox"] = "wide"
+
+    with pytest.raises(InputError, match=f"\nannotation {name}: 'bbox' must be four numbers"):
+        read_coco(*write(change))
+
+
+def test_ids_from_0_are_quick(write):
+    """They go up by one, in a time in proportion to their number."""
+
+    def change(data):
+        (first,) = data["annotations"]
+        data["annotations"] = [{**first, "id": n} for n in range(20_000)]
+
+    start = time.perf_counter()
+    data = read_coco(*write(change))
+    assert time.perf_counter() - start < 10  # the square of the number would take minutes
+    assert [a["id"] for a in data.annotations] == list(range(1, 20_001))
+
+
+def test_the_data_can_be_handed_to_another_process(write):
+    data = read_coco(*write(), masks=True)
+    again = pickle.loads(pickle.dumps(data))
+    assert (again, again.dicts, again.to_json()) == (data, data.dicts, data.to_json())
+
+
+def test_the_header_of_each_picture_is_read_once(write, monkeypatch):
+    read = []
+
+    def counted(file):
+        read.append(file)
+        return read_header(file)
+
+    monkeypatch.setattr("resnest_d2.data.coco_images.read_header", counted)
+    data = read_coco(*write(lambda data: data["images"].append(dict(data["images"][0]))))
+    assert data.dicts
+    assert sorted(map(str, read)) == sorted(image["file_name"] for image in data.images)
+
+
+def odd(data):
+    """A file that every evaluation reads in its own way."""
+    (first,) = data["annotations"]
+    runs = [5 * HEIGHT, 10 * HEIGHT, (WIDTH - 15) * HEIGHT]  # columns 5 to 14
+    mask = {"size": [HEIGHT, WIDTH], "counts": runs}
+    data["annotations"] = [
+        {**first, "id": 0, "area": None},
+        {**first, "id": 0, "image_id": "3", "segmentation": mask, "bbox": None},
+        {**first, "id": -4, "category_id": 4.0, "iscrowd": 1, "segmentation": []},
+        {**first, "id": "x", "bbox": [20.5, 12, 10, 10], "segmentation": []},
+    ]
+    del data["annotations"][0]["iscrowd"]
+    data["categories"].append(dict(data["categories"][0]))
+    data["images"][0]["id"] = -7
+    for annotation in data["annotations"]:
+        annotation["image_id"] = {7: -7}.get(annotation["image_id"], annotation["image_id"])
+
+
+@pytest.mark.parametrize("ids", ["zero", "odd"])
+def test_what_is_written_is_one_data_set_to_all_evaluations(write, tmp_path, ids):
+    """The libraries pycocotools and hotcoco read the same, and give the same AP."""
+    hotcoco = pytest.importorskip("hotcoco")
+    change = odd if ids == "odd" else lambda data: data["annotations"][0].update(id=0, area="")
+    data = read_coco(*write(change, area=100))
+    data.write(tmp_path / "written.json")
+    content = json.loads((tmp_path / "written.json").read_text())
+    found = [a["id"] for a in content["annotations"]]
+    assert len(set(found)) == len(found)
+    assert min(found) > 0
+    results = [
+        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9 - 0.1 * n}
+        for n, a in enumerate(content["annotations"])
+        if not a["iscrowd"]
+    ]
+    results.append({**results[0], "bbox": [1, 1, 3, 3], "score": 0.95})  # one that is wrong
+    stats = []
+    for library, load in ((hotcoco, "load_res"), (pycocotools, "loadRes")):
+        truth = library.coco.COCO if library is pycocotools else library.COCO
+        evaluation = library.cocoeval.COCOeval if library is pycocotools else library.COCOeval
+        coco = truth(str(tmp_path / "written.json"))
+        detections = getattr(coco, load)([dict(result) for result in results])
+        evaluated = evaluation(coco, detections, "bbox")
+        evaluated.evaluate()
+        evaluated.accumulate()
+        evaluated.summarize()
+        stats.append(list(evaluated.stats))
+    assert stats[0] == pytest.approx(stats[1], abs=1e-12)
+    assert 0 < stats[0][0] < 1

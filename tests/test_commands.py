@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-import resnest_d2_cli
 from commands import ROOT, run_command
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY
 
+import resnest_d2_cli
 from resnest_d2.commands import one_line_errors
 from resnest_d2.config import ConfigError, InputError, MissingFileError, MissingPackageError
 from resnest_d2.weights import FetchError, UnreadableError

@@ -9,13 +9,12 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from test_finetune import arguments
+from short_training import arguments, use_own_data
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.settings import Settings
 from resnest_d2.engine import Trainer
-from resnest_d2.engine.finetune import VAL, use_own_data
-from resnest_d2.evaluation.coco import choose_implementation
+from resnest_d2.engine.finetune import VAL
+from resnest_d2.evaluation import coco
 
 OBJECTS = 144
 
@@ -44,8 +43,7 @@ def paths(folder):
 @pytest.mark.parametrize("implementation", ["hotcoco", "pycocotools"])
 @pytest.mark.parametrize("limit", [100, 200])
 def test_perfect_boxes_are_perfect(files, tmp_path, caplog, monkeypatch, implementation, limit):
-    monkeypatch.setattr("resnest_d2.evaluation.coco._chosen", implementation)
-    assert choose_implementation() == implementation
+    monkeypatch.setattr(coco, "implementation", lambda: implementation)
     given, boxes = files
     cfg = model_zoo.get_config("faster_resnest50")
     cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE = str(tmp_path / "out"), limit
@@ -76,23 +74,27 @@ def test_coco_keeps_its_own_number(tmp_path, caplog):
     )
     (tmp_path / "none.json").write_text('{"images": [], "annotations": [], "categories": []}')
     evaluator = Trainer.build_evaluator(cfg, "coco_for_this_test")
-    assert evaluator._max_dets_per_image in (None, [1, 10, 100])
+    assert evaluator._detections == 100
     assert "detections an image" not in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("name", "opts", "expected"),
+    ("name", "proposals", "keys"),
     [
-        ("mask_resnest50", ["TEST.DETECTIONS_PER_IMAGE", 40], [40, 1000]),
-        ("retinanet_resnest50", [], [100]),
-        ("lazy/mask_resnest14_digits", [], [20, 100]),
-        ("lazy/mask_resnest50", [], [100, 1000]),
-        ("lazy/cascade_resnest50", [], [100, 1000]),
+        ("faster_resnest50", 1000, "TEST.DETECTIONS_PER_IMAGE 100"),
+        (
+            "faster_resnest50",
+            50,
+            "TEST.DETECTIONS_PER_IMAGE 100 and MODEL.RPN.POST_NMS_TOPK_TEST 50",
+        ),
+        ("retinanet_resnest50", 50, "TEST.DETECTIONS_PER_IMAGE 100"),  # which has no proposals
     ],
 )
-def test_what_a_model_can_find(name, opts, expected):
+def test_what_a_model_can_find_is_compared_with_the_data(
+    files, tmp_path, caplog, name, proposals, keys
+):
     cfg = model_zoo.get_config(name)
-    if opts:
-        cfg.merge_from_list(opts)
-    limits = Settings.of(cfg).detection_limits()
-    assert list(limits.values()) == expected, limits
+    cfg.OUTPUT_DIR, cfg.MODEL.RPN.POST_NMS_TOPK_TEST = str(tmp_path / "out"), proposals
+    use_own_data(cfg, arguments(**files[0]))
+    message = f"an image has {OBJECTS} objects, more than the model can find: raise {keys}"
+    assert [m for m in caplog.messages if m.endswith(message)]

@@ -1,19 +1,19 @@
-"""tools/demo.py on a tiny data set, and what it draws from."""
+"""examples/demo.py on a tiny data set, and what it draws from."""
 
-import errno
 import json
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from commands import run_tool
-from detectron2.data import MetadataCatalog
+from commands import ROOT, run_example
 from detectron2.data.datasets import load_coco_json
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
+from pycocotools.coco import COCO
+from test_examples import load_example
 
-from resnest_d2.commands import demo
-from resnest_d2.commands.demo import SCALE, draw_grid
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_example("demo")
 
 
 def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
@@ -22,14 +22,14 @@ def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
     (output / "notes.txt").write_text("not the demo's")
     few = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "1"]
     few += ["TEST.DETECTIONS_PER_IMAGE", "5"]
-    result = run_tool(
+    result = run_example(
         *("demo.py", "--output", output, *few),
         cwd=tmp_path,
         DETECTRON2_DATASETS=str(tiny_digits),
     )
     assert result.returncode == 0, result.stderr
     assert "2/2" in result.stderr  # the progress bar
-    assert result.stderr.count("No GPU was found") == 1
+    assert result.stderr.count("No GPU: running on the CPU") == 1
 
     text = (output / "results.json").read_text()
     results = json.loads(text, parse_constant=lambda name: 1 / 0)  # NaN is not JSON
@@ -39,46 +39,55 @@ def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
     for name in ("predictions.png", "curves.png"):
         assert np.asarray(Image.open(output / name).convert("L")).std() > 10, "a blank picture"
         assert str(output / name) in result.stdout
+    assert (output / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "on 3 validation images" in result.stdout
+    assert "Average Recall" not in result.stdout
     assert (output / "notes.txt").exists()
 
 
-def test_the_grid_shows_truth_and_predictions(tiny_digits, tmp_path, monkeypatch):
+def test_the_truth_is_that_of_the_annotations(tiny_digits, demo):
+    """Its masks are pycocotools', so that truth and prediction are drawn alike."""
+    root = tiny_digits / "digits"
+    annotations = str(root / "annotations/digits_val.json")
+    coco = COCO(annotations)
+    for entry in load_coco_json(annotations, str(root / "val"), "digits_val"):
+        image = np.asarray(Image.open(entry["file_name"]))
+        found = demo.truth_of(entry, image)["instances"]
+        expected = coco.loadAnns(coco.getAnnIds(entry["image_id"]))
+        assert len(found) == len(expected) > 0
+        for mask, box, one in zip(
+            found.pred_masks, found.pred_boxes.tensor.tolist(), expected, strict=True
+        ):
+            assert np.array_equal(mask.numpy(), coco.annToMask(one).astype(bool))
+            x, y, width, height = one["bbox"]
+            assert box == [x, y, x + width, y + height]
+
+
+def test_the_grid_shows_truth_and_predictions(tiny_digits, tmp_path, monkeypatch, demo):
     """Two pictures for each image: what the annotations say and what the detector says."""
     root = tiny_digits / "digits"
     annotations = str(root / "annotations/digits_val.json")
     dicts = load_coco_json(annotations, str(root / "val"), "digits_val")
-    calls = []
+    plots = []
+    original = demo.Result.plot
+
+    def plot(self, scale):
+        plots.append((self.image.shape, len(self), scale))
+        return original(self, scale)
+
+    monkeypatch.setattr(demo.Result, "plot", plot)
 
     class Detector:
-        metadata = MetadataCatalog.get("digits_val")
+        metadata = demo.MetadataCatalog.get("digits_val")
 
         def __call__(self, image):
-            return image.mean()
+            return demo.Result({}, image, self.metadata)
 
-        def draw(self, image, output, scale):
-            calls.append((image.shape, output == image.mean(), scale))
-            return np.full((8, 8, 3), 255, np.uint8)
-
-    truths = []
-    original = Visualizer.draw_dataset_dict
-    monkeypatch.setattr(
-        Visualizer, "draw_dataset_dict", lambda s, d: truths.append(d) or original(s, d)
-    )
-    draw_grid(Detector(), dicts, tmp_path / "grid.png")
-    assert truths == dicts
-    assert calls == [((128, 128, 3), True, SCALE)] * len(dicts)
+    demo.draw_grid(Detector(), dicts, tmp_path / "grid.png")
+    numbers = [number for entry in dicts for number in (len(entry["annotations"]), 0)]
+    assert plots == [((128, 128, 3), number, demo.SCALE) for number in numbers]
     assert Image.open(tmp_path / "grid.png").width > 1000
 
 
-@pytest.mark.parametrize("when", ["while it trains", "behind the training"])
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, when):
-    full = OSError(errno.ENOSPC, "No space left on device")
-    for name in ("Trainer", "log_to_file", "build_digits", "write_metrics"):
-        monkeypatch.setattr(demo, name, Mock())
-    work = demo.Trainer.return_value.train if when == "while it trains" else demo.write_metrics
-    work.side_effect = full
-    with pytest.raises(SystemExit, match="2"):
-        demo.main(["--output", str(tmp_path)])
-    assert work.called
-    assert "error: [Errno 28] No space left on device\n" in capsys.readouterr().err
+def test_make_runs_it():
+    assert "examples/demo.py --output output/demo" in (ROOT / "Makefile").read_text()

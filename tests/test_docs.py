@@ -15,10 +15,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import tomllib
 from commands import ROOT
+from detectron2.engine import default_argument_parser
 
-from benchmarks import SECTIONS
-from benchmarks.__main__ import make_parser
-from resnest_d2.__main__ import COMMANDS
+from benchmarks.__main__ import SECTIONS, make_parser
+from resnest_d2_cli import COMMANDS
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
@@ -29,7 +29,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 TARGETS = set(re.findall(r"^([a-z][\w-]*):", MAKEFILE, re.MULTILINE))
 # What else is typed: names of programs that are not this project's.
-OTHERS = {"cd", "export", "git", "pip", "pre-commit", "source", "tensorboard", "uv"}
+OTHERS = {"cd", "coco", "export", "git", "globox", "labelme2coco", "pip", "pre-commit", "source"}
+OTHERS |= {"tensorboard", "uv"}
 LAUNCHERS = {"srun", "torchrun"}
 OURS = re.compile(r"(tools/\w|resnest-d2 |make \w|python -m )")
 
@@ -90,8 +91,10 @@ def options_of(command: str) -> set[str]:
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         if command == "benchmarks":
             make_parser().parse_args(["--help"])
-        module = COMMANDS.get(command, (command, ""))[0]
-        importlib.import_module(f"resnest_d2.commands.{module}").main(["--help"])
+        if command == "lazyconfig_train_net":
+            default_argument_parser().parse_args(["--help"])
+        name = {"train_net": "train"}.get(command, command).replace("-", "_")
+        importlib.import_module(f"resnest_d2.commands.{name}").main(["--help"])
     return set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", said.getvalue()))
 
 
@@ -164,13 +167,13 @@ def test_files_and_extras_exist(page):
             "torchrun --nproc-per-node 2 tools/train_net.py --keep-first",
             "has no option --keep-firs",
         ),
-        ("A=1 resnest-d2 predict \\\n  --opt=3", "predict has no option --opt"),
+        ("A=1 resnest-d2 predict \\\n  --opt=3", "has no option --opt"),
         ("resnest-d2 pedict --input x", "no command pedict"),
         ("resnet-d2 predict --input x", "no command resnet-d2"),
         ("tools/predictt.py --input x", "no file tools/predictt.py"),
         ("tools/train_net.py --config-file configs/mask_resnet14.yaml", "no file configs/mask_res"),
         ("make demo && make demoo  # twice", "no target demoo"),
-        ("python -m benchmarks --device cpu --sections amp speed", "no section speed"),
+        ("python -m benchmarks --device cpu --sections memory speed", "no section speed"),
         ("python -m benchmarks --section amp", "benchmarks has no option --section"),
         ("python -m benchmark.model_zoo", "no command benchmark.model_zoo"),
     ],
@@ -184,7 +187,7 @@ def test_wrong_commands_are_found(line, said):
 
 def test_broken_links_are_found():
     text = "# A b: `c`\n[1](#a-b-c) ![2](docs/no.png) [3](docs/train.md#nothing)\n`[4](code.md)`\n"
-    text += '<img src="docs/growth.png"> <a href="docs/none.md">5</a> [6](#nowhere)'
+    text += '<img src="docs/demo_predictions.png"> <a href="docs/none.md">5</a> [6](#nowhere)'
     found = ["docs/no.png", "docs/train.md#nothing", "docs/none.md", "#nowhere"]
     assert broken_links("README.md", text) == found
 

@@ -150,7 +150,9 @@ def test_a_model_that_cannot_be_copied():
         optimize_for_inference(model)
 
 
-@pytest.mark.parametrize("wrong", ["channels_last", torch.channels_last_3d, torch.preserve_format])
+@pytest.mark.parametrize(
+    "wrong", ["channels_last", "measure", torch.channels_last_3d, torch.preserve_format]
+)
 def test_other_memory_formats(wrong):
     with pytest.raises(ValueError, match="memory_format must be torch.contiguous_format or torch"):
         optimize_for_inference(conv().eval(), memory_format=wrong)

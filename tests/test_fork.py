@@ -7,7 +7,7 @@ from detectron2.utils.events import EventStorage
 
 from resnest_d2 import model_zoo
 from resnest_d2.config import ConfigError
-from resnest_d2.config.keys import PLAIN_BUILDERS
+from resnest_d2.config.load import PLAIN_BUILDERS
 from resnest_d2.engine import Trainer, load_config
 from resnest_d2.modeling.detector import build_detector
 
@@ -46,8 +46,6 @@ VERSION: 2
         ("RADIX: 4", "RADIX 4"),
         ("AVD: True", "AVD True"),
         ("DEEP_STEM: True", "DEEP_STEM True"),
-        ("AVG_DOWN: True", "AVG_DOWN True"),
-        *((f"DEPTH: {depth}", f"DEPTH {depth}") for depth in (14, 26, 200, 269)),
         ("RADIX: 0", None),
         ("RADIX: 1", None),
         ("AVD: False, DEEP_STEM: False, AVG_DOWN: False, RADIX: 1, DEPTH: 101", None),

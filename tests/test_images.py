@@ -1,5 +1,7 @@
 """Pictures of every kind are one array in training, evaluation and prediction, or one sentence."""
 
+import io
+import logging
 import pickle
 import struct
 import warnings
@@ -8,9 +10,13 @@ import zlib
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
-from detectron2.data import DatasetMapper, detection_utils
-from PIL import Image, ImageFile
+from detectron2.config import get_cfg
+from detectron2.data import DatasetMapper, MapDataset, MetadataCatalog, detection_utils
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+from PIL import Image, ImageFile, PngImagePlugin
 
+from resnest_d2.config import InputError, MissingFileError
 from resnest_d2.data.images import (
     BACKGROUND,
     read_header,
@@ -137,6 +143,62 @@ def test_a_header_decodes_no_pixels(tmp_path, monkeypatch):
     assert read_header(file).size == COLOURS.shape[1::-1]
 
 
+class CountedFiles(PathHandler):
+    """Opens files unbuffered, and counts the bytes that are read."""
+
+    def __init__(self):
+        super().__init__()
+        self.num_read = 0
+
+    def _get_supported_prefixes(self):
+        return ["counted://"]
+
+    def _open(self, path, mode="r", buffering=-1, **kwargs):
+        handler = self
+
+        class Counted(io.FileIO):
+            def readinto(self, buffer):
+                found = super().readinto(buffer)
+                handler.num_read += found
+                return found
+
+        return io.BufferedReader(Counted(path.removeprefix("counted://")), 512)
+
+
+@pytest.mark.parametrize("has_exif", [True, False])
+def test_a_header_of_a_png_reads_no_pixels(tmp_path, has_exif):
+    noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    file = save(tmp_path, "a.png", noise, exif=exif if has_exif else None)
+    handler = CountedFiles()
+    PathManager.register_handler(handler)
+    assert read_header(f"counted://{file}").is_turned == has_exif
+    assert file.stat().st_size > 900_000
+    assert handler.num_read < 20_000
+    turn = UPRIGHT[6 if has_exif else 1]
+    assert np.array_equal(read_image(f"counted://{file}"), turn(noise))
+
+
+@pytest.mark.parametrize("text", ["tEXt", "zTXt", "iTXt"])
+def test_orientation_in_texts_of_a_png(tmp_path, text):
+    """As older tools and Adobe's write it; Pillow reads the same."""
+    info = PngImagePlugin.PngInfo()
+    if text == "iTXt":
+        xmp = '<x><rdf:Description tiff:Orientation="6"/></x>'
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+    else:
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        content = exif.tobytes()
+        profile = f"\nexif\n{len(content):8d}\n{content.hex()}\n"
+        info.add_text("Raw profile type exif", profile, zip=text == "zTXt")
+    info.add_text("Comment", "x" * 3000)
+    file = save(tmp_path, "a.png", COLOURS, pnginfo=info)
+    assert read_header(file).is_turned
+    assert np.array_equal(read_image(file), np.rot90(COLOURS, -1))
+
+
 def test_16_bits_are_turned_too(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
@@ -155,7 +217,7 @@ def test_formats_are_detectron2s(tmp_path, image_format):
 def test_pixels_without_a_known_range_are_refused_by_their_header(tmp_path, dtype, kind):
     file = save(tmp_path, "a.tif", RAMP.astype(dtype))
     for read in (read_image, read_header):
-        with pytest.raises(ValueError, match=f"a.tif cannot be read .*{kind}.* of 32 bits, whose"):
+        with pytest.raises(InputError, match=f"a.tif cannot be read .*{kind}.* of 32 bits, whose"):
             read(file)
 
 
@@ -164,14 +226,14 @@ def test_files_that_are_damaged_or_no_pictures(tmp_path):
     content = file.read_bytes()
     file.write_bytes(content[: len(content) // 2])
     assert read_header(file).size == (20 * WIDTH, 20 * HEIGHT)
-    with pytest.raises(ValueError, match="a.jpg cannot be read as a picture: .*truncated"):
+    with pytest.raises(InputError, match="a.jpg cannot be read as a picture: .*truncated"):
         read_image(file)
     for wrong in (b"", b"<html>404</html>", content[:3], b"\x89PNG\r\n\x1a\n" + bytes(20)):
         file.write_bytes(wrong)
         for read in (read_image, read_header):
-            with pytest.raises(ValueError, match="a.jpg cannot be read as a picture: "):
+            with pytest.raises(InputError, match="a.jpg cannot be read as a picture: "):
                 read(file)
-    with pytest.raises(FileNotFoundError, match="absent.png"):
+    with pytest.raises(MissingFileError, match="absent.png"):
         read_image(tmp_path / "absent.png")
 
 
@@ -179,23 +241,23 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path, monkeypatch):
     file = save(tmp_path, "a.png", COLOURS)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)
     for read in (read_image, read_header):
-        with pytest.raises(ValueError, match="a.png cannot be read as a picture: .*pixels"):
+        with pytest.raises(InputError, match="a.png cannot be read as a picture: .*pixels"):
             read(file)
 
 
 def test_more_pixels_are_read_where_they_are_allowed(tmp_path, monkeypatch, recwarn):
     file = save(tmp_path, "a.png", COLOURS)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
-    with pytest.raises(ValueError, match="a.png cannot be .* pixels.*--max-pixels allows more"):
+    with pytest.raises(InputError, match="a.png cannot be .* pixels.*--max-pixels allows more"):
         read_image(file)
     set_max_pixels(WIDTH * HEIGHT - 2)
-    with pytest.raises(ValueError, match="a.png cannot be .* pixels.*--max-pixels allows more"):
+    with pytest.raises(InputError, match="a.png cannot be .* pixels.*--max-pixels allows more"):
         read_header(file)
     set_max_pixels(WIDTH * HEIGHT)
     set_max_pixels(None)  # changes nothing
     assert np.array_equal(read_image(file), COLOURS)
     assert not recwarn.list
-    with pytest.raises(ValueError, match="--max-pixels must be at least 1, got 0"):
+    with pytest.raises(InputError, match="--max-pixels must be at least 1, got 0"):
         set_max_pixels(0)
 
 
@@ -212,7 +274,7 @@ def test_a_loaders_process_has_the_limit_of_pixels(tmp_path, monkeypatch):
 def test_too_little_memory_is_a_reason(tmp_path, monkeypatch):
     file = save(tmp_path, "a.png", COLOURS)
     monkeypatch.setattr("resnest_d2.data.images._to_8_bits", lambda image: bytes(1 << 62))
-    with pytest.raises(ValueError, match="a.png cannot be read .*: the memory is too small"):
+    with pytest.raises(InputError, match="a.png cannot be read .*: the memory is too small"):
         read_image(file)
 
 
@@ -231,7 +293,7 @@ def test_labels_are_indices(tmp_path):
             assert found.dtype == dtype
     file = save(tmp_path, "many.png", labels.astype(np.uint16) + 300)
     assert read_labels(file, dtype=int).max() == 304
-    with pytest.raises(ValueError, match="many.png cannot .* labels, up to 304, are no uint8"):
+    with pytest.raises(InputError, match="many.png cannot .* labels, up to 304, are no uint8"):
         read_labels(file)
 
 
@@ -312,7 +374,7 @@ def test_cropping_takes_images_without_objects(tmp_path, annotations):
 
 def test_a_picture_of_another_size_than_its_dict_names_the_file(tmp_path):
     given = record(save(tmp_path, "a.jpg", COLOURS)) | {"height": 99}
-    with pytest.raises(detection_utils.SizeMismatchError, match="a.jpg"):
+    with pytest.raises(InputError, match="a.jpg"):
         mapper(Mapper)(given)
 
 
@@ -321,8 +383,64 @@ def test_a_picture_that_no_resizing_takes_names_the_file(tmp_path):
     Image.new("RGB", (3012, 1)).save(file)
     given = {"file_name": str(file), "height": 1, "width": 3012}
     resize = T.ResizeShortestEdge(800, 1333)
-    with pytest.raises(ValueError, match="wide.png cannot be augmented, it has 3012 x 1 pixels: "):
+    with pytest.raises(InputError, match="wide.png cannot be augmented, it has 3012 x 1 pixels: "):
         mapper(Mapper, True, augmentations=[resize])(given)
+
+
+@pytest.fixture
+def registered(tmp_path):
+    """A data set's name, whose annotation file errors name."""
+    metadata = MetadataCatalog.get("pictures_for_this_test")
+    metadata.set(json_file=str(tmp_path / "train.json"), image_root=str(tmp_path / "pictures"))
+    (tmp_path / "pictures").mkdir()
+    yield metadata.name
+    MetadataCatalog.remove(metadata.name)
+
+
+def test_a_bad_picture_names_its_annotation_file(tmp_path, registered):
+    bad = record(tmp_path / "pictures/bad.png")
+    reader = mapper(Mapper, True, dataset_names=(registered,))
+    for content in (None, b"<html>"):
+        if content:
+            (tmp_path / "pictures/bad.png").write_bytes(content)
+        with pytest.raises(InputError, match=r"bad.png.* \(an image of .*train.json\)"):
+            reader(bad)
+
+
+def test_bad_pictures_are_skipped_where_that_is_asked_for(tmp_path, registered, caplog):
+    """Detectron2's own data set takes another image for None."""
+    save(tmp_path, "pictures/good.png", COLOURS)
+    (tmp_path / "pictures/bad.png").write_bytes(b"<html>")
+    given = [record(tmp_path / f"pictures/{name}.png") for name in ("bad", "good")]
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.FORMAT = (0,), "RGB"
+    cfg.INPUT.RANDOM_FLIP = "none"
+    cfg.DATASETS.TRAIN = (registered,)
+    reader = Mapper(cfg, True, skip_bad_images=True)
+    for _ in range(2):
+        found = MapDataset(given, pickle.loads(pickle.dumps(reader)))[0]
+        assert np.array_equal(found["image"].numpy().transpose(1, 2, 0), COLOURS)
+    assert reader(given[0]) is reader(given[0]) is None
+    warned = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warned) == 3  # once for each copy of the mapper, as each process has one
+    assert all("bad.png cannot be read" in w and "train.json" in w for w in warned)
+    # An evaluation counts every image.
+    with pytest.raises(InputError, match="bad.png"):
+        Mapper(cfg, False, skip_bad_images=True)(given[0])
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError])
+def test_a_defect_is_no_bad_picture(tmp_path, monkeypatch, error):
+    """What our own code raises is not taken for damage of the file."""
+
+    def fail(image):
+        raise error("a defect")
+
+    file = save(tmp_path, "a.png", COLOURS)
+    monkeypatch.setattr("resnest_d2.data.images._to_8_bits", fail)
+    with pytest.raises(error, match="a defect") as raised:
+        mapper(Mapper, True, skip_bad_images=True)(record(file))
+    assert not isinstance(raised.value, InputError)
 
 
 def test_reading_shows_no_other_warning_again(tmp_path):

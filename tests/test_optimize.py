@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch._dynamo.utils
 import torch.fx.experimental._config as fx_config
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
@@ -22,10 +23,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import resnest_d2
-from benchmarks.detectors import count_compilations
 from resnest_d2 import model_zoo
 from resnest_d2.config.load import load_config
-from resnest_d2.config.settings import Settings
 from resnest_d2.engine.trainer import prepare_to_train
 from resnest_d2.modeling.deform_conv import DeformConv2d
 from resnest_d2.modeling.detector import build_detector
@@ -64,6 +63,11 @@ def backbone(**keys):
     model = resnest_d2.build_resnest_backbone(make_cfg(*flat), image_shape()).eval()
     randomize(model)
     return model
+
+
+def count_compilations():
+    """How many graphs Dynamo has compiled in this process."""
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def norms(model):
@@ -324,9 +328,10 @@ def test_compiled_for_training(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="aot_eager"))
     small = {**SMALLEST, "OUT_FEATURES": ["res3"]}
     plain, compiled = (nn.ModuleDict({"backbone": backbone(**small)}).train() for _ in range(2))
-    cfg = load_config(model_zoo.get_config_file("mask_resnest14_digits"), ["MODEL.COMPILE", "True"])
+    opts = ["MODEL.COMPILE", "True", "MODEL.DEVICE", "cpu"]
+    cfg = load_config(model_zoo.get_config_file("mask_resnest14_digits"), opts)
     assert cfg.MODEL.COMPILE is True
-    prepare_to_train(Settings.of(cfg), compiled)
+    prepare_to_train(cfg, compiled)
     torch._dynamo.reset()
     before = count_compilations()
     x = torch.randn(2, 3, 64, 64)
@@ -347,10 +352,10 @@ def test_compiled_for_training(monkeypatch):
     assert count_compilations() - before <= 3
     cfg.MODEL.RESNETS.GRAD_CHECKPOINT = True
     with pytest.raises(ValueError, match=r"MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot"):
-        prepare_to_train(Settings.of(cfg), compiled)
+        prepare_to_train(cfg, compiled)
     cfg.MODEL.COMPILE = False
     untouched = nn.ModuleDict({"backbone": backbone(**small)})
-    prepare_to_train(Settings.of(cfg), untouched)
+    prepare_to_train(cfg, untouched)
     assert untouched["backbone"]._compiled_call_impl is None
 
 

@@ -1,18 +1,15 @@
-"""RoIAlign and non-maximum suppression of optimised models, against torchvision and Detectron2."""
+"""RoIAlign and activations of optimised models, against torchvision and Detectron2."""
 
 import pytest
 import torch
-from detectron2.layers import Conv2d, ROIAlign, ShapeSpec
-from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.layers import Conv2d, ROIAlign
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes
 from torch import nn
 
-from resnest_d2.optimize import optimize_for_inference, suppression
+from resnest_d2.optimize import optimize_for_inference
 from resnest_d2.optimize import pooling as pooling_module
 from resnest_d2.optimize.pooling import SparseROIAlign
-from resnest_d2.optimize.suppression import BestFirstOutputLayers
 
 HEIGHT, WIDTH, STRIDE = 23, 37, 8
 
@@ -158,95 +155,3 @@ def test_activations_in_place_are_those_of_known_convolutions_alone():
     with torch.no_grad():
         torch.testing.assert_close(optimized(image), model(image))
     assert torch.equal(image, kept)
-
-
-CLASSES, PROPOSALS = 30, 300
-
-
-def output_layers(agnostic=False, **options):
-    shape = ShapeSpec(channels=8, height=1, width=1)
-    transform = Box2BoxTransform((10, 10, 5, 5))
-    options = {"test_topk_per_image": 50, "cls_agnostic_bbox_reg": agnostic, **options}
-    layers = FastRCNNOutputLayers(
-        shape, box2box_transform=transform, num_classes=CLASSES, **options
-    )
-    nn.init.normal_(layers.cls_score.weight)
-    return layers.eval()
-
-
-def draw_proposals(images=2, spread=200.0):
-    proposals = []
-    for _ in range(images):
-        low = torch.rand(PROPOSALS, 2) * spread
-        boxes = Boxes(torch.cat([low, low + 10 + torch.rand(PROPOSALS, 2) * 60], 1))
-        proposals.append(Instances((240, 250), proposal_boxes=boxes))
-    return proposals
-
-
-def count_calls(monkeypatch):
-    calls = []
-    compute = suppression.fast_rcnn_inference
-
-    def watch(*args):
-        calls.append(args[3])
-        return compute(*args)
-
-    monkeypatch.setattr(suppression, "fast_rcnn_inference", watch)
-    return calls
-
-
-@pytest.mark.parametrize(
-    ("options", "spread", "early"),
-    [
-        ({}, 200, [True]),
-        ({"agnostic": True}, 200, [True]),
-        ({"test_score_thresh": 1e-6}, 200, [True]),
-        ({"test_score_thresh": 0.5}, 200, [False]),  # few boxes reach it: as it is
-        ({"test_topk_per_image": 1}, 200, [True]),
-        ({"test_topk_per_image": 450}, 200, [False]),  # which may need all
-        ({"test_topk_per_image": -1}, 200, [False]),  # no limit
-        ({"test_nms_thresh": 0.0}, 0, [True, False]),  # the best boxes are nearly one
-    ],
-)
-def test_the_best_boxes_first(monkeypatch, options, spread, early):
-    layers = output_layers(**options)
-    optimized = optimize_for_inference(nn.ModuleList([layers]).eval())[0]
-    assert type(optimized) is BestFirstOutputLayers
-    proposals = draw_proposals(spread=spread)
-    features = torch.randn(2 * PROPOSALS, 8)
-    seen = count_calls(monkeypatch)
-    with torch.no_grad():
-        predictions = layers(features)
-        expected, rows = layers.inference(predictions, proposals)
-        actual, ours = optimized.inference(predictions, proposals)
-    assert [threshold > layers.test_score_thresh for threshold in seen] == early
-    for one, other, at, our in zip(expected, actual, rows, ours, strict=True):
-        assert len(one) == len(other) > 0
-        assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
-        assert torch.equal(one.scores, other.scores)
-        assert torch.equal(one.pred_classes, other.pred_classes)
-        assert torch.equal(at, our)
-
-
-def test_scores_that_are_no_numbers():
-    layers = output_layers()
-    optimized = BestFirstOutputLayers(layers)
-    proposals = draw_proposals()
-    features = torch.randn(2 * PROPOSALS, 8)
-    features[5:120] = torch.nan
-    with torch.no_grad():
-        predictions = layers(features)
-        expected, _ = layers.inference(predictions, proposals)
-        actual, _ = optimized.inference(predictions, proposals)
-    for one, other in zip(expected, actual, strict=True):
-        assert len(one) == len(other) > 0
-        assert torch.equal(one.scores, other.scores)
-        assert torch.equal(one.pred_boxes.tensor, other.pred_boxes.tensor)
-
-
-def test_no_proposals():
-    layers = output_layers()
-    none = [Instances((9, 9), proposal_boxes=Boxes(torch.zeros(0, 4)))]
-    with torch.no_grad():
-        (found,), _ = BestFirstOutputLayers(layers).inference(layers(torch.zeros(0, 8)), none)
-    assert len(found) == 0

@@ -2,70 +2,50 @@
 
 import pytest
 import torch
-from detectron2.data import MapDataset, build_batch_data_loader
-from detectron2.data.samplers import TrainingSampler
-from torch import nn
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine.hooks import PreciseBN
+from short_training import make, short_config
 
-from resnest_d2.engine.loop import NonFiniteError
-from resnest_d2.engine.precise_bn import PreciseBN
+from resnest_d2.engine import Trainer
 
-
-class Model(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(1)
-
-    def forward(self, inputs):
-        return self.norm(torch.stack([item["image"] for item in inputs]))
+BN = {"TEST.PRECISE_BN.ENABLED": "True", "MODEL.BACKBONE.FREEZE_AT": "0"}
 
 
-class Halting(Model):
-    """A model of which a part is never reached, as by Detectron2 if proposals are not finite."""
-
-    def __init__(self):
-        super().__init__()
-        self.behind = nn.BatchNorm2d(1)
-
-    def forward(self, inputs):
-        super().forward(inputs)
-        raise FloatingPointError("Predicted boxes or scores contain Inf/NaN")
-
-
-def make(images, batch, num_iter, max_iter, grouping=True, model=Model):
-    entries = [
-        {"image": torch.full((1, 4, 4), float(i)), "width": 4, "height": 4} for i in range(images)
-    ]
-    data = MapDataset(entries, dict)
-    loader = build_batch_data_loader(
-        data, TrainingSampler(images), batch, aspect_ratio_grouping=grouping, num_workers=0
-    )
-    return PreciseBN(0, model().train(), loader, num_iter, batch=batch, max_iter=max_iter)
+@pytest.fixture
+def many_digits(registered_digits):
+    """Ninety entries of the six pictures."""
+    entries = DatasetCatalog.get("digits_train")
+    DatasetCatalog.register("many_digits", lambda: entries * 15)
+    MetadataCatalog.get("many_digits").set(thing_classes=[str(n) for n in range(10)])
+    yield "many_digits"
+    DatasetCatalog.remove("many_digits")
+    MetadataCatalog.remove("many_digits")
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "num_iter", "max_iter", "passes"),
-    [(90, 2, 200, 900, 45), (9, 2, 200, 900, 10), (9, 2, 3, 900, 3), (9, 2, 200, 2, 2)],
+    ("batch", "num_iter", "max_iter", "passes"),
+    [(2, 200, 900, 45), (4, 200, 900, 22), (2, 3, 900, 3), (2, 200, 2, 2)],
 )
-@pytest.mark.parametrize("grouping", [True, False])
-def test_passes(images, batch, num_iter, max_iter, passes, grouping):
-    assert make(images, batch, num_iter, max_iter, grouping).passes == passes
+@pytest.mark.parametrize("grouping", ["True", "False"])
+def test_passes(tmp_path, many_digits, batch, num_iter, max_iter, passes, grouping):
+    """As many as the data have batches or the run has iterations, and no more than asked for."""
+    keys = {**BN, "DATASETS.TRAIN": f"('{many_digits}',)", "SOLVER.IMS_PER_BATCH": str(batch)}
+    keys |= {"SOLVER.MAX_ITER": str(max_iter), "TEST.PRECISE_BN.NUM_ITER": str(num_iter)}
+    keys |= {"DATALOADER.ASPECT_RATIO_GROUPING": grouping, "SOLVER.STEPS": "()"}
+    cfg = short_config(tmp_path, keys)
+    trainer = Trainer(cfg)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
+    assert hook._num_iter == passes
+    assert cfg.TEST.PRECISE_BN.NUM_ITER == num_iter  # the config, and the checkpoint's, stays
+    assert f"NUM_ITER: {num_iter}" in trainer.checkpointer._config
 
 
-def test_statistics_are_of_all_images_with_a_progress_bar(capfd):
-    hook = make(8, 2, 200, 4)
+def test_statistics_are_the_mean_over_the_batches(tmp_path, registered_digits):
+    trainer = make(tmp_path, keys={**BN, "SOLVER.IMS_PER_BATCH": "3"})
+    norm = trainer.model.backbone.bottom_up.stem.conv1_1.norm
+    means = []
+    norm.register_forward_pre_hook(lambda layer, x: means.append(x[0].mean(dim=(0, 2, 3))))
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
     hook.update_stats()
-    assert hook._model.norm.running_mean.item() == pytest.approx(3.5)
-    assert "4/4" in capfd.readouterr().err
-
-
-def test_norms_that_no_pass_reaches_keep_their_statistics():
-    hook = make(8, 2, 200, 4, model=Halting)
-    hook.update_stats()
-    assert hook._model.norm.running_mean.item() == pytest.approx(3.5)
-    assert hook._model.behind.running_var.item() == 1
-
-
-def test_passes_that_other_processes_wait_for(monkeypatch):
-    monkeypatch.setattr("resnest_d2.engine.precise_bn.others_wait", lambda model: True)
-    with pytest.raises(NonFiniteError, match="a pass of precise BN is not finite: Predicted box"):
-        make(8, 2, 200, 4, model=Halting).update_stats()
+    assert len(means) == 2
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))

@@ -1,24 +1,25 @@
-"""tools/predict.py: colours, drawings, broken files, untrained weights."""
+"""resnest-d2 predict: colours, drawings, broken files, untrained weights."""
 
 import json
 import re
 
-import cv2
+import av
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
+import supervision
 import torch
-from commands import run_tool
+from commands import run_command
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from safetensors.torch import save_file
 
 from resnest_d2 import model_zoo
+from resnest_d2.commands.predict import main
 from resnest_d2.data.images import read_header
 from resnest_d2.data.mapper import Mapper
 from resnest_d2.inference import Predictor, predict_inputs
-from resnest_d2.inference.files import list_inputs, output_paths
+from resnest_d2.inference.outputs import list_inputs, output_paths
 from resnest_d2.modeling.detector import build_detector
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -46,6 +47,7 @@ def make_predictor(monkeypatch):
         cfg = model_zoo.get_config("mask_resnest14_digits")
         cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
         monkeypatch.setattr("resnest_d2.inference.predictor.build_detector", lambda cfg: Camera())
+        monkeypatch.setattr("resnest_d2.inference.predictor.load_weights", lambda *args: [])
         return Predictor(cfg)
 
     return make
@@ -78,23 +80,20 @@ def test_the_model_gets_the_colours_that_its_config_names(
 
 
 def test_draws_box_mask_name_and_score(make_predictor, red_left_blue_right, monkeypatch):
-    predictor = make_predictor()
+    seen = []
+    original = supervision.RichLabelAnnotator.annotate
+
+    def spy(self, scene, detections, labels):
+        seen.append((labels, detections.xyxy.tolist()))
+        return original(self, scene, detections, labels)
+
+    monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", spy)
     image = np.asarray(Image.open(red_left_blue_right))
-    seen = {}
-    original = Visualizer.overlay_instances
-
-    def spy(self, **kwargs):
-        seen.update(kwargs)
-        return original(self, **kwargs)
-
-    monkeypatch.setattr("detectron2.utils.visualizer.Visualizer.overlay_instances", spy)
-    drawn = predictor.draw(image, predictor(image))
-    assert seen["labels"] == ["7 88%"]
-    assert seen["boxes"].tensor.tolist() == [[0, 0, 30, 40]]
-    assert seen["masks"][0].mask[:, :30].all()
+    drawn = make_predictor()(image).plot()
+    assert seen == [(["7 88%"], [[0, 0, 30, 40]])]
     assert drawn.shape == image.shape
     assert (drawn[:, :28] != image[:, :28]).any(-1).mean() > 0.9
-    assert (drawn[:, 34:] != image[:, 34:]).mean() < 0.3  # only the label may reach over
+    assert (drawn[:, 34:] != image[:, 34:]).mean() < 0.4  # only the label may reach over
 
 
 @pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
@@ -136,34 +135,39 @@ def test_a_name_that_cannot_be_written_to_becomes_png(
     assert names == ["colours.png", "photo.png"]
 
 
-@pytest.fixture
-def video(tmp_path):
+@pytest.fixture(params=[10, 12.5, 29.97])
+def video(tmp_path, request):
     path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
-    for _ in range(5):
-        frame = np.zeros((48, 64, 3), np.uint8)
-        frame[:] = RED[::-1]  # OpenCV's order
-        writer.write(frame)
-    writer.release()
-    return path
+    info = supervision.VideoInfo(64, 48, request.param)
+    with supervision.VideoSink(str(path), info, codec="MJPG") as sink:
+        for _ in range(5):
+            sink.write_frame(np.full((48, 64, 3), RED[::-1], np.uint8))  # OpenCV's order
+    return path, request.param
 
 
 def test_video(make_predictor, video, tmp_path):
+    """The drawing has the frames and the rate of its input, read by another library, PyAV."""
+    path, rate = video
     predictor = make_predictor("INPUT.MIN_SIZE_TEST", 48)
-    assert predict_inputs(predictor, [video], tmp_path / "out") == []
+    assert predict_inputs(predictor, [path], tmp_path / "out") == []
     red, green, blue = predictor.model.input["image"].mean((1, 2)).tolist()
     assert red > 240
     assert max(green, blue) < 15
-    capture = cv2.VideoCapture(str(tmp_path / "out/clip.mp4"))
-    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 5
-    assert capture.get(cv2.CAP_PROP_FPS) == 10
-    assert capture.read()[1].shape == (48, 64, 3)
+    with av.open(str(tmp_path / "out/clip.mp4")) as drawn:
+        (stream,) = drawn.streams.video
+        frames = [frame.to_ndarray(format="rgb24") for frame in drawn.decode(stream)]
+        assert float(stream.average_rate) == pytest.approx(rate, rel=1e-4)
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 5
+    right = frames[4][30:, 40:].mean((0, 1))
+    assert right[0] > 230
+    assert right[1:].max() < 25
 
 
 def test_a_video_that_was_cut_short_is_named(make_predictor, video, tmp_path, caplog):
-    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
-    assert predict_inputs(make_predictor(), [video], tmp_path / "out") == [video]
-    assert str(video) in caplog.text
+    path, _ = video
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert predict_inputs(make_predictor(), [path], tmp_path / "out") == [path]
+    assert str(path) in caplog.text
 
 
 def test_broken_files_are_named_and_skipped(
@@ -184,32 +188,30 @@ def test_broken_files_are_named_and_skipped(
     assert "4/4" in capfd.readouterr().err  # the progress bar
 
 
-@pytest.mark.parametrize("error", [RuntimeError, MemoryError, ValueError])
-def test_a_picture_on_which_the_model_fails_is_named_and_skipped(
-    make_predictor, red_left_blue_right, tmp_path, caplog, monkeypatch, error
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.AcceleratorError])
+def test_a_defect_of_the_model_is_not_skipped(
+    make_predictor, red_left_blue_right, tmp_path, monkeypatch, error
 ):
-    predictor, call = make_predictor(), Camera.forward
+    """An assertion on a GPU, a defect of NumPy's use: not one of them is a bad picture."""
 
     def forward(self, inputs):
-        if inputs[0]["height"] == 7:
-            raise error("you tried to allocate 99 GB")
-        return call(self, inputs)
+        raise error("device-side assert triggered")
 
-    monkeypatch.setattr(Camera, "forward", forward)
-    odd = tmp_path / "odd.png"
-    Image.fromarray(np.zeros((7, 9, 3), np.uint8)).save(odd)
-    files = [odd, red_left_blue_right]
-    assert predict_inputs(predictor, files, tmp_path / "out") == [odd]
-    message = f"Skipped {odd}: has 9 x 7 pixels, on which the model fails: you tried to allocate"
-    assert message in caplog.text
-    assert (tmp_path / "out/colours.png").is_file()
-
-
-def test_a_defect_of_the_model_is_not_skipped(make_predictor, red_left_blue_right, tmp_path):
     predictor = make_predictor()
-    del predictor.model
-    with pytest.raises(AttributeError):
+    monkeypatch.setattr(Camera, "forward", forward)
+    with pytest.raises(error, match="device-side"):
         predict_inputs(predictor, [red_left_blue_right], tmp_path / "out")
+
+
+def test_a_picture_that_is_too_narrow_is_named_and_skipped(
+    make_predictor, red_left_blue_right, tmp_path, caplog
+):
+    Image.new("RGB", (3012, 1)).save(tmp_path / "odd.png")
+    files = [tmp_path / "odd.png", red_left_blue_right]
+    skipped = predict_inputs(make_predictor(), files, tmp_path / "out", batch_size=2)
+    assert skipped == files[:1]
+    assert f"Skipped {files[0]}: has 3012 x 1 pixels, too narrow to be resized" in caplog.text
+    assert (tmp_path / "out/colours.png").is_file()
 
 
 def test_inputs_and_outputs(tmp_path):
@@ -218,7 +220,7 @@ def test_inputs_and_outputs(tmp_path):
         (tmp_path / folder / "x.png").touch()
         (tmp_path / folder / "notes.txt").touch()
     files = list_inputs([str(tmp_path / "a"), str(tmp_path / "b")])
-    names = [p.name for p in output_paths(files, tmp_path / "out")]
+    names = [p.name for p in output_paths(files, tmp_path / "out").values()]
     assert names == ["x.png", "x_2.png"]
     with pytest.raises(ValueError, match=r"a/x.png is an input and would be overwritten"):
         output_paths(files, tmp_path / "a")
@@ -233,7 +235,7 @@ def test_inputs_and_outputs(tmp_path):
 
 
 def predict(*args):
-    return run_tool("predict.py", "--config-file", "configs/mask_resnest14_digits.yaml", *args)
+    return run_command("predict", "--config-file", "configs/mask_resnest14_digits.yaml", *args)
 
 
 def test_the_command(tmp_path, red_left_blue_right):
@@ -241,7 +243,7 @@ def test_the_command(tmp_path, red_left_blue_right):
     args = ["--input", red_left_blue_right, "--output", output]
     result = predict(*args)
     assert result.returncode == 2
-    assert 'error: MODEL.WEIGHTS is "" leaves' in result.stderr
+    assert "error: MODEL.WEIGHTS is empty and leaves" in result.stderr
     assert "Traceback" not in result.stderr
     assert not output.exists()
 
@@ -250,36 +252,54 @@ def test_the_command(tmp_path, red_left_blue_right):
     assert "1 of 1 inputs drawn" in result.stdout
     assert (output / "colours.png").is_file()
 
+
+def test_inputs_of_every_kind_of_badness(tmp_path, red_left_blue_right, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # is set by the command
     (tmp_path / "broken.png").write_text("")
     (tmp_path / "none.mp4").write_text("<html>404</html>")
     for name, width, height in (("wide", 3012, 1), ("high", 1, 3000), ("dot", 1, 1)):
         Image.new("RGB", (width, height)).save(tmp_path / f"{name}.png")
     Image.new("L", (101, 100)).save(tmp_path / "bomb.png")
-    args = ["--input", tmp_path, "--output", output, "--allow-untrained"]
-    result = predict(*args, "--max-pixels", "10000")
-    assert result.returncode == 1
-    assert "Traceback" not in result.stdout + result.stderr
-    assert "2 of 7 inputs drawn" in result.stdout
+    words = ["--input", tmp_path, "--output", tmp_path / "out", "--allow-untrained"]
+    words += ["--config-file", model_zoo.get_config_file("mask_resnest14_digits"), "--max-pixels"]
+    assert main([*map(str, words), "10000"]) == 1
+    said = capsys.readouterr().out
+    assert "2 of 7 inputs drawn" in said
     names = ("bomb.png", "broken.png", "high.png", "none.mp4", "wide.png")
     for name in names:
-        assert f"Skipped {tmp_path / name}" in result.stdout
+        assert f"Skipped {tmp_path / name}" in said
     last = ", ".join(str(tmp_path / name) for name in names)
-    assert result.stdout.splitlines()[-1] == f"Not drawn, or not to their end: {last}"
-    assert "bomb.png: cannot be read as a picture: " in result.stdout
-    assert "--max-pixels allows more" in result.stdout
-    result = predict(*args, "--max-pixels", "10100")
-    assert "3 of 7 inputs drawn" in result.stdout
-    result = predict(*args, "--max-pixels", "0")
-    assert result.returncode == 2
-    assert "error: --max-pixels must be at least 1, got 0" in result.stderr
+    assert said.splitlines()[-1] == f"Not drawn, or not to their end: {last}"
+    assert "bomb.png: cannot be read as a picture: " in said
+    assert "--max-pixels allows more" in said
+    assert main([*map(str, words), "10100"]) == 1
+    assert "3 of 7 inputs drawn" in capsys.readouterr().out
 
-    result = predict(*args, "--confidence-threshold", "5")
-    assert result.returncode == 2
-    assert "error: --confidence-threshold must be between 0 and 1, got 5.0" in result.stderr
 
-    result = predict("--input", tmp_path / "absent.png", "--output", output)
-    assert result.returncode == 2
-    assert "error: --input: there is no file or folder" in result.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-pixels", "0"], "error: --max-pixels must be at least 1, got 0"),
+        (
+            ["--confidence-threshold", "5"],
+            "error: --confidence-threshold must be between 0 and 1, got 5.0",
+        ),
+        (["--input", "absent.png"], "error: --input: there is no file or folder absent.png"),
+        (["--model", "mask_resnest5"], "error: no model 'mask_resnest5'; did you mean"),
+        (
+            ["--output", "/proc/none"],
+            "error: --output: cannot make /proc/none: No such file or directory",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_line(words, message, red_left_blue_right, tmp_path, capsys):
+    given = ["--input", str(red_left_blue_right), "--output", str(tmp_path / "out"), *words]
+    if "--model" not in words:
+        given += ["--config-file", model_zoo.get_config_file("mask_resnest14_digits")]
+    with pytest.raises(SystemExit) as raised:
+        main([*given, "--allow-untrained", "--opts", "MODEL.DEVICE", "cpu"])
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
 
 
 @pytest.mark.parametrize("classes", [2, 12])
@@ -290,7 +310,6 @@ def test_as_many_names_as_classes_of_a_retinanet(tmp_path, caplog, classes):
     cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
     names = {"thing_classes": [f"name {number}" for number in range(10)]}
     torch.save({"model": build_detector(cfg).state_dict(), "classes": names}, cfg.MODEL.WEIGHTS)
-    cfg.MODEL.RETINANET.NUM_CLASSES = 80
     predictor = Predictor(cfg)
     assert predictor.model.num_classes == classes
     assert predictor.metadata.thing_classes == [str(number) for number in range(classes)]
@@ -322,4 +341,4 @@ def test_as_many_names_as_classes_or_numbers(tmp_path, caplog, classes, ending):
     start = f"The model tells {classes} classes apart, but {source} has 10 names"
     assert [message.startswith(start) for message in warnings] == [True] * (classes != 10)
     image = np.zeros((64, 64, 3), np.uint8)
-    assert predictor.draw(image, predictor(image)).shape == image.shape
+    assert predictor(image).plot().shape == image.shape

@@ -1,46 +1,38 @@
-"""Processes that find each other, whoever starts them, and that are never alone unknowingly."""
+"""Processes that find each other, whoever starts them."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from processes_for_tests import (
-    evaluate,
-    fail,
-    fail_in_the_first,
-    take_steps,
-    train_on_spoilt_proposals,
-    write_rank,
-)
+from processes_for_tests import evaluate, fail, share, take_steps, write_rank
 
-from resnest_d2 import processes
-from resnest_d2.processes import (
-    ProcessError,
-    join_processes,
-    require_alone,
-    start_processes,
-)
+from resnest_d2.config import InputError
+from resnest_d2.engine import processes
+from resnest_d2.engine.processes import join_torchrun, once, start_processes
 
 
-def written(folder):
-    return sorted(file.read_text() for file in folder.iterdir())
+def start(work, *args, number=2):
+    return start_processes(work, args, number, 1, 0, "auto")
 
 
-def test_processes_on_one_machine(tmp_path):
-    number = 2
-    start_processes(write_rank, (str(tmp_path),), "cpu", number)
-    total = number * (number + 1) // 2
-    assert written(tmp_path) == [f"{rank} {number} {rank} {total}" for rank in range(number)]
+def test_processes_on_one_machine(tmp_path, monkeypatch):
+    """They share its cores, which PyTorch would give to each of them."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert start(write_rank, str(tmp_path)) == 0
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
+    assert found == [[rank, 2, rank, 3, threads] for rank in (0, 1)]
 
 
-def test_an_error_of_the_first_process_reaches_all(tmp_path):
-    start_processes(fail_in_the_first, (str(tmp_path),), "cpu", 2)
-    assert written(tmp_path) == ["of 0", "of 0"]
+def test_the_first_process_reads_for_all(tmp_path):
+    assert start(share, str(tmp_path)) == 0
+    written = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
+    assert written == ["read by 0, of 0"] * 2
+    assert once(lambda: 3) == 3
 
 
 @pytest.mark.parametrize(("named", "expected"), [({}, 1), ({"LOCAL_RANK": "0"}, 0)])
@@ -49,6 +41,7 @@ def test_a_launcher_that_names_no_local_rank(monkeypatch, named, expected):
     group = {"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
+    assert not join_torchrun("cuda")
     for name, value in {**group, **named}.items():
         monkeypatch.setenv(name, value)
     chosen = []
@@ -58,40 +51,23 @@ def test_a_launcher_that_names_no_local_rank(monkeypatch, named, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert join_processes("cuda")
+    assert join_torchrun("cuda")
     assert chosen == [expected]
 
 
 def test_one_process_is_this_one(tmp_path):
-    start_processes(tmp_path.joinpath("file").touch, (), "cpu")
+    start_processes(tmp_path.joinpath("file").touch, (), 1, 1, 0, "auto")
     assert (tmp_path / "file").exists()
 
 
 @pytest.mark.parametrize("code", [3, -9])
 def test_a_process_that_fails_ends_the_others(code):
-    with pytest.raises(ProcessError) as raised:
-        start_processes(fail, (1, code), "cpu", 2)
-    assert raised.value.exit_code == (code if code > 0 else 128 - code)
+    assert start(fail, 1, code) == (code if code > 0 else 128 - code)
 
 
 def test_machines_need_an_address():
-    with pytest.raises(ValueError, match="--dist-url must be tcp://HOST:PORT .*: auto"):
-        start_processes(write_rank, ("",), "cpu", 1, 2)
-
-
-@pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_processes_that_would_think_themselves_alone(monkeypatch, variable):
-    require_alone()
-    assert not join_processes("cpu")
-    monkeypatch.setenv(variable, "2")
-    for call in (require_alone, lambda: join_processes("cpu")):
-        with pytest.raises(ValueError, match="started 2 processes that do not know of each other"):
-            call()
-    monkeypatch.delenv(variable)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    with pytest.raises(ValueError, match="process 1 of 2 that torchrun started, .* alone"):
-        require_alone()
+    with pytest.raises(InputError, match="--dist-url must be tcp://HOST:PORT .*: auto"):
+        start_processes(write_rank, ("",), 1, 2, 0, "auto")
 
 
 SHARES = {"unequal": [[0], [1, 2]], "empty": [[0, 1, 2], []], "detector": [[0], [1]]}
@@ -102,7 +78,7 @@ def folder(tmp_path_factory):
     """What one process with all images and two with a share leave behind, by the kind of step."""
     folder = tmp_path_factory.mktemp("steps")
     take_steps(str(folder), {kind: [[*a, *b]] for kind, (a, b) in SHARES.items()})
-    start_processes(take_steps, (str(folder), SHARES), "cpu", 2)
+    assert start(take_steps, str(folder), SHARES) == 0
     return folder
 
 
@@ -145,14 +121,14 @@ def test_evaluation_over_processes_gives_the_same(tmp_path, registered_digits, m
         if number == 1:
             evaluate(str(folder))
         else:
-            run = f"start_processes(evaluate, ({str(folder)!r},), 'cpu', {number})"
+            run = f"start_processes(evaluate, ({str(folder)!r},), {number}, 1, 0, 'auto')"
             run_in_tests(f"from processes_for_tests import evaluate\n{START}    {run}\n")
         metrics.append(json.loads((folder / "metrics.json").read_text()))
     assert 0 < metrics[0]["AP"] < 100
     assert metrics[0] == metrics[1] == metrics[2]
 
 
-START = "from resnest_d2.processes import start_processes\nif __name__ == '__main__':\n"
+START = "from resnest_d2.engine.processes import start_processes\nif __name__ == '__main__':\n"
 
 
 def run_in_tests(code):
@@ -160,53 +136,16 @@ def run_in_tests(code):
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
-def train_in_two(folder, datasets, monkeypatch, stop=99, bad=(), resume=False):
-    """The notes of both processes."""
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(datasets))
-    args = (str(folder), stop, list(bad), resume)
-    run = f"start_processes(train, {args}, 'cpu', 2)"
-    run_in_tests(f"from processes_for_tests import train\n{START}    {run}")
-    return [json.loads((folder / f"note-{rank}-{stop}.json").read_text()) for rank in (0, 1)]
-
-
 @pytest.mark.slow
-def test_over_a_kill_and_bad_batches(tmp_path, tiny_digits, monkeypatch):
-    """Six images, two an iteration; killed after five iterations, of which four are saved.
-
-    No image is used twice in an epoch and none left out. One process has no finite loss in two of
-    the iterations: both leave the first one out, and both stop at the second.
-    """
-    begun = train_in_two(tmp_path, tiny_digits, monkeypatch, stop=5)
-    rest = train_in_two(tmp_path, tiny_digits, monkeypatch, bad=[5, 8], resume=True)
-    files = [{**b["files"], **r["files"]} for b, r in zip(begun, rest, strict=True)]
-    assert [sorted(map(int, one)) for one in files] == [list(range(9))] * 2
-    assert sorted(map(int, rest[0]["files"])) == list(range(4, 9))
-    for epoch in range(3):
-        iterations = range(3 * epoch, 3 * epoch + 3)
-        seen = [file for one in files for i in iterations for file in one[str(i)]]
-        assert len(seen) == len(set(seen)) == 6
-
-    assert rest[0]["weights"] == rest[1]["weights"]
-    assert rest[0]["error"] == rest[1]["error"]
-    assert re.match(r"iteration 8 has no finite loss \(loss_cls nan\)", rest[0]["error"])
-    reports = (tmp_path / "non_finite_losses.jsonl").read_text().splitlines()
-    first, second = map(json.loads, reports)
-    assert (first["iteration"], second["iteration"]) == (5, 8)
-    for process, note in zip(second["processes"], rest, strict=True):
-        assert process["files"] == note["files"]["8"]
-        assert process["files"][0] in note["error"]
-    assert (tmp_path / "last_checkpoint").read_text() == "model_0000007.pth"
-
-
-@pytest.mark.slow
-def test_proposals_that_are_not_finite_while_others_wait(tmp_path, tiny_digits, monkeypatch):
-    """The first process is in the heads' SyncBN then, and ends with the second one."""
+def test_two_processes_are_one_training(tmp_path, tiny_digits, monkeypatch):
+    """Equal weights, other images; nothing is gathered but Detectron2's own losses."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_digits))
-    with pytest.raises(ProcessError):
-        start_processes(train_on_spoilt_proposals, (str(tmp_path),), "cpu", 2)
-    (line,) = (tmp_path / "non_finite_losses.jsonl").read_text().splitlines()
-    report = json.loads(line)
-    assert report["iteration"] == 2
-    (process,) = report["processes"]
-    assert process["process"] == 1
-    assert process["losses"] == {"proposals": "nan"}
+    run = f"start_processes(train, ({str(tmp_path)!r},), 2, 1, 0, 'auto')"
+    run_in_tests(f"from processes_for_tests import train\n{START}    {run}")
+    notes = [json.loads((tmp_path / f"note-{rank}.json").read_text()) for rank in (0, 1)]
+    assert notes[0]["weights"] == notes[1]["weights"]
+    assert all(note["gathers"] == ["one"] * 6 for note in notes)
+    seen = [note["files"] for note in notes]
+    assert [len(files) for files in seen] == [6, 6]
+    assert len({*seen[0][:3], *seen[1][:3]}) == 6  # an epoch of six images, once each
+    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 5

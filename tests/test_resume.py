@@ -1,201 +1,254 @@
-"""``--resume``: what the config says now holds, and what was learned is kept."""
+"""``--resume``: PyTorch's own restore; what the config says otherwise now is changed and named."""
 
 import logging
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from detectron2.config import LazyCall
-from detectron2.engine import HookBase
+from short_training import make
+from torch.optim import lr_scheduler
 
-from resnest_d2 import model_zoo
 from resnest_d2.config import InputError
-from resnest_d2.engine import Trainer, load_config
-from resnest_d2.engine.lazy_trainer import LazyTrainer
+from resnest_d2.engine import Trainer
+from resnest_d2.engine.watch import read_metrics
 
 START = 4
-TINY = [
-    *("SOLVER.MAX_ITER", "40", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.WARMUP_ITERS", "10"),
-    *("SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "(30,)"),
-    *("MODEL.DEVICE", "cpu", "DATASETS.TEST", "()", "MODEL.RESNETS.NORM", "FrozenBN"),
-    *("INPUT.MIN_SIZE_TRAIN", "(64,)"),
-]
-LAZY_TINY = [
-    *("train.max_iter=40", "dataloader.train.total_batch_size=2", "train.device=cpu"),
-    *("dataloader.test.dataset.names=[]", "lr_multiplier.warmup_length=0.25"),
-]
+TINY = {
+    **{"SOLVER.MAX_ITER": "40", "SOLVER.WARMUP_ITERS": "10", "SOLVER.STEPS": "(30,)"},
+    **{"SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR", "MODEL.RESNETS.NORM": "FrozenBN"},
+}
 
 
-class Recorder(HookBase):
-    """Keeps the optimizer's settings of the first iteration, and its momentum before."""
-
-    def before_step(self):
-        optimizer = self.trainer.optimizer
-        self.groups = [{k: g[k] for k in g.keys() - {"params"}} for g in optimizer.param_groups]
-        states = list(optimizer.state.values())
-        self.momentum = [s["momentum_buffer"].clone() for s in states if "momentum_buffer" in s]
-        raise StopIteration
+def groups(optimizer):
+    return [{k: g[k] for k in g.keys() - {"params"}} for g in optimizer.param_groups]
 
 
-def make(folder, options, lazy=False):
-    name = "mask_resnest14_digits"
-    if lazy:
-        file = model_zoo.get_config_file(f"lazy/{name}")
-        cfg = load_config(file, [*LAZY_TINY, f"train.output_dir='{folder}'", *options])
-        return LazyTrainer(cfg)
-    options = [*TINY, "OUTPUT_DIR", str(folder), *options]
-    return Trainer(load_config(model_zoo.get_config_file(name), options))
+def momentum(trainer):
+    states = trainer.optimizer.state.values()
+    return [s["momentum_buffer"] for s in states if "momentum_buffer" in s]
 
 
-def first_step(trainer):
-    """What the first iteration would be done with."""
-    recorder = Recorder()
-    getattr(trainer, "loop", trainer).register_hooks([recorder])
-    with pytest.raises(StopIteration):
-        trainer.train()
-    return recorder
+def assert_momentum(trainer, iteration):
+    """See that it is what the checkpoint holds."""
+    file = Path(trainer.cfg.OUTPUT_DIR, f"model_{iteration - 1:07d}.pth")
+    held = torch.load(file, weights_only=True)["trainer"]["_trainer"]["optimizer"]["state"]
+    expected = [state["momentum_buffer"] for state in held.values()]
+    assert len(expected) > 50
+    assert all(map(torch.equal, momentum(trainer), expected))
 
 
-def run_to(trainer, iteration):
-    """Count a fresh run's iterations without computing them, and begin the next one."""
-    loop = getattr(trainer, "loop", trainer)
-    trainer.start_iter = iteration
-    if hasattr(loop, "scheduler"):
-        for _ in range(iteration):
-            trainer.scheduler.step()
-    else:
-        for group in loop.optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return first_step(trainer).groups
+def fresh_run(trainer, iteration):
+    """The optimizer and the schedule that the trainer's config gives, moved on to an iteration."""
+    optimizer = trainer.build_optimizer(trainer.cfg, trainer.model)
+    schedule = trainer.build_lr_scheduler(trainer.cfg, optimizer)
+    for _ in range(iteration):
+        schedule.step()
+    return optimizer, schedule
 
 
-@pytest.fixture
-def save(registered_digits, tmp_path):
-    """Leave a checkpoint as after some iterations, with momentum in it."""
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders with a checkpoint as after some iterations, with momentum in it."""
+    folders = {}
 
-    def save(lazy=False, iteration=START, options=()):
-        trainer = make(tmp_path, options, lazy)
-        loop = trainer.loop if lazy else trainer
+    def save(iteration, kind, keys):
+        key = (iteration, kind, tuple(keys.items()))
+        if key in folders:
+            return folders[key]
+        folder = folders[key] = tmp_path_factory.mktemp("saved")
+        trainer = make(folder, keys={**TINY, **keys}, kind=kind)
         for index, parameter in enumerate(p for p in trainer.model.parameters() if p.requires_grad):
             parameter.grad = torch.full_like(parameter, index + 1.0)
         before = [p.detach().clone() for p in trainer.model.parameters()]
         for _ in range(iteration):
-            loop.optimizer.step()
-            if not lazy:
-                trainer.scheduler.step()
+            trainer.optimizer.step()
+            trainer.scheduler.step()
         for old, parameter in zip(before, trainer.model.parameters(), strict=True):
             parameter.data = old
-        loop.iter = iteration - 1
+        trainer.iter = iteration - 1
         trainer.checkpointer.save(f"model_{iteration - 1:07d}", iteration=iteration - 1)
-        return list(loop.optimizer.state.values())
+        return folder
 
     return save
+
+
+@pytest.fixture
+def resume(registered_digits, tmp_path, saved):
+    """Leave such a checkpoint, and go on from it."""
+
+    def resume(iteration=START, keys=None, kind=Trainer, before=None, change=None):
+        shutil.copytree(saved(iteration, kind, before or {}), tmp_path, dirs_exist_ok=True)
+        if change:
+            file = tmp_path / f"model_{iteration - 1:07d}.pth"
+            content = torch.load(file, weights_only=True)
+            change(content)
+            torch.save(content, file)
+        return make(
+            tmp_path, resume=True, keys={**TINY, **(before or {}), **(keys or {})}, kind=kind
+        )
+
+    return resume
 
 
 @pytest.mark.parametrize(
     ("iteration", "options"),
     [
-        (START, []),
-        (START, ["SOLVER.BASE_LR", "0.01"]),  # in warm-up
-        (START, ["SOLVER.MAX_ITER", "20", "SOLVER.STEPS", "()"]),
-        (20, ["SOLVER.BASE_LR", "0.01", "SOLVER.STEPS", "(15,)"]),  # after a step
-        (20, ["SOLVER.GAMMA", "0.5", "SOLVER.STEPS", "(5, 12)"]),
-        (20, ["SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"]),
-        (20, ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.POLY_LR_POWER", "0.8"]),
-        (START, ["SOLVER.WEIGHT_DECAY", "0.3", "SOLVER.MOMENTUM", "0.5"]),
-        (START, ["SOLVER.WEIGHT_DECAY_NORM", "0.2", "SOLVER.NESTEROV", "False"]),
+        (START, {}),
+        (START, {"SOLVER.BASE_LR": "0.01"}),  # in warm-up
+        (START, {"SOLVER.MAX_ITER": "20", "SOLVER.STEPS": "()"}),
+        (20, {"SOLVER.BASE_LR": "0.01", "SOLVER.STEPS": "(15,)"}),  # after a step
+        (20, {"SOLVER.GAMMA": "0.5", "SOLVER.STEPS": "(5, 12)"}),
+        (20, {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}),
+        (20, {"SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR", "SOLVER.POLY_LR_POWER": "0.8"}),
+        (START, {"SOLVER.WEIGHT_DECAY": "0.3", "SOLVER.MOMENTUM": "0.5"}),
+        (START, {"SOLVER.WEIGHT_DECAY_NORM": "0.2", "SOLVER.NESTEROV": "False"}),
+        (START, {"SOLVER.BACKBONE_MULTIPLIER": "1.0", "SOLVER.BASE_LR": "0.0"}),
     ],
 )
-def test_the_settings_are_those_of_a_fresh_run(save, tmp_path, iteration, options):
-    momentum = [state["momentum_buffer"] for state in save(iteration=iteration)]
-    trainer = make(tmp_path, options)
-    trainer.resume_or_load(resume=True)
+def test_the_settings_are_those_of_a_fresh_run(resume, iteration, options):
+    trainer = resume(iteration, options)
     assert trainer.start_iter == iteration
-    found = first_step(trainer)
-    expected = run_to(make(tmp_path, options), iteration)
-    for ours, fresh in zip(found.groups, expected, strict=True):
+    optimizer, _ = fresh_run(trainer, iteration)
+    for ours, fresh in zip(groups(trainer.optimizer), groups(optimizer), strict=True):
         assert ours == pytest.approx(fresh)
-    assert len(found.momentum) == len(momentum) > 50
-    assert all(map(torch.equal, found.momentum, momentum))
+    assert_momentum(trainer, iteration)
 
 
-def test_the_weights_decay_of_norms_is_among_them(save, tmp_path):
-    save()
-    trainer = make(tmp_path, ["SOLVER.WEIGHT_DECAY_NORM", "0.2", "MODEL.FPN.NORM", "BN"])
-    trainer.resume_or_load(resume=True)
-    assert 0.2 in [group["weight_decay"] for group in first_step(trainer).groups]
+def test_the_power_of_a_polynomial_schedule_follows(resume):
+    """PyTorch keeps it in the schedule's state."""
+    before = {"SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR"}
+    trainer = resume(20, {"SOLVER.POLY_LR_POWER": "0.5"}, before=before)
+    expected = groups(fresh_run(trainer, 20)[0])
+    rates = [group["lr"] for group in groups(trainer.optimizer)]
+    assert rates == pytest.approx([group["lr"] for group in expected])
 
 
-@pytest.mark.parametrize("iteration", [START, 20])
+def one_cycle(optimizer):
+    return lr_scheduler.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=40)
+
+
+SCHEDULES = {
+    "steps": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [3, 30], 0.1),
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 40),
+    "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n),
+    "one cycle": one_cycle,
+    "both": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer), lr_scheduler.CosineAnnealingLR(optimizer, 40)],
+        [2],
+    ),
+}
+
+
+class Steps(Trainer):
+    schedule = "steps"
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return SCHEDULES[cls.schedule](optimizer)
+
+
+OWN = {name: type(name, (Steps,), {"schedule": name}) for name in SCHEDULES}
+
+
+@pytest.mark.parametrize("options", [{}, {"SOLVER.BASE_LR": "0.01"}])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_any_schedule_of_pytorch_goes_on(resume, schedule, options):
+    """Of a trainer that has its own, with the rate of the checkpoint or with another one."""
+    trainer = resume(7, options, kind=OWN[schedule])
+    optimizer, fresh = fresh_run(trainer, 7)
+    for _ in range(10):
+        rates = [[g["lr"] for g in o.param_groups] for o in (trainer.optimizer, optimizer)]
+        assert rates[0] == pytest.approx(rates[1], rel=1e-6)
+        trainer.scheduler.step()
+        fresh.step()
+    if schedule == "steps":
+        assert rates[0][0] == pytest.approx(0.1 * trainer.cfg.SOLVER.BASE_LR)
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        [],
-        ["optimizer.lr=0.01", "optimizer.weight_decay=0.3"],
-        ["optimizer.momentum=0.5", "optimizer.params.weight_decay_norm=0.2"],
-        ["lr_multiplier.warmup_length=0.5", "train.max_iter=60"],
-        ["lr_multiplier.scheduler.end_value=0.7"],
-    ],
-)
-def test_lazy_configs_too(save, tmp_path, iteration, options):
-    momentum = [state["momentum_buffer"] for state in save(lazy=True, iteration=iteration)]
-    trainer = make(tmp_path, options, lazy=True)
-    trainer.resume_or_load(resume=True)
-    assert trainer.start_iter == iteration
-    found = first_step(trainer)
-    expected = run_to(make(tmp_path, options, lazy=True), iteration)
-    for ours, fresh in zip(found.groups, expected, strict=True):
-        assert ours == pytest.approx(fresh)
-    assert all(map(torch.equal, found.momentum, momentum))
-
-
-@pytest.mark.parametrize(
-    ("lazy", "options", "message"),
+    ("options", "message"),
     [
         (
-            False,
-            ["SOLVER.BASE_LR", "0.01", "SOLVER.STEPS", "(5, 12)", "DATALOADER.NUM_WORKERS", "1"],
+            {"SOLVER.BASE_LR": "0.01", "SOLVER.STEPS": "(5, 12)", "DATALOADER.NUM_WORKERS": "1"},
             "SOLVER.BASE_LR 0.12 -> 0.01; SOLVER.STEPS [30] -> [5, 12]",
         ),
-        (
-            True,
-            ["optimizer.lr=0.01", "dataloader.train.num_workers=1"],
-            "optimizer.lr 0.12 -> 0.01",
-        ),
-        (False, ["MODEL.WEIGHTS", "x.pth"], None),
-        (True, [], None),
+        ({"MODEL.WEIGHTS": "x.pth"}, None),
     ],
 )
-def test_one_line_lists_what_changed(save, tmp_path, caplog, lazy, options, message):
-    save(lazy)
+def test_one_line_lists_what_changed(resume, tmp_path, caplog, options, message):
     caplog.set_level(logging.INFO)
-    make(tmp_path, options, lazy).resume_or_load(resume=True)
+    resume(keys=options)
     found = [line for line in caplog.messages if "other settings" in line]
-    start = f"Resuming {tmp_path} with other settings, which hold from now on: "
-    assert found == ([start + message] if message else [])
+    assert found == ([f"Resuming {tmp_path} with other settings: {message}"] if message else [])
 
 
-@pytest.mark.parametrize("lazy", [False, True])
-def test_a_run_that_is_longer_than_asked_for(save, tmp_path, lazy):
-    save(lazy, iteration=20)
-    options = ["train.max_iter=15"] if lazy else ["SOLVER.MAX_ITER", "15", "SOLVER.STEPS", "(9,)"]
-    words = r"--resume: the checkpoint has done 20 iterations, .* asks for 15 \(SOLVER.MAX_ITER, tr"
+def test_a_run_that_is_longer_than_asked_for(resume):
+    words = r"--resume: the checkpoint has done 20 iterations, .*SOLVER.MAX_ITER is 15"
     with pytest.raises(InputError, match=words):
-        make(tmp_path, options, lazy).resume_or_load(resume=True)
+        resume(20, {"SOLVER.MAX_ITER": "15", "SOLVER.STEPS": "(9,)"})
 
 
-def test_parameters_that_are_grouped_otherwise(save, tmp_path):
-    save()
-    trainer = make(tmp_path, ["SOLVER.WEIGHT_DECAY_BIAS", "0.1"])
-    with pytest.raises(InputError, match=r"--resume: .*SOLVER.WEIGHT_DECAY_BIAS\) cannot change"):
-        trainer.resume_or_load(resume=True)
+@pytest.mark.parametrize("average", ["ema_state", "model_ema"])
+def test_an_average_of_weights_is_not_what_goes_on(resume, average):
+    """Model, iteration and optimizer do; other projects save the average beside them."""
+    weights = {}
+
+    def add(content):
+        weights.update(content["model"])
+        content[average] = {name: value * 0 for name, value in weights.items()}
+
+    trainer = resume(change=add)
+    assert trainer.start_iter == START
+    states = trainer.model.state_dict()
+    assert all(torch.equal(states[name], value) for name, value in weights.items())
+    assert_momentum(trainer, START)
 
 
-def test_another_optimizer_is_refused(save, tmp_path):
-    """Adam's state is nothing that SGD could go on with."""
-    save(lazy=True)
-    options = [*LAZY_TINY, f"train.output_dir='{tmp_path}'"]
-    cfg = load_config(model_zoo.get_config_file("lazy/mask_resnest14_digits"), options)
-    cfg.optimizer = LazyCall(torch.optim.AdamW)(params=cfg.optimizer.params, lr=0.001)
-    message = "checkpoint's optimizer has momentum, that of the config has betas"
-    with pytest.raises(InputError, match=message):
-        LazyTrainer(cfg).resume_or_load(resume=True)
+class Scaled(Trainer):
+    """A trainer whose loop has a scaler, as Detectron2's has with AMP, which needs a GPU."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        loop = self._trainer
+        loop.grad_scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+        save, load = loop.state_dict, loop.load_state_dict
+
+        def load_both(state):
+            load(state)
+            loop.grad_scaler.load_state_dict(state["grad_scaler"])
+
+        loop.state_dict = lambda: {**save(), "grad_scaler": loop.grad_scaler.state_dict()}
+        loop.load_state_dict = load_both
+
+
+def test_mixed_precision_may_be_newly_on_or_off(resume, tmp_path):
+    trainer = resume(
+        change=lambda content: content["trainer"]["_trainer"].pop("grad_scaler", 0), kind=Scaled
+    )
+    assert trainer.start_iter == START
+    scaler = trainer._trainer.grad_scaler
+    assert scaler.get_scale() == 512
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 64.0})
+    trainer.checkpointer.save("model_0000003", iteration=START - 1)
+    again = make(tmp_path, resume=True, keys=TINY, kind=Scaled)
+    assert again._trainer.grad_scaler.get_scale() == 64
+    assert make(tmp_path, resume=True, keys=TINY).start_iter == START
+
+
+def test_a_run_that_dies_early_does_not_go_on_from_an_older_one(tmp_path, registered_digits):
+    keys = {"SOLVER.MAX_ITER": "2"}
+    make(tmp_path, keys=keys).train()
+    (tmp_path / "model_best.json").write_text('{"metric": "x", "value": 1, "iteration": 1}')
+    make(tmp_path, keys=keys)  # dies before its first checkpoint
+    assert (tmp_path / "model_final.pth").is_file()
+    assert not (tmp_path / "model_best.json").exists()
+    trainer = make(tmp_path, resume=True, keys=keys)
+    assert trainer.start_iter == 0
+
+
+def test_metrics_go_on(tmp_path, registered_digits):
+    make(tmp_path).train()
+    make(tmp_path, resume=True, keys={"SOLVER.MAX_ITER": "6"}).train()
+    assert [i for i, _ in read_metrics(tmp_path / "metrics.json")["total_loss"]] == [3, 5]

@@ -8,12 +8,10 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from typing import ClassVar
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,18 +19,26 @@ from commands import ROOT
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from short_training import make
-from torch.distributed.elastic.multiprocessing.api import SignalException
 
-from resnest_d2 import model_zoo
-from resnest_d2.config import InputError
-from resnest_d2.config.settings import Settings
-from resnest_d2.engine import load_config
-from resnest_d2.engine.launch import hold_output
-from resnest_d2.processes import start_processes
+from resnest_d2.config import FileError
+from resnest_d2.engine import processes
+from resnest_d2.files import hold_folder
 
-# How often a training is killed; docs/reliability.md has figures of 20.
+# How often a training is killed; docs/reliability.md has figures of 7 for each victim.
 KILLS = int(os.getenv("KILLS", "1"))
 VICTIMS = ["launcher", "worker", "workers"][: 1 if KILLS == 1 else 3]
+# The command, where a checkpoint takes some seconds.
+SLOW = """
+import runpy, sys, time, torch
+save = torch.save
+def slow(*args, **options):
+    print("saving slowly", flush=True)
+    time.sleep({seconds})
+    save(*args, **options)
+torch.save = slow
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 class Training:
@@ -126,12 +132,13 @@ def torchrun(*options):
     return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *options)
 
 
+LONG = ("SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "500", "DATALOADER.NUM_WORKERS", "2")
+
+
 def test_a_signal_saves_and_stops(tmp_path, tiny_digits):
     """Sent twice to the process and its loaders, as launchers do; which then goes on."""
     folder, number = tmp_path / "out", signal.SIGTERM
-    keys = ("SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "500")
-    keys += ("DATALOADER.NUM_WORKERS", "2")
-    training = Training(folder, tiny_digits, keys=keys).wait_for("iter: 19 ")
+    training = Training(folder, tiny_digits, keys=LONG).wait_for("iter: 19 ")
     start = time.monotonic()
     for _ in range(2):
         os.killpg(training.process.pid, number)
@@ -148,7 +155,27 @@ def test_a_signal_saves_and_stops(tmp_path, tiny_digits):
     training = Training(folder, tiny_digits, options=["--resume"], keys=keys)
     assert training.end() == 0, training.output()
     assert f"Starting training from iteration {done + 1}" in training.output()
-    assert len(set(iterations(folder))) == len(iterations(folder))
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds"),
+    [
+        (signal.SIGTERM, 5),
+        pytest.param(signal.SIGINT, 20, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 40, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_while_a_checkpoint_takes_long(tmp_path, tiny_digits, heeded, number, seconds):
+    """The whole group gets it, as from a terminal or a batch system."""
+    folder, launcher = tmp_path / "out", (sys.executable, "-c", SLOW.format(seconds=seconds))
+    keys = (*LONG, "SOLVER.CHECKPOINT_PERIOD", "5")
+    training = Training(folder, tiny_digits, launcher, keys=keys).wait_for("saving slowly")
+    time.sleep(1)
+    os.killpg(training.process.pid, number)
+    assert training.end(seconds + 60) == 128 + number, training.output()
+    assert "Traceback" not in training.output()
+    assert last(folder)["iteration"] == 4
+    assert not list(folder.glob(".*.part"))
 
 
 @pytest.fixture
@@ -162,15 +189,16 @@ def heeded():
 
 
 class Send(HookBase):
-    """Sends this process a signal in an iteration, before or after the weights are updated."""
+    """Sends this process signals in an iteration, before or after the weights are updated."""
 
-    def __init__(self, number, when):
-        self.number, self.when = number, when
+    def __init__(self, number, when, pauses=(0.1,)):
+        self.number, self.when, self.pauses = number, when, pauses
 
     def _send(self, when):
         if self.when == when and self.trainer.iter == 2:
-            os.kill(os.getpid(), self.number)
-            time.sleep(0.1)
+            for pause in self.pauses:
+                os.kill(os.getpid(), self.number)
+                time.sleep(pause)
 
     def before_step(self):
         self._send("before")
@@ -179,8 +207,10 @@ class Send(HookBase):
         self._send("after")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("number", "when"),
+    [(signal.SIGINT, "before"), (signal.SIGUSR1, "after"), (signal.SIGHUP, "before")],
+)
 def test_other_signals_and_moments(tmp_path, registered_digits, heeded, number, when):
     before = signal.getsignal(number)
     trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "6"})
@@ -192,70 +222,63 @@ def test_other_signals_and_moments(tmp_path, registered_digits, heeded, number, 
     assert signal.getsignal(number) == before
 
 
-def test_what_takes_too_long_is_cut_short(tmp_path, registered_digits, monkeypatch):
-    """An iteration that hangs: the checkpoint is that of the last one that is done."""
-    monkeypatch.setattr("resnest_d2.engine.stopping.PATIENCE", 1)
+def test_a_second_ctrl_c_leaves_at_once(tmp_path, registered_digits, heeded):
     trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "6"})
-    inner = trainer._trainer
+    trainer.register_hooks([Send(signal.SIGINT, "before", (1.2, 0.1))])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
 
-    def hang(model, inputs):
-        if inner.iter == 3:
+
+EVALUATED = {"SOLVER.MAX_ITER": "4", "TEST.EVAL_PERIOD": "1", "DATASETS.TEST": "('digits_val',)"}
+
+
+def test_a_signal_in_an_evaluation(tmp_path, registered_digits):
+    """Which ends at once: what was trained before it is saved."""
+    trainer = make(tmp_path, keys=EVALUATED)
+    seen = []
+
+    def send(model, inputs):
+        if not model.training:
+            seen.append(trainer.iter)
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(60)
 
-    trainer.model.register_forward_pre_hook(hang)
-    start = time.monotonic()
-    with pytest.raises(SystemExit):
+    trainer.model.register_forward_pre_hook(send)
+    with pytest.raises(SystemExit) as raised:
         trainer.train()
-    assert time.monotonic() - start < 30
-    content = last(tmp_path)
-    assert content["iteration"] == 2
-    assert content["trainer"]["iteration"] == 2
-    assert content["sampler"]["runs"][0]["iterations"] == 3
-    assert make(tmp_path, resume=True).start_iter == 3
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert seen == [0]
+    assert last(tmp_path)["iteration"] == 0
+    assert make(tmp_path, resume=True, keys=EVALUATED).start_iter == 1
 
 
-def test_an_update_is_not_cut_short(tmp_path, registered_digits, monkeypatch):
-    """Weights, momentum and schedule stay of one iteration."""
-    monkeypatch.setattr("resnest_d2.engine.stopping.PATIENCE", 1)
-    trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "6"})
-
-    def take_long(optimizer, *args):
-        if trainer.iter == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-            until = time.monotonic() + 2.5
-            while time.monotonic() < until:
-                time.sleep(0.1)
-
-    trainer.optimizer.register_step_post_hook(take_long)
-    with pytest.raises(SystemExit):
+def test_no_evaluation_follows_a_signal_in_the_last_iteration(tmp_path, registered_digits, caplog):
+    caplog.set_level("INFO")
+    trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "3"})
+    trainer.register_hooks([Send(signal.SIGTERM, "before"), EvalHook(0, lambda: 1 / 0)])
+    with pytest.raises(SystemExit) as raised:
         trainer.train()
-    content = last(tmp_path)
-    assert content["iteration"] == content["trainer"]["iteration"] == 3
-
-
-def test_precise_bn_of_the_end_is_cut_short(tmp_path, registered_digits, monkeypatch):
-    """The final checkpoint is there, with the statistics of training."""
-    monkeypatch.setattr("resnest_d2.engine.stopping.PATIENCE", 1)
-    keys = {"SOLVER.MAX_ITER": "2", "TEST.PRECISE_BN.ENABLED": "True"}
-    trainer = make(tmp_path, keys={**keys, "TEST.PRECISE_BN.NUM_ITER": "2"})
-    expected = {}
-
-    def hang(model, inputs):
-        if not torch.is_grad_enabled():
-            norms = {k: v.clone() for k, v in model.state_dict().items() if "running" in k}
-            expected.update(expected or norms)
-            if expected is not norms and any(not norms[k].equal(v) for k, v in expected.items()):
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(60)
-
-    trainer.model.register_forward_pre_hook(hang)
-    with pytest.raises(SystemExit):
-        trainer.train()
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert "SIGTERM: training stopped after iteration 2" in caplog.text
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    content = last(tmp_path)
-    assert content["iteration"] == 1
-    assert all(content["model"][key].equal(value) for key, value in expected.items())
+
+
+def test_signals_in_the_evaluation_at_the_end_do_what_they_did_before(tmp_path, registered_digits):
+    class Ended(Exception):
+        pass
+
+    def end(*_):
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        trainer = make(tmp_path)
+        trainer.register_hooks([EvalHook(0, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+        with pytest.raises(Ended):
+            trainer.train()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert last(tmp_path)["iteration"] == 3
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -273,45 +296,21 @@ def test_processes_of_loaders_end_with_the_training(tmp_path, registered_digits,
     assert not multiprocessing.active_children()
 
 
-def test_the_launchers_signals(monkeypatch):
-    """It leaves handlers behind, and says by an exception of its own that it got a signal."""
-    before = signal.getsignal(signal.SIGINT)
+def test_a_signal_before_processes_are_started_ends_the_launcher(monkeypatch):
+    def launch(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
 
-    def launch(config, entry):
-        def run(*args):
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            raise SignalException("stopped", signal.SIGTERM)
-
-        return run
-
-    monkeypatch.setattr("resnest_d2.processes.elastic_launch", launch)
-    with pytest.raises(SystemExit) as raised:  # which ends `reproduce`, too
-        start_processes(print, (), "cpu", num_processes=2)
-    assert raised.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-@pytest.mark.parametrize("when", ["in the last iteration", "in the evaluation"])
-def test_a_signal_when_training_is_done(tmp_path, registered_digits, caplog, when):
-    caplog.set_level("INFO")
     before = signal.getsignal(signal.SIGTERM)
-    trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "3"})
-    send = Send(signal.SIGTERM, "after")
-    if when == "in the evaluation":
-        send = EvalHook(0, lambda: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(60))
-    trainer.register_hooks([send])
-    start = time.monotonic()
+    monkeypatch.setattr(processes, "launch", launch)
     with pytest.raises(SystemExit) as raised:
-        trainer.train()
-    assert time.monotonic() - start < 30
+        processes.start_processes(print, (), 2, 1, 0, "auto")
     assert raised.value.code == 128 + signal.SIGTERM
-    assert "SIGTERM: training is done and saved, evaluation is cut short; --eval" in caplog.text
-    assert last(tmp_path)["iteration"] == 2
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_folder_in_use_is_refused(tmp_path, registered_digits):
-    """By another process; a lock of this one would let it in."""
+def test_a_folder_in_use_is_refused(tmp_path):
+    """By another process and by this one; the hold ends with the process or the file."""
     code = (
         "from pathlib import Path; from resnest_d2.files import hold_folder; "
         f"held = hold_folder(Path({str(tmp_path)!r})); print(1, flush=True); input()"
@@ -320,38 +319,60 @@ def test_a_folder_in_use_is_refused(tmp_path, registered_digits):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     holder.stdout.readline()
-    settings = Settings.of(load_config(model_zoo.get_config_file("mask_resnest14_digits")))
-    settings.output_dir = str(tmp_path)
-    message = f"{tmp_path}: process {holder.pid} on .* is working in it; wait .* OUTPUT_DIR"
-    refused = pytest.raises(InputError, match=message)
-    with patch("resnest_d2.engine.launch.WAIT", 0.5), refused:
-        hold_output(settings)
+    with pytest.raises(FileError, match=f"another training writes to {tmp_path}"):
+        hold_folder(tmp_path, 0.3)
     holder.kill()
     holder.wait()
-    assert hold_output(settings)  # it died with its process
+    with hold_folder(tmp_path), pytest.raises(FileError, match="another training writes to"):
+        hold_folder(tmp_path)
+    hold_folder(tmp_path).close()
+
+
+def test_a_second_training_in_a_folder(tmp_path, tiny_digits):
+    """Is refused while the first one runs, and removes no files but those that were torn."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    torn = [folder / name for name in (".model_0000004.pth.0a1b2c3d.part", ".video.mp4.part")]
+    for file in torn:
+        file.touch()
+    with hold_folder(folder):
+        training = Training(folder, tiny_digits)
+        assert training.end() == 2
+    assert f"error: another training writes to {folder}" in training.output()
+    assert "Traceback" not in training.output()
+    assert all(file.exists() for file in torn)
+    training = Training(folder, tiny_digits, keys=("SOLVER.MAX_ITER", "1"))
+    assert training.end() == 0, training.output()
+    assert [file.exists() for file in torn] == [False, True]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["own", "torchrun"])
 def test_a_signal_to_the_launcher(tmp_path, tiny_digits, launcher):
-    """It hands Slurm's signal on; the processes save together."""
+    """It hands the signal on; the processes save together."""
     folder = tmp_path / "out"
-    keys = ("SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "500")
     how = {"launcher": torchrun("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")}
     if launcher == "own":
         how = {"options": ["--num-processes", "2"]}
-    training = Training(folder, tiny_digits, keys=keys, **how).wait_for("iter: 19 ")
-    training.process.send_signal(signal.SIGUSR1)
-    code = training.end(40)
-    assert code == (138 if launcher == "own" else 1)
+    training = Training(folder, tiny_digits, keys=LONG, **how).wait_for("iter: 19 ")
+    number = signal.SIGTERM if launcher == "own" else signal.SIGUSR1
+    training.process.send_signal(number)
+    assert training.end(60) == (128 + number if launcher == "own" else 1)
     assert last(folder)["iteration"] >= 19
-    (run,) = last(folder)["sampler"]["runs"]
-    assert run == {
-        "iterations": last(folder)["iteration"] + 1,
-        "world_size": 2,
-        "batch_size": 1,
-        "num_workers": 0,
-    }
+    assert "Exception during training" not in training.output()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_of_two_processes(tmp_path, tiny_digits, heeded, number):
+    """And to their loaders, as of a terminal; while a checkpoint takes long."""
+    folder, launcher = tmp_path / "out", (sys.executable, "-c", SLOW.format(seconds=8))
+    options = ["--num-processes", "2"]
+    training = Training(folder, tiny_digits, launcher, options, LONG).wait_for("iter: 19 ")
+    os.killpg(training.process.pid, number)
+    assert training.end(90) == 143, training.output()
+    assert last(folder)["iteration"] >= 19
+    assert "Traceback" not in training.output()
 
 
 @pytest.mark.slow
@@ -363,60 +384,18 @@ def test_torchrun_starts_them_again(tmp_path, tiny_digits):
     training = Training(folder, tiny_digits, launcher, keys=keys).wait_for("model_0000009.pth")
     time.sleep(1)
     os.kill(training.workers()[1], signal.SIGKILL)
-    assert training.end() == 0, training.output()
-    output = training.output()
-    assert "going on from the last checkpoint" in output
-    assert "by torchrun, restart 1, over gloo" in output
-    starts = [int(n) for n in re.findall(r"Starting training from iteration (\d+)", output)]
+    assert training.end(240) == 0, training.output()
+    starts = [int(n) for n in re.findall(r"training from iteration (\d+)", training.output())]
     assert starts[0] == 0
     assert starts[-1] >= 10
+    assert last(folder)["iteration"] == 39
     assert iterations(folder) == [19, 39]
-    assert sum(run["iterations"] for run in last(folder)["sampler"]["runs"]) == 40
-
-
-@pytest.mark.slow
-def test_machines_come_and_go(tmp_path, tiny_digits, monkeypatch):
-    """An elastic run: a second torchrun joins the first one, and is killed."""
-    # Else PyTorch 2.14's first torchrun does not tell one that joins later where its store is.
-    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    place = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"]
-    place += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "x"]
-    launcher = (sys.executable, "-m", "torch.distributed.run", *place)
-    launcher += ("--rdzv-conf", "last_call_timeout=2")
-    folder, keys = tmp_path / "out", ("SOLVER.MAX_ITER", "90")
-    first = Training(folder, tiny_digits, launcher, keys=keys).wait_for("model_0000009.pth")
-    second = Training(folder, tiny_digits, launcher, keys=keys, log="second.log")
-    first.wait_for("Started as 2 processes, 1 on this machine, by torchrun")
-    first.wait_for("(?s)Started as 2 processes.*Saving checkpoint")
-    os.killpg(second.process.pid, signal.SIGKILL)
-    for pid in second.workers():
-        os.kill(pid, signal.SIGKILL)
-    assert first.end() == 0, first.output()
-    runs = last(folder)["sampler"]["runs"]
-    assert [run["world_size"] for run in runs] == [1, 2, 1]
-    assert sum(run["iterations"] for run in runs) == 90
-    starts = [int(n) for n in re.findall(r"Starting training from iteration (\d+)", first.output())]
-    assert starts == sorted(starts)
-    assert len(set(iterations(folder))) == len(iterations(folder))
-
-
-@pytest.mark.slow
-def test_a_new_run_in_a_used_folder_begins_anew(tmp_path, tiny_digits):
-    """Torchrun's restarts aside, going on is for --resume."""
-    folder = tmp_path / "out"
-    for _ in range(2):
-        training = Training(folder, tiny_digits, torchrun(), keys=("SOLVER.MAX_ITER", "2"))
-        assert training.end() == 0
-    assert training.output().count("Starting training from iteration 0") == 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_killed_at_any_moment(tmp_path, tiny_digits, victim):
-    """Then --resume goes on from a whole checkpoint, and no image is used twice in an epoch."""
+    """Then --resume goes on from a whole checkpoint, to the end."""
     folder = tmp_path / "out"
     moments = random.Random(victim)
     keys = ("SOLVER.MAX_ITER", "100000", "SOLVER.CHECKPOINT_PERIOD", "3")
@@ -437,12 +416,8 @@ def test_killed_at_any_moment(tmp_path, tiny_digits, victim):
     end = (*keys[:1], str(reached + 12), *keys[2:])
     training = Training(folder, tiny_digits, options=["--resume", "--num-processes", "2"], keys=end)
     assert training.end() == 0, training.output()
-    content = last(folder)
-    assert content["iteration"] == reached + 11
-    runs = content["sampler"]["runs"]
-    assert sum(run["iterations"] for run in runs) == reached + 12
+    assert last(folder)["iteration"] == reached + 11
     assert not list(folder.glob(".*.part"))
-    assert len(set(iterations(folder))) == len(iterations(folder))
 
 
 def ip(*words):
@@ -490,5 +465,5 @@ def test_two_machines(tmp_path, tiny_digits, machines):
         trainings.append(training)
     for training in trainings:
         assert training.end() == 0, training.output()
-    assert "Started as 2 processes, 1 on this machine, by" in trainings[0].output()
-    assert last(folder)["sampler"]["runs"][0]["world_size"] == 2
+    assert last(folder)["iteration"] == 3
+    assert "Rank of current process: 0. World size: 2" in (folder / "log.txt").read_text()

@@ -11,10 +11,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..config import InputError
-from ..data.coco_json import CocoData, read_coco
+from ..data.coco_json import CocoData, describe_errors, read_coco
 from ..data.images import read_image, set_max_pixels
-from ..data.repair import Options
-from . import add_max_pixels, setting_up, warnings_again
+from ..data.options import Options
+from . import add_max_pixels, running
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -30,11 +30,11 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-@warnings_again()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if a picture cannot be read, 2 if the annotations are wrong."""
     args = parse_args(arguments)
-    with setting_up("resnest_d2"):
+    errors: list[str] = []
+    with running("resnest_d2"):
         set_max_pixels(args.max_pixels)
         if args.output is not None and args.output.suffix != ".json":
             raise InputError(f"--output: {args.output} does not end in .json")
@@ -46,16 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             masks=not args.boxes,
             keypoints=args.keypoints,
             options=replace(Options.of(args), skip_bad_images=True),
+            errors=errors,
         )
         broken = data.unreadable + find_broken(data)
-        if args.output is not None:
+        if args.output is not None and not errors:
             data.write(args.output)
     print(describe(data))
+    if errors:
+        print(describe_errors(data, errors, shown=None))
     for problem in broken:
         print(problem)
     number = len(data.images) + len(data.unreadable)
     print(f"{len(broken)} of {number} images cannot be read")
-    return int(bool(broken))
+    return 2 if errors else int(bool(broken))
 
 
 def find_broken(data: CocoData) -> list[str]:

@@ -6,20 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
-from ..config import InputError, require_between, require_int
+from ..config import FileError, InputError, require_between, require_int
 from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
-from ..data.repair import Options
+from ..data.options import Options
 from ..files import check_writable
-from ..inference import Outputs, predict_inputs
-from ..inference.files import list_inputs
-from . import (
-    add_max_pixels,
-    add_model_arguments,
-    load_predictor,
-    setting_up,
-    warnings_again,
-)
+from ..inference import Outputs, list_inputs, predict_inputs
+from . import add_max_pixels, add_model_arguments, load_predictor, running
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +23,18 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    add(
-        "--confidence-threshold",
-        type=float,
-        metavar="SCORE",
-        help="least score of a detection, 0 to 1 (default: the config's; of drawings and crops 0.5 "
-        "if that is lower)",
-    )
+    text = "least score of a detection, 0 to 1 (default: the config's; of drawings and crops 0.5 "
+    text += "if that is lower)"
+    add("--confidence-threshold", type=float, metavar="SCORE", help=text)
     add("--json", type=Path, metavar="FILE", help="write all detections as COCO's results")
     add("--json-per-image", action="store_true", help="write a JSON file for each input")
-    add(
-        "--input-json",
-        type=Path,
-        metavar="FILE",
-        help="run on the images of this COCO file, which --input is the folder of, and take ids "
-        "of images and classes from it",
-    )
+    text = "run on the images of this COCO file, which --input is the folder of, and take ids of "
+    text += "images and classes from it"
+    add("--input-json", type=Path, metavar="FILE", help=text)
     add("--no-draw", action="store_true", help="draw nothing")
     add("--save-crops", action="store_true", help="write each detection's part of the picture")
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
-    add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size, by SAHI")
+    add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size")
     add("--overlap", type=float, help="of tiles, 0 to 0.9 (default: 0.2)")
     add("--optimize", action="store_true", help="fold norms first, which takes less time an image")
     add("--half", action="store_true", help="compute in half precision: float16, on CPUs bfloat16")
@@ -62,8 +47,8 @@ def check(args: argparse.Namespace) -> None:
     """Check what can be told before a model is loaded.
 
     Raises:
-        ValueError: a number is out of range, or nothing would be written.
-        OSError: a file cannot be written.
+        InputError: a number is out of range, or nothing would be written.
+        FileError: a file cannot be written.
     """
     if args.confidence_threshold is not None:
         require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
@@ -73,15 +58,18 @@ def check(args: argparse.Namespace) -> None:
     if args.overlap is not None and args.tile is None:
         raise InputError("--overlap is of tiles: add --tile PIXELS")
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"--json: cannot make {args.json.parent}: {error.strerror}") from error
         check_writable(args.json)
-    for written in (args.json, repaired(args.json)) if args.json and args.input_json else ():
+    for written in (args.json, as_read(args.json)) if args.json and args.input_json else ():
         if written.resolve() == args.input_json.resolve():
             raise InputError(f"--json: {written} is --input-json's file and would be overwritten")
 
 
-def repaired(results: Path) -> Path:
-    """Where annotations go that results fit better than those of --input-json."""
+def as_read(results: Path) -> Path:
+    """Where the annotations of --input-json go as they were read, which the results are for."""
     return results.with_name(f"{results.stem}_annotations.json")
 
 
@@ -89,39 +77,42 @@ def inputs(args: argparse.Namespace) -> tuple[list[Path], Outputs, list[str]]:
     """List the files, what is written of them, and what is wrong with listed ones left out.
 
     Raises:
-        InputError, FileNotFoundError: as :func:`list_inputs` and :func:`read_coco`.
+        InputError, FileError: as :func:`list_inputs` and :func:`read_coco`.
     """
-    drawn = {"draw": not args.no_draw, "crops": args.save_crops}
-    written = {"per_image": args.json_per_image, "json": args.json}
-    outputs = Outputs(args.output, **drawn, **written)
+    outputs = Outputs(
+        args.output,
+        draw=not args.no_draw,
+        crops=args.save_crops,
+        per_image=args.json_per_image,
+        json=args.json,
+    )
     if not args.input_json:
         return list_inputs(args.input), outputs, []
     if len(args.input) != 1:
         raise InputError("--input-json needs one --input, the folder of its images")
     reading = Options(merge_classes=True, skip_bad_images=True, offered=False)
     listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
-    if args.json and not listed.evaluable:
-        listed.write(repaired(args.json))
-        message = "%s was repaired: evaluate the results on it as it was read, which is in %s"
-        logger.warning(message, args.input_json, repaired(args.json))
+    if args.json:
+        listed.write(as_read(args.json))
+        logger.info(
+            "Evaluate the results on %s, %s as it was read", *(as_read(args.json), listed.file)
+        )
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
     outputs.category_ids = {name: number for number, name in listed.categories.items()}
     return list(outputs.image_ids), outputs, listed.unreadable
 
 
-@warnings_again()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if an input had to be skipped, 2 if the arguments are wrong."""
     args = make_parser().parse_args(arguments)
-    with setting_up():
+    with running():
         set_max_pixels(args.max_pixels)
         check(args)
         files, outputs, unreadable = inputs(args)
-        outputs.check(files)  # found missing before the model is loaded
         options = {name: getattr(args, name) for name in ("optimize", "half", "tile")}
         options["overlap"] = 0.2 if args.overlap is None else args.overlap
+        outputs.check(files)  # what is wrong here is said before the model is loaded
         predictor = load_predictor(args, **options)
-        outputs.check_classes(predictor.metadata.get("thing_classes", None) or ())
         if args.confidence_threshold is not None:
             predictor.set_score_threshold(args.confidence_threshold)
         elif args.json or args.json_per_image:  # drawings would be cluttered

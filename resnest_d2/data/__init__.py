@@ -3,8 +3,8 @@
 Importing this registers ``digits_train`` and ``digits_val``.
 """
 
-from .digits import DigitsSpec, build_digits, register_digits
+from .digits import build_digits, register_digits
 
 register_digits()
 
-__all__ = ["DigitsSpec", "build_digits", "register_digits"]
+__all__ = ["build_digits", "register_digits"]

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from ..config import InputError, require_int
+from ..config import InputError, MissingFileError, require_int
 
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Transparent pixels show this colour (RGB), as annotation tools and browsers show it.
@@ -22,6 +22,11 @@ BACKGROUND = (255, 255, 255)
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+# Texts of a PNG in which Pillow looks for the orientation.
+EXIF_KEYWORDS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+LONGEST_KEYWORD = max(map(len, EXIF_KEYWORDS))
 _BOMB = Image.DecompressionBombWarning
 # Pillow raises these on files that are damaged or no pictures.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -68,9 +73,11 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
         InputError: it is no picture, is damaged, has too many pixels (see :func:`set_max_pixels`
             for a way out), or they have no known range (integers and floating-point numbers of 32
             bits).
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
     """
-    with _open(file) as image:
+    with _named(file), _open(file) as image:
+        with _damage():
+            image.load()
         return from_pil(image, image_format)
 
 
@@ -78,7 +85,7 @@ def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     """Convert a picture that Pillow has opened as :func:`read_image` does.
 
     Raises:
-        ValueError: the range of its pixels is not known.
+        InputError: the range of its pixels is not known.
     """
     return convert_PIL_to_numpy(_to_8_bits(image), image_format)
 
@@ -91,13 +98,15 @@ def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
 
     Raises:
         InputError: it is no picture, is damaged, or has labels that the data type cannot hold.
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
     """
-    with _open(file) as image:
+    with _named(file), _open(file) as image:
+        with _damage():
+            image.load()
         labels = np.asarray(image if len(image.getbands()) == 1 else image.convert("L"))
         converted = labels.astype(dtype)
         if not np.array_equal(converted, labels):
-            raise ValueError(f"its labels, up to {labels.max()}, are no {np.dtype(dtype)}")
+            raise InputError(f"its labels, up to {labels.max()}, are no {np.dtype(dtype)}")
         return converted
 
 
@@ -105,14 +114,41 @@ def read_header(file: str | Path) -> Header:
     """Read the beginning of a picture's file.
 
     Raises:
-        InputError, FileNotFoundError: as :func:`read_image`, for what the beginning tells.
+        InputError, MissingFileError: as :func:`read_image`, for what the beginning tells.
     """
-    with _open(file) as image:
+    with _named(file), _open(file) as image:
         _require_known_range(image)
         is_turned = _may_have_exif(image) and _orientation(image) >= 5
         size = image.size
-        pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        with _damage():
+            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         return Header(size[::-1] if is_turned else size, is_turned, pages)
+
+
+@contextmanager
+def _named(file: str | Path) -> Iterator[None]:
+    """Put a file's name before what is wrong with its picture."""
+    try:
+        yield
+    except MissingFileError:
+        raise
+    except InputError as error:
+        raise InputError(f"{file} cannot be read as a picture: {error}") from error
+    except MemoryError as error:
+        raise InputError(f"{file} cannot be read as a picture: the memory is too small") from error
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    """Name what Pillow raises where a file is damaged; only calls of Pillow belong inside."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{error}; --max-pixels allows more") from error
+    except UnidentifiedImageError as error:
+        raise InputError("Pillow knows no such format") from error
+    except DAMAGED as error:
+        raise InputError(str(error)) from error
 
 
 @contextmanager
@@ -122,20 +158,16 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
     if not any(f[0] == "ignore" and f[2] is _BOMB and not f[1] for f in warnings.filters):
         warnings.simplefilter("ignore", _BOMB)
     try:
-        with PathManager.open(str(file), "rb") as stream, Image.open(stream) as image:
+        stream = PathManager.open(str(file), "rb")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"there is no file {file}") from error
+    except OSError as error:
+        raise InputError(str(error)) from error
+    with stream:
+        with _damage():
+            image = Image.open(stream)
+        with image:
             yield image
-    except FileNotFoundError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise InputError(
-            f"{file} cannot be read as a picture: {error}; --max-pixels allows more"
-        ) from error
-    except MemoryError as error:
-        raise InputError(f"{file} cannot be read as a picture: the memory is too small") from error
-    except DAMAGED as error:
-        unknown = "Pillow knows no such format"
-        reason = unknown if isinstance(error, UnidentifiedImageError) else error
-        raise InputError(f"{file} cannot be read as a picture: {reason}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -148,14 +180,27 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _may_have_exif(image: Image.Image) -> bool:
-    """Whether a file names EXIF or XMP: to look for them, Pillow decodes a PNG that has none."""
+    """Whether a file names EXIF or XMP: to look for them, Pillow decodes a PNG that has none.
+
+    The heads of a PNG's chunks are read, and no pixels (PNG, third edition, section 5).
+    """
     if image.format != "PNG":
         return True
-    place = image.fp.tell()
-    image.fp.seek(0)
-    content = image.fp.read()
-    image.fp.seek(place)
-    return any(name in content for name in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
+    stream = getattr(image.fp, "raw", image.fp)  # a buffer would read what stands between them
+    start = stream.tell()
+    place = len(PNG_SIGNATURE)
+    try:
+        while True:
+            stream.seek(place)
+            head = stream.read(8 + LONGEST_KEYWORD)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            if kind == b"eXIf" or (kind in TEXTS and head[8:].startswith(EXIF_KEYWORDS)):
+                return True
+            if len(head) < 8 or kind == b"IEND":
+                return False
+            place += 12 + length  # length, kind and checksum stand around the content
+    finally:
+        stream.seek(start)
 
 
 def _is_16_bits(image: Image.Image) -> bool:
@@ -165,7 +210,7 @@ def _is_16_bits(image: Image.Image) -> bool:
 def _require_known_range(image: Image.Image) -> None:
     if image.mode in ("I", "F") and not _is_16_bits(image):
         kind = "floating-point numbers" if image.mode == "F" else "integers"
-        raise ValueError(
+        raise InputError(
             f"its pixels are {kind} of 32 bits, whose range is not known; save it in 8 or 16 bits"
         )
 

@@ -1,30 +1,55 @@
 """From a data set's dicts to what models take, in training and evaluation."""
 
 import copy
+import logging
+from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import detection_utils as utils
 from PIL import Image
 
 from ..config import ConfigError, InputError, require_int
 from .images import read_image, read_labels
 
+logger = logging.getLogger(__name__)
+
 
 class Mapper(DatasetMapper):
     """Detectron2's ``DatasetMapper`` with :func:`read_image`.
 
-    Same arguments and results. Besides reading more kinds of pictures it takes images without
-    objects where ``INPUT.CROP`` recomputes boxes.
+    Besides reading more kinds of pictures it takes images without objects where ``INPUT.CROP``
+    recomputes boxes.
+
+    Args:
+        args: a config and whether it is for training, or Detectron2's arguments.
+        skip_bad_images: whether a picture that cannot be read in training is a warning and None,
+            for which Detectron2's ``MapDataset`` takes another image.
+        dataset_names: registered data sets, whose annotation files errors name.
+        kwargs: Detectron2's arguments.
     """
 
-    def __init__(self, *args: Any, skip_bad_images: bool = False, **kwargs: Any) -> None:
-        """Take Detectron2's arguments."""
+    def __init__(
+        self,
+        *args: Any,
+        skip_bad_images: bool = False,
+        dataset_names: tuple[str, ...] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.skip_bad_images = skip_bad_images
+        cfg = kwargs.get("cfg", args[0] if args else None)
+        if isinstance(cfg, CfgNode):
+            dataset_names = cfg.DATASETS.TRAIN if self.is_train else cfg.DATASETS.TEST
+        metadata = [MetadataCatalog.get(name) for name in dataset_names]
+        self._annotation_files = {
+            Path(m.get("image_root", "")): m.json_file for m in metadata if m.get("json_file", None)
+        }
+        self._named: set[str] = set()
         self._max_pixels = Image.MAX_IMAGE_PIXELS
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -32,30 +57,46 @@ class Mapper(DatasetMapper):
         self.__dict__.update(state)
         Image.MAX_IMAGE_PIXELS = self._max_pixels
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any] | None:
         """Read, augment and convert one image.
 
         Args:
             dataset_dict: an image in Detectron2's dataset format.
 
         Returns:
-            what Detectron2's models take.
+            what Detectron2's models take; None if it cannot be read and is skipped.
 
         Raises:
-            InputError: the picture or its map of classes cannot be read, or cannot be resized or
-                cropped; the message names its file.
-            detectron2.data.detection_utils.SizeMismatchError: it is of another size than the dict
-                says.
+            InputError: the picture or its map of classes cannot be read, is of another size than
+                the dict says, or cannot be resized or cropped; the message names its file, and the
+                annotation file where that is known.
         """
+        try:
+            return self._map(dataset_dict)
+        except InputError as error:
+            file = dataset_dict["file_name"]
+            of = next((j for r, j in self._annotation_files.items() if r in Path(file).parents), "")
+            message = f"{error} (an image of {of})" if of else str(error)
+            if not (self.skip_bad_images and self.is_train):
+                raise InputError(message) from error
+            if file not in self._named:
+                self._named.add(file)
+                logger.warning("%s: another image is taken in its place", message)
+            return None
+
+    def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         record = copy.deepcopy(dataset_dict)
         image = read_image(record["file_name"], self.image_format)
-        utils.check_image_size(record, image)
+        try:
+            utils.check_image_size(record, image)
+        except utils.SizeMismatchError as error:
+            raise InputError(str(error)) from error
         labels = record.pop("sem_seg_file_name", None)
         labels = None if labels is None else read_labels(labels)
         augmented = T.AugInput(image, sem_seg=labels)
         try:
             transforms = self.augmentations(augmented)
-        except ValueError as error:  # such as a side of no pixel
+        except ValueError as error:  # Detectron2's and Pillow's, where a side has no pixel
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             raise InputError(
                 f"{record['file_name']} cannot be augmented, it has {size}: {error}"

@@ -1,4 +1,4 @@
-"""A reader tells here what it repaired or left out, in one warning a kind."""
+"""What a reader finds in a file: what it repaired, and what is wrong."""
 
 import logging
 from collections import defaultdict
@@ -13,7 +13,7 @@ LONGEST = 200  # characters of an example
 
 
 class Notes:
-    """Collects what was repaired in a file.
+    """Collects what a reader finds in one file.
 
     Args:
         file: its name begins each warning.
@@ -22,9 +22,11 @@ class Notes:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.kinds: dict[str, list[Any]] = defaultdict(list)
+        self.errors: list[str] = []
+        """What is wrong, a line each, which begins with the entry's kind and id."""
 
     def add(self, kind: str, which: Any) -> None:
-        """Note one case.
+        """Note one repair.
 
         Args:
             kind: a sentence without its end, in which "{n}" stands for the number of cases.
@@ -32,8 +34,12 @@ class Notes:
         """
         self.kinds[kind].append(which)
 
+    def error(self, text: str) -> None:
+        """Note an error, as a line of :attr:`errors`."""
+        self.errors.append(text)
+
     def report(self) -> None:
-        """Warn of each kind, with the number of its cases and some of them."""
+        """Warn of each kind of repair, with the number of its cases and some of them."""
         for kind, which in self.kinds.items():
             logger.warning(
                 "%s: %s: %s", self.file, kind.replace("{n}", str(len(which))), some(which)

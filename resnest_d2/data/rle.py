@@ -4,6 +4,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
+from ..config import InputError
+
 
 def encode_masks(masks: torch.Tensor) -> list[dict[str, object]]:
     """The RLE that ``pycocotools.mask.encode`` gives, in less time.
@@ -70,16 +72,18 @@ def decode_counts(text: str) -> list[int]:
     differences to the last but one (``maskApi.c``, ``rleFrString``).
 
     Raises:
-        ValueError: a character that is no part of an RLE, or a number that is cut short.
+        InputError: a character is no part of an RLE, or a number is cut short.
     """
     lengths: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"{character!r} is no part of one")
+            raise InputError(f"{character!r} is no part of one")
         value |= (bits & 0x1F) << shift
         shift += 5
+        if shift > 35:  # pycocotools counts in 32 bits
+            raise InputError("it has a number of more than 32 bits")
         if bits & 0x20:
             continue
         if bits & 0x10:
@@ -87,5 +91,5 @@ def decode_counts(text: str) -> list[int]:
         lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
         value = shift = 0
     if shift:
-        raise ValueError("it is cut short")
+        raise InputError("it is cut short")
     return lengths

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.solver import LRMultiplier
 from torch import nn
 
 from ..config import InputError
@@ -25,6 +24,8 @@ BEST, FINAL = "model_best", "model_final"
 # Keys from which an optimizer's rates, and its other settings, follow.
 RATE_KEYS = {f"SOLVER.{key}" for key in ("BASE_LR", "BIAS_LR_FACTOR", "BACKBONE_MULTIPLIER")}
 OTHER_KEYS = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
+# Of a group, the rates between which PyTorch's schedulers move the rate.
+SCHEDULED = ("initial_lr", "max_lr", "min_lr")
 OPTIMIZER_KEYS = {f"SOLVER.{key}" for key in OTHER_KEYS}
 
 
@@ -153,7 +154,8 @@ class TrainingCheckpointer(WeightsCheckpointer):
 def follow_changes(
     optimizer: torch.optim.Optimizer,
     scheduler: Any,
-    built: Sequence[dict[str, Any]],
+    groups: Sequence[dict[str, Any]],
+    schedule: dict[str, Any],
     changed: Iterable[str],
 ) -> None:
     """Change in a resumed optimizer, and its schedule, what the config says differently now.
@@ -163,19 +165,23 @@ def follow_changes(
     Args:
         optimizer: resumed.
         scheduler: resumed.
-        built: settings of its groups as the config builds them.
+        groups: settings of the optimizer's groups as the config builds them.
+        schedule: state of the scheduler as the config builds it.
         changed: keys of the config that differ.
     """
     changed = set(changed)
-    for group, new in zip(optimizer.param_groups, built, strict=True):
+    for group, new in zip(optimizer.param_groups, groups, strict=True):
+        rates = {key: new[key] for key in SCHEDULED if key in new}
         if changed & OPTIMIZER_KEYS:
-            group.update({k: v for k, v in new.items() if k not in ("params", "lr", "initial_lr")})
+            group.update({k: v for k, v in new.items() if k not in ("params", "lr", *rates)})
         if changed & RATE_KEYS:
-            group["lr"] *= new["initial_lr"] / group["initial_lr"]
-            group["initial_lr"] = new["initial_lr"]
+            before = group["initial_lr"]
+            group["lr"] = group["lr"] * new["initial_lr"] / before if before else new["lr"]
+            group.update(rates)
     if changed & RATE_KEYS:
-        scheduler.base_lrs = [new["initial_lr"] for new in built]
-    if changed and isinstance(scheduler, LRMultiplier):
-        # Detectron2's schedule knows no past: the rate follows from the iteration.
+        scheduler.base_lrs = schedule["base_lrs"]
+    if changed and type(scheduler).__module__.startswith("detectron2."):
+        # Detectron2's schedules know no past: the rate follows from the iteration.
+        scheduler.load_state_dict({**schedule, "last_epoch": scheduler.last_epoch})
         for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
             group["lr"] = rate

@@ -41,7 +41,7 @@ class StopTraining(BaseException):
         self.exit_code = exit_code
 
 
-def ignore_signals(worker: int) -> None:
+def ignore_signals() -> None:
     """Let signals to a whole group of processes pass by a loader's process while training goes on.
 
     The trainer saves and ends its loaders; without it they end by themselves.
@@ -58,8 +58,9 @@ def ignore_signals(worker: int) -> None:
 class Stop(hooks.HookBase):
     """Ends training after an iteration, in all processes at once, if one of them was told to.
 
-    A signal does nothing but set a flag. It stands behind the hooks that move the schedule on and
-    that save checkpoints. A second Ctrl-C ends the process at once.
+    A signal does nothing but set a flag, which an iteration's end looks at; in a
+    process alone an evaluation between two iterations ends at once. A second Ctrl-C ends the
+    process. The hook stands behind those that move the schedule on and save checkpoints.
 
     Args:
         checkpointer: saves the weights if no other hook has done so at this iteration.
@@ -83,11 +84,13 @@ class Stop(hooks.HookBase):
                     self._before[number] = signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        is_again = self._code and time.monotonic() - self._at > AGAIN
+        is_again = self._code >= 128 and time.monotonic() - self._at > AGAIN
         if is_again and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not self._code:
+        if self._code < 128:
             self._code, self._at = 128 + number, time.monotonic()
+            if comm.get_world_size() == 1 and not self.trainer.model.training:
+                self._end(self._code)
 
     def after_step(self) -> None:
         """End training if a process has been told to.
@@ -95,14 +98,17 @@ class Stop(hooks.HookBase):
         Raises:
             StopTraining: the checkpoint is saved.
         """
-        if not (code := self._agree()):
-            return
+        if code := self._agree():
+            self._end(code)
+
+    def _end(self, code: int) -> None:
         iteration, is_signal = self.trainer.iter, code >= 128
-        is_done = iteration + 1 >= self.trainer.max_iter
         name = f"model_{iteration:07d}" if is_signal else FINAL
-        tagged = Path(self._checkpointer.get_checkpoint_file()).stem
-        has_saved = is_done or (is_signal and tagged == name)  # the hook before this one
-        if not has_saved:
+        if iteration + 1 >= self.trainer.max_iter:
+            # The hook before this one has saved. Others evaluate what has come to its last
+            # iteration, and that shall not begin.
+            self.trainer.max_iter += 1
+        elif not (is_signal and Path(self._checkpointer.get_checkpoint_file()).stem == name):
             self._checkpointer.save(name, iteration=iteration)
         comm.synchronize()
         done = f"training stopped after iteration {iteration}"
@@ -150,12 +156,9 @@ class KeepBest(hooks.BestCheckpointer):
     ) -> None:
         super().__init__(eval_period, checkpointer, metric, file_prefix=BEST)
         self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
-        self._metric, self._evaluations, self._patience, self._stop = (
-            metric,
-            eval_period,
-            patience,
-            stop,
-        )
+        self._metric, self._stop = metric, stop
+        self._evaluations, self._patience = eval_period, patience
+        self._noted: int | None = None
 
     def before_train(self) -> None:
         """Go on from the best of the run that is resumed."""
@@ -163,6 +166,7 @@ class KeepBest(hooks.BestCheckpointer):
             noted = json.loads(self._note.read_text())
             if noted["metric"] == self._metric:
                 self.best_metric, self.best_iter = noted["value"], noted["iteration"]
+                self._noted = self.best_iter
 
     def after_step(self) -> None:
         """Keep the weights if they are the best so far, and stop if nothing was gained for long."""
@@ -181,8 +185,7 @@ class KeepBest(hooks.BestCheckpointer):
         self._write_note()
 
     def _write_note(self) -> None:
-        if self.best_iter is not None:
+        if self.best_iter != self._noted:
             note = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
-            text = json.dumps(note) + "\n"
-            if not self._note.is_file() or self._note.read_text() != text:
-                write_text(self._note, text)
+            write_text(self._note, json.dumps(note) + "\n")
+            self._noted = self.best_iter

@@ -83,7 +83,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
         job.data = once(lambda: read_own_data(cfg, args, classes))
         fit_config(cfg, args, job.data, world)
         register(job.data, cfg.OUTPUT_DIR)
-    elif _is_recipe(cfg, args):
+    if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
     reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
     if reference and batch % reference:
@@ -91,10 +91,10 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
             f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
             f"{reference}, the number of processes that it is meant for; with 0 nothing is scaled"
         )
-    if not args.eval_only:
-        TrainingOptions.of(args).check(cfg)
     if not any(job.data):
         check_datasets(cfg, train=not args.eval_only)
+    if not args.eval_only:
+        TrainingOptions.of(args).check(cfg)
     return job, num_processes
 
 
@@ -102,8 +102,8 @@ def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
     """Whether a schedule is that of one of the zoo's recipes, as it stands."""
     in_zoo = config_dir() in Path(args.config_file).resolve().parents
     named = (SCHEDULE_KEYS | {"SOLVER.REFERENCE_WORLD_SIZE"}) & set(args.opts[::2])
-    is_unset = cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
-    return in_zoo and not named and is_unset and cfg.SOLVER.IMS_PER_BATCH == RECIPE_BATCH
+    is_set = named or args.auto or cfg.SOLVER.REFERENCE_WORLD_SIZE
+    return in_zoo and not is_set and cfg.SOLVER.IMS_PER_BATCH == RECIPE_BATCH
 
 
 def _weights_to_evaluate(args: argparse.Namespace) -> Checkpoint | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from detectron2.config import CfgNode
 
 from ..config import ConfigError, InputError, did_you_mean, require_int
+from ..evaluation import tasks_of
 
 _BOX = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 # Metrics of Detectron2's evaluators by task, which --keep-best may name; those of single classes
@@ -84,6 +85,9 @@ class TrainingOptions:
                 f"{said}: with DATASETS.TEST {names} a metric is called {start}TASK/METRIC, "
                 f"such as {start}bbox/AP; tasks are {', '.join(METRICS)}"
             )
+        dataset = dataset or names[0]
+        if task not in (has := tasks_of(dataset)):
+            raise InputError(f"{said}: data set {dataset!r} has the tasks {', '.join(has)} alone")
         if metric not in METRICS[task] and not metric.startswith(PER_CLASS):
             hint = did_you_mean(metric, METRICS[task]) or f"; it has {', '.join(METRICS[task])}"
             raise InputError(f"{said}: task {task} has no metric {metric!r}{hint}")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,8 @@ def _signals_to_children() -> Iterator[None]:
     """Have the processes that were started end as they do on SIGTERM; they save before."""
 
     def hand_on(number: int, frame: FrameType | None) -> None:
+        if not active_children():
+            sys.exit(128 + number)
         for child in active_children():
             os.kill(child.pid, signal.SIGTERM)  # a second SIGINT would cut them short
 

@@ -4,8 +4,9 @@ import copy
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -68,13 +69,13 @@ class Trainer(DefaultTrainer):
             for name in ("detectron2", "resnest_d2"):
                 setup_logger(name=name)
         self.options = options or TrainingOptions()
-        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()).clone()
+        self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         if self.options.skip_bad_images:  # of precise BN, too
             self.build_train_loader = partial(self.build_train_loader, skip_bad_images=True)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
-        self._limit_precise_bn(loader)
+        self.cfg = _limit_precise_bn(cfg, loader)
         devices = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         model = create_ddp_model(model, broadcast_buffers=False, **devices)
         loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
@@ -90,16 +91,6 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.AUG.ENABLED:
             with_augmentation(cfg, model)
         check_training(cfg, model)
-
-    def _limit_precise_bn(self, loader: Iterable) -> None:
-        """Let precise BN go over the data once, and make no more passes than the run."""
-        images: Any = loader
-        while (inner := getattr(images, "dataset", None)) is not None:
-            images = inner
-        precise_bn, batch = self.cfg.TEST.PRECISE_BN, self.cfg.SOLVER.IMS_PER_BATCH
-        self.cfg.defrost()
-        once = max(1, len(images) // batch) if hasattr(images, "__len__") else precise_bn.NUM_ITER
-        precise_bn.NUM_ITER = min(precise_bn.NUM_ITER, once, self.cfg.SOLVER.MAX_ITER)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -123,7 +114,7 @@ class Trainer(DefaultTrainer):
             augmentations["augmentations"] = semantic_augmentations(cfg)
         mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
         loader = build_detection_train_loader(cfg, mapper=mapper)
-        _set_worker_init(loader)
+        _ignore_signals_in(loader)
         return loader
 
     @classmethod
@@ -131,7 +122,7 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader, with this package's reader of pictures."""
         mapper = Mapper(cfg, is_train=False)
         loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        _set_worker_init(loader)
+        _ignore_signals_in(loader)
         return loader
 
     @classmethod
@@ -228,7 +219,8 @@ class Trainer(DefaultTrainer):
             InputError: as :meth:`TrainingCheckpointer.resume_or_load`; or the checkpoint has done
                 more iterations than ``SOLVER.MAX_ITER``.
         """
-        built = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
+        groups = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
+        schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
         if self.start_iter > self.max_iter:
             raise InputError(
@@ -236,7 +228,17 @@ class Trainer(DefaultTrainer):
                 f"MAX_ITER is {self.max_iter}: raise that, or evaluate by --eval-only"
             )
         if self.start_iter:
-            follow_changes(self.optimizer, self.scheduler, built, self.checkpointer.changes)
+            changed = self.checkpointer.changes
+            follow_changes(self.optimizer, self.scheduler, groups, schedule, changed)
+            self._know_last_checkpoints()
+
+    def _know_last_checkpoints(self) -> None:
+        """Let ``--keep-last`` count those before the iteration from which a run goes on."""
+        limit, start = self.options.keep_last, f"model_{self.start_iter:07d}"
+        files = sorted(Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"))
+        for hook in self._hooks:
+            if limit and isinstance(hook, hooks.PeriodicCheckpointer):
+                hook.recent_checkpoints = [str(f) for f in files if f.stem < start][-limit:]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
@@ -264,25 +266,32 @@ class Trainer(DefaultTrainer):
         return self._last_eval_results
 
 
-def _set_worker_init(loader: Any) -> None:
+def _limit_precise_bn(cfg: CfgNode, loader: Any) -> CfgNode:
+    """Let precise BN go over the data of a loader once, and make no more passes than the run."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    while (inner := getattr(loader, "dataset", None)) is not None:
+        loader = inner
+    precise_bn, limit = cfg.TEST.PRECISE_BN, cfg.SOLVER.MAX_ITER
+    if hasattr(loader, "__len__"):
+        limit = min(limit, max(1, len(loader) // cfg.SOLVER.IMS_PER_BATCH))
+    precise_bn.NUM_ITER = min(precise_bn.NUM_ITER, limit)
+    cfg.freeze()
+    return cfg
+
+
+def _ignore_signals_in(loader: Any) -> None:
     """Have the processes of a Detectron2 loader ignore signals while this one trains."""
     while loader is not None:
         if isinstance(loader, DataLoader):
-            begin = loader.worker_init_fn
-            loader.worker_init_fn = _WorkerInit(begin)
+            loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
         loader = getattr(loader, "dataset", None)
 
 
-class _WorkerInit:
-    """Detectron2's start of a loader's process, and :func:`ignore_signals`."""
-
-    def __init__(self, begin: Any) -> None:
-        self._begin = begin
-
-    def __call__(self, worker: int) -> None:
-        ignore_signals(worker)
-        if self._begin is not None:
-            self._begin(worker)
+def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
+    ignore_signals()
+    if begin is not None:
+        begin(worker)
 
 
 def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:

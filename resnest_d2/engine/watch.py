@@ -11,6 +11,7 @@ from pathlib import Path
 from detectron2.engine import hooks
 from tqdm import tqdm
 
+from ..config import FileError
 from ..files import replacing
 
 logger = logging.getLogger(__name__)
@@ -108,8 +109,11 @@ class DrawCurves(hooks.HookBase):
             points = series.setdefault(name, [])
             if not points or points[-1][0] < iteration:
                 points.append((iteration, value))
-        if series:
-            plot_curves(series, self._folder / "curves.png")
+        try:
+            if series:
+                plot_curves(series, self._folder / "curves.png")
+        except FileError as error:  # a picture is no reason to end training
+            logger.warning("%s", error)
 
 
 def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -70,7 +70,6 @@ class CocoEvaluator(DatasetEvaluator):
     ) -> None:
         self.name, self.folder = dataset_name, Path(output_dir)
         self._sigmas, self._detections = list(keypoint_sigmas), detections
-        self._library = library or implementation()
         self._metadata = MetadataCatalog.get(dataset_name)
         file = self._metadata.get("json_file", None)
         if file is None:
@@ -78,8 +77,11 @@ class CocoEvaluator(DatasetEvaluator):
             self.folder.mkdir(parents=True, exist_ok=True)
             # An earlier run's may be of other data.
             convert_to_coco_json(dataset_name, file, allow_cached=False)
-        self._truth = json.loads(Path(file).read_text(encoding="utf-8"))
+        self._truth: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
         self._file = file
+        self._library = library or implementation()
+        if any(not isinstance(image["id"], int) for image in self._truth["images"]):
+            self._library = "pycocotools"  # hotcoco takes no other ids
         _check_annotations(file, self._truth.get("annotations", ()))
         self._found: list[dict[str, Any]] = []
 
@@ -124,13 +126,13 @@ class CocoEvaluator(DatasetEvaluator):
         found = list(itertools.chain.from_iterable(comm.gather(self._found, dst=0)))
         if not comm.is_main_process():
             return None
-        self._to_dataset_ids(found)
+        found = self._with_dataset_ids(found)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "coco_instances_results.json", json.dumps(found))
         if "annotations" not in self._truth:
             logger.info("%s has no annotations: its results are in %s", self._file, self.folder)
             return {}
-        tasks = [t for t, field in FIELDS.items() if any(field in one for one in found[:1])]
+        tasks = sorted(t for t, field in FIELDS.items() if any(field in one for one in found[:1]))
         results = {task: self._metrics(found, task, img_ids) for task in tasks or ["bbox"]}
         for task, metrics in results.items():
             overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
@@ -139,8 +141,8 @@ class CocoEvaluator(DatasetEvaluator):
             logger.info("%s on %s by %s:\n%s", task, self.name, self._library, table)
         return results
 
-    def _to_dataset_ids(self, found: list[dict[str, Any]]) -> None:
-        """Turn contiguous class numbers into the data set's category ids, in place."""
+    def _with_dataset_ids(self, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Turn contiguous class numbers into the data set's category ids."""
         numbers = self._metadata.get("thing_dataset_id_to_contiguous_id", None)
         ids = {index: number for number, index in numbers.items()} if numbers else None
         images = {image["id"] for image in self._truth["images"]}
@@ -154,8 +156,9 @@ class CocoEvaluator(DatasetEvaluator):
                     f"a prediction is of class {detection['category_id']}, but data set "
                     f"{self.name!r} has classes 0 to {len(ids) - 1}"
                 )
-            if ids is not None:
-                detection["category_id"] = ids[detection["category_id"]]
+        if ids is None:
+            return [dict(detection) for detection in found]
+        return [{**detection, "category_id": ids[detection["category_id"]]} for detection in found]
 
     def _metrics(
         self, found: list[dict[str, Any]], task: str, img_ids: Sequence[int] | None
@@ -181,6 +184,12 @@ class CocoEvaluator(DatasetEvaluator):
         field = FIELDS[task]
         if any(field not in one for one in found):
             raise InputError(f"the predictions have no {field!r}, which task {task!r} evaluates")
+        for one in self._truth["annotations"]:
+            if not one.get(field):
+                raise InputError(
+                    f"annotation {one['id']} of {self._file} has no {field!r}, which task {task!r} "
+                    "evaluates"
+                )
         if task == "segm":
             # Where there is a box, its area and not the mask's would decide what is small or large.
             found = [{k: v for k, v in one.items() if k != "bbox"} for one in found]

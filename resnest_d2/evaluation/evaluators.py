@@ -58,16 +58,27 @@ def _panoptic(name: str, folder: str) -> DatasetEvaluator:
     return COCOPanopticEvaluator(name, folder)
 
 
-# Detectron2's evaluator types, MetadataCatalog.get(name).evaluator_type.
-EVALUATORS: dict[str, tuple[Callable[..., DatasetEvaluator], ...]] = {
-    "coco": (_coco,),
-    "coco_panoptic_seg": (_sem_seg, _coco, _panoptic),
-    "sem_seg": (_sem_seg,),
-    "lvis": (lambda name, folder: LVISEvaluator(name, output_dir=folder),),
-    "pascal_voc": (lambda name, folder: PascalVOCDetectionEvaluator(name),),
-    "cityscapes_instance": (lambda name, folder: CityscapesInstanceEvaluator(name),),
-    "cityscapes_sem_seg": (lambda name, folder: CityscapesSemSegEvaluator(name),),
+INSTANCES, PIXELS = ("bbox", "segm", "keypoints"), ("sem_seg",)
+# By the type of a data set, MetadataCatalog.get(name).evaluator_type: tasks, as metrics name them,
+# and what evaluates them.
+EVALUATORS: dict[str, dict[tuple[str, ...], Callable[..., DatasetEvaluator]]] = {
+    "coco": {INSTANCES: _coco},
+    "coco_panoptic_seg": {PIXELS: _sem_seg, INSTANCES: _coco, ("panoptic_seg",): _panoptic},
+    "sem_seg": {PIXELS: _sem_seg},
+    "lvis": {INSTANCES[:2]: lambda name, folder: LVISEvaluator(name, output_dir=folder)},
+    "pascal_voc": {INSTANCES[:1]: lambda name, folder: PascalVOCDetectionEvaluator(name)},
+    "cityscapes_instance": {("segm",): lambda name, folder: CityscapesInstanceEvaluator(name)},
+    "cityscapes_sem_seg": {PIXELS: lambda name, folder: CityscapesSemSegEvaluator(name)},
 }
+
+
+def tasks_of(dataset_name: str) -> list[str]:
+    """The tasks that a data set is evaluated by, as metrics name them.
+
+    Raises:
+        ConfigError: the data set has no evaluator type, or one that is not known.
+    """
+    return [task for tasks in _evaluators(dataset_name) for task in tasks]
 
 
 def build_evaluator(
@@ -90,22 +101,22 @@ def build_evaluator(
     Raises:
         ConfigError: the data set has no evaluator type, or one that is not known.
     """
-    factories = EVALUATORS[_evaluator_type(dataset_name)]
+    factories = list(_evaluators(dataset_name).values())
     if instances_only and _coco in factories:
-        factories = (_coco,)
+        factories = [_coco]
     options = {_coco: {"sigmas": keypoint_sigmas, "detections": detections_per_image}}
     evaluators = [make(dataset_name, output_dir, **options.get(make, {})) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
-def _evaluator_type(dataset_name: str) -> str:
+def _evaluators(dataset_name: str) -> dict[tuple[str, ...], Callable[..., DatasetEvaluator]]:
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in EVALUATORS:
         raise ConfigError(
             f"data set {dataset_name!r} has evaluator_type {kind!r} in its metadata; known are "
             f"{', '.join(EVALUATORS)}"
         )
-    return kind
+    return EVALUATORS[kind]
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
@@ -127,7 +138,7 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             raise ConfigError(f"{key} is empty; it must name at least one data set")
         for name in names:
             _check_dataset(key, name)
-            if split == "TEST" and _panoptic in EVALUATORS[_evaluator_type(name)]:
+            if split == "TEST" and "panoptic_seg" in tasks_of(name):
                 _require_panopticapi()
 
 

@@ -1,6 +1,14 @@
-"""Detectors as files that run elsewhere: ONNX, torch.export, AOTInductor, TorchScript."""
+"""Detectors as files that run elsewhere: ONNX and torch.export."""
 
-from .reader import ExportedModel, load_exported
-from .writers import Format, export_model
+from .graph import DetectorGraph
+from .runtimes import ExportedModel, Format, load_exported
+from .writer import export_model, export_program
 
-__all__ = ["ExportedModel", "Format", "export_model", "load_exported"]
+__all__ = [
+    "DetectorGraph",
+    "ExportedModel",
+    "Format",
+    "export_model",
+    "export_program",
+    "load_exported",
+]

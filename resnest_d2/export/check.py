@@ -5,14 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import ImageList, Instances
 from torch import nn
 from torch.nn import functional as F
 
-from .graph import BackboneGraph, DetectorGraph, instances_of, stride_of
+from .graph import DetectorGraph, stride_of
 
-# Largest differences: of boxes in pixels, of scores and masks, and of features as a share of the
-# largest value.
+# Largest differences: of boxes in pixels, of scores and masks.
 BOX_TOLERANCE, VALUE_TOLERANCE = 1e-3, 1e-4
 DRAWN = 10  # images of noise
 SCALES = (1, 8, 32)  # pixels of it
@@ -27,10 +26,11 @@ class Comparison:
     size: tuple[int, int]
     """Height and width of the image."""
     expected: int
-    """Detections of the model, or features."""
+    """Detections of the model."""
     actual: int
+    """Detections of the file."""
     differences: Mapping[str, float]
-    """The largest difference by output."""
+    """The largest difference by output; none where nothing could be compared."""
 
     @property
     def problem(self) -> str:
@@ -45,16 +45,12 @@ class Comparison:
         return ""
 
 
-def make_images(graph: DetectorGraph | BackboneGraph, model: nn.Module) -> list[torch.Tensor]:
+def make_images(graph: DetectorGraph) -> list[torch.Tensor]:
     """Two images of noise at several scales, of other sizes than the export's example.
 
     Of :data:`DRAWN` ones of each size the first is taken in which the model finds something.
-
-    Args:
-        graph: of the model.
-        model: the detector.
     """
-    generator, images = torch.Generator().manual_seed(0), []
+    generator, images, model = torch.Generator().manual_seed(0), [], graph.model
     channels, stride = len(model.pixel_mean), stride_of(model)
     for rows, columns in ((5, 10), (9, 6)):
         size = (rows * stride, columns * stride)
@@ -65,30 +61,28 @@ def make_images(graph: DetectorGraph | BackboneGraph, model: nn.Module) -> list[
                 small = [side // scale for side in size]
                 noise = torch.rand(1, channels, *small, generator=generator)
                 image += F.interpolate(noise, size, mode="bilinear") * 255 * share
-            found = expected_outputs(graph, model, image[0])
-            if len(found.get("scores", found)):
+            if len(expected_outputs(model, image[0])["scores"]):
                 break
         images.append(image[0])
     return images
 
 
 @torch.no_grad()
-def expected_outputs(
-    graph: DetectorGraph | BackboneGraph, model: nn.Module, image: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def expected_outputs(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
     """Compute the outputs of the model itself, by Detectron2's own code.
 
     Args:
-        graph: names what the file puts out.
         model: the detector, not optimised.
         image: shape (3, H, W), multiples of the stride.
     """
-    if isinstance(graph, BackboneGraph):
-        return dict(model.backbone(((image - model.pixel_mean) / model.pixel_std)[None]))
     if isinstance(model, GeneralizedRCNN):
         found: Instances = model.inference([{"image": image}], do_postprocess=False)[0]
     else:
-        found = instances_of(model, image)
+        pixels = ((image - model.pixel_mean) / model.pixel_std)[None]
+        features = model.backbone(pixels)
+        levels = [features[name] for name in model.head_in_features]
+        images = ImageList(pixels, [tuple(image.shape[-2:])])
+        found = model.forward_inference(images, levels, model.head(levels))[0]
     outputs = {"boxes": found.pred_boxes.tensor, "scores": found.scores}
     outputs["classes"] = found.pred_classes
     return outputs | ({"masks": found.pred_masks[:, 0]} if found.has("pred_masks") else {})
@@ -102,12 +96,6 @@ def compare(size: tuple[int, int], expected: Outputs, actual: Outputs) -> Compar
         expected: of :func:`expected_outputs`.
         actual: of the file, rows with a negative score are empty.
     """
-    if "boxes" not in expected:
-        differences = {
-            name: ((value - actual[name]).abs().max() / value.abs().max()).item()
-            for name, value in expected.items()
-        }
-        return Comparison(size, len(expected), len(actual), differences)
     filled = actual["scores"] >= 0
     actual = {name: value[filled] for name, value in actual.items()}
     numbers = (len(expected["scores"]), len(actual["scores"]))
@@ -130,10 +118,3 @@ def match(expected: Outputs, actual: Outputs) -> torch.Tensor:
         order.append(row.argmin().item())
         distances[:, order[-1]] = torch.inf
     return torch.tensor(order)
-
-
-def found_again(expected: Outputs, actual: Outputs) -> int:
-    """How many detections have one of the same class at an IoU of 0.5 or more."""
-    overlaps = pairwise_iou(Boxes(expected["boxes"]), Boxes(actual["boxes"]))
-    same = expected["classes"][:, None] == actual["classes"]
-    return int(((overlaps >= 0.5) & same).any(1).sum()) if overlaps.numel() else 0

@@ -1,20 +1,16 @@
-"""Functions of Detectron2 in a form that graphs can hold: fixed rows in place of branches.
+"""Detectron2's inference in a form that graphs can hold: fixed rows in place of branches.
 
 Detectron2 drops boxes in ``if`` statements that look at the data, which ``torch.export`` cannot
 follow. Here results have as many rows as they can have at most. A row is empty if its score is
-negative; its box is all zero then, from which no later stage makes another one.
+negative; its box is all zero then, and no later stage turns it into a detection.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from unittest import mock
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
-from detectron2.modeling.proposal_generator import rpn
-from detectron2.modeling.roi_heads import cascade_rcnn, fast_rcnn
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes
 from torch.nn import functional as F
 from torchvision.ops import nms
 
@@ -28,12 +24,23 @@ MOST_MOVED = 1000
 Size = tuple[int, int]
 
 
-def clip(boxes: Boxes, box_size: Size) -> None:
-    """``Boxes.clip`` without its check for numbers that are not finite."""
-    height, width = box_size
-    x1, y1, x2, y2 = boxes.tensor.unbind(1)
-    corners = (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height))
-    boxes.tensor = torch.stack(corners, dim=-1)
+class Detections(NamedTuple):
+    """Detections in fixed rows, by descending score."""
+
+    boxes: torch.Tensor
+    """Shape (N, 4), x0, y0, x1, y1 in pixels."""
+    scores: torch.Tensor
+    """Shape (N,), :data:`EMPTY` in empty rows."""
+    classes: torch.Tensor
+    """Shape (N,), int64."""
+
+
+def clip(boxes: torch.Tensor, size: Size) -> torch.Tensor:
+    """Boxes (N, 4) inside of an image of this height and width, as ``Boxes.clip``."""
+    height, width = size
+    x0, y0, x1, y1 = boxes.unbind(1)
+    corners = (x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height))
+    return torch.stack(corners, dim=-1)
 
 
 def suppress(
@@ -77,42 +84,43 @@ def _best(scores: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor
     return best, torch.where(at < scores.shape[0], at, 0)
 
 
-def find_top_rpn_proposals(
-    proposals: list[torch.Tensor],
-    pred_objectness_logits: list[torch.Tensor],
-    image_sizes: Sequence[Size],
-    nms_thresh: float,
-    pre_nms_topk: int,
-    post_nms_topk: int,
-    min_box_size: float,
-    training: bool = False,
-) -> list[Instances]:
-    """Detectron2's function of that name, at inference.
+def best_proposals(
+    boxes: Sequence[torch.Tensor],
+    logits: Sequence[torch.Tensor],
+    size: Size,
+    nms_threshold: float,
+    rows_before: int,
+    rows: int,
+    least_side: float = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Proposals of one image, as Detectron2's ``find_top_rpn_proposals`` at inference.
+
+    Args:
+        boxes: of each level, shape (A, 4).
+        logits: of each level, shape (A,).
+        size: height and width of the image.
+        nms_threshold: IoU above which the box of the lower logit is dropped.
+        rows_before: boxes of a level that are looked at.
+        rows: proposals of the image.
+        least_side: boxes must be wider and higher than this, in pixels.
 
     Returns:
-        for each image ``post_nms_topk`` proposals; logits of empty rows are -inf.
+        boxes of shape (rows, 4) and their logits, -inf in empty rows.
     """
-    results = []
-    for image, size in enumerate(image_sizes):
-        best = [_best(logits[image], pre_nms_topk) for logits in pred_objectness_logits]
-        scores = torch.cat([level for level, _ in best])
-        corners = [level[image][at] for level, (_, at) in zip(proposals, best, strict=True)]
-        boxes = Boxes(torch.cat(corners))
-        valid = boxes.tensor.isfinite().all(1) & scores.isfinite()
-        clip(boxes, size)
-        valid = valid & boxes.nonempty(min_box_size)
-        levels = torch.arange(len(scores), device=scores.device) // pre_nms_topk
-        if len(scores) <= MOST_MOVED:
-            kept = suppress(boxes.tensor, scores, levels, valid, nms_thresh, post_nms_topk)
-        else:
-            kept = _suppress_by_level(boxes.tensor, scores, valid, nms_thresh, pre_nms_topk)
-            best, at = _best(_take(scores, kept, -torch.inf), post_nms_topk)
-            kept = torch.where(best.isfinite(), kept[at], len(scores))
-        result = Instances(size)
-        result.objectness_logits = _take(scores, kept, -torch.inf)
-        result.proposal_boxes = Boxes(_take(boxes.tensor, kept))
-        results.append(result)
-    return results
+    best = [_best(level, rows_before) for level in logits]
+    scores = torch.cat([values for values, _ in best])
+    corners = torch.cat([level[at] for level, (_, at) in zip(boxes, best, strict=True)])
+    valid = corners.isfinite().all(1) & scores.isfinite()
+    corners = clip(corners, size)
+    valid = valid & (corners[:, 2:] - corners[:, :2] > least_side).all(1)
+    if len(scores) <= MOST_MOVED:
+        levels = torch.arange(len(scores), device=scores.device) // rows_before
+        kept = suppress(corners, scores, levels, valid, nms_threshold, rows)
+    else:
+        kept = _suppress_by_level(corners, scores, valid, nms_threshold, rows_before)
+        highest, at = _best(_take(scores, kept, -torch.inf), rows)
+        kept = torch.where(highest.isfinite(), kept[at], len(scores))
+    return _take(corners, kept), _take(scores, kept, -torch.inf)
 
 
 def _suppress_by_level(
@@ -128,101 +136,84 @@ def _suppress_by_level(
     return torch.cat(kept)
 
 
-def fast_rcnn_inference(
-    boxes: list[torch.Tensor],
-    scores: list[torch.Tensor],
-    image_shapes: Sequence[Size],
-    score_thresh: float,
-    nms_thresh: float,
-    topk_per_image: int,
-) -> tuple[list[Instances], list[torch.Tensor]]:
-    """Detectron2's function of that name.
+def best_detections(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    size: Size,
+    score_threshold: float,
+    nms_threshold: float,
+    rows: int,
+) -> Detections:
+    """Detections of one image, as Detectron2's ``fast_rcnn_inference``.
 
-    Returns:
-        for each image ``topk_per_image`` detections, and the rows that they come from.
+    Args:
+        boxes: of the proposals, shape (R, 4) or, a box a class, (R, 4 * C).
+        scores: shape (R, C + 1), the last is the background's.
+        size: height and width of the image.
+        score_threshold: a detection's score is above it.
+        nms_threshold: IoU above which, in a class, the box of the lower score is dropped.
+        rows: of the result.
     """
-    results, rows = [], []
-    for one_boxes, one_scores, size in zip(boxes, scores, image_shapes, strict=True):
-        number, classes = len(one_scores), one_scores.shape[1] - 1
-        finite = one_boxes.isfinite().all(1) & one_scores.isfinite().all(1)
-        corners = Boxes(one_boxes.reshape(-1, 4))
-        clip(corners, size)
-        corners = corners.tensor.view(number, -1, 4).expand(number, classes, 4).reshape(-1, 4)
-        values = one_scores[:, :-1].reshape(-1)
-        valid = (one_scores[:, :-1] > score_thresh) & finite[:, None]
-        valid = valid.reshape(-1) & (corners != 0).any(1)  # zero is an empty proposal's
-        groups = torch.arange(classes, device=values.device).repeat(number)
-        kept = suppress(corners, values, groups, valid, nms_thresh, topk_per_image)
-        results.append(_detections(size, corners, values, groups, kept))
-        rows.append(kept // classes)
-    return results, rows
+    number, classes = len(scores), scores.shape[1] - 1
+    finite = boxes.isfinite().all(1) & scores.isfinite().all(1)
+    corners = clip(boxes.reshape(-1, 4), size)
+    corners = corners.view(number, -1, 4).expand(number, classes, 4).reshape(-1, 4)
+    values = scores[:, :-1].reshape(-1)
+    valid = (scores[:, :-1] > score_threshold) & finite[:, None]
+    valid = valid.reshape(-1) & (corners != 0).any(1)  # zero is an empty proposal's
+    groups = torch.arange(classes, device=values.device).repeat(number)
+    kept = suppress(corners, values, groups, valid, nms_threshold, rows)
+    return Detections(_take(corners, kept), _take(values, kept, EMPTY), _take(groups, kept))
 
 
-def _detections(
-    size: Size, boxes: torch.Tensor, scores: torch.Tensor, classes: torch.Tensor, kept: torch.Tensor
-) -> Instances:
-    """Detections in fixed rows, by the indices of :func:`suppress`."""
-    result = Instances(size)
-    result.pred_boxes = Boxes(_take(boxes, kept))
-    result.scores = _take(scores, kept, EMPTY)
-    result.pred_classes = _take(classes, kept)
-    return result
+def best_dense_detections(
+    boxes: Sequence[torch.Tensor],
+    scores: Sequence[torch.Tensor],
+    score_threshold: float,
+    nms_threshold: float,
+    rows_before: int,
+    rows: int,
+) -> Detections:
+    """Detections of one image, as Detectron2's ``RetinaNet.inference_single_image``.
+
+    Args:
+        boxes: of each level, shape (A, 4).
+        scores: of each level, shape (A, C).
+        score_threshold: a detection's score is above it.
+        nms_threshold: IoU above which, in a class, the box of the lower score is dropped.
+        rows_before: scores of a level that are looked at.
+        rows: of the result.
+    """
+    corners, values, groups = [], [], []
+    for level, level_scores in zip(boxes, scores, strict=True):
+        classes = level_scores.shape[1]
+        found = torch.where(level_scores > score_threshold, level_scores, -torch.inf).flatten()
+        best, at = _best(found, rows_before)
+        corners.append(level[at // classes])
+        values.append(best)
+        groups.append(at % classes)
+    found = [torch.cat(levels) for levels in (corners, values, groups)]
+    kept = suppress(*found, found[1].isfinite(), nms_threshold, rows)
+    return Detections(*map(_take, found, [kept] * 3, (0, EMPTY, 0)))
 
 
-def inference_single_image(
-    self: RetinaNet,
-    anchors: list[Boxes],
-    box_cls: list[torch.Tensor],
-    box_delta: list[torch.Tensor],
-    image_size: Size,
-) -> Instances:
-    """``RetinaNet``'s method of that name, with ``max_detections_per_image`` rows."""
-    boxes, scores, classes = [], [], []
-    for level, values, deltas in zip(anchors, box_cls, box_delta, strict=True):
-        found = torch.where(values > self.test_score_thresh, values, -torch.inf).flatten()
-        best, at = _best(found, self.test_topk_candidates)
-        row = at // self.num_classes
-        boxes.append(self.box2box_transform.apply_deltas(deltas[row], level.tensor[row]))
-        scores.append(best)
-        classes.append(at % self.num_classes)
-    corners, values, groups = torch.cat(boxes), torch.cat(scores), torch.cat(classes)
-    rows = self.max_detections_per_image
-    kept = suppress(corners, values, groups, values.isfinite(), self.test_nms_thresh, rows)
-    return _detections(image_size, corners, values, groups, kept)
-
-
-def pool(self: ROIPooler, x: list[torch.Tensor], box_lists: list[Boxes]) -> torch.Tensor:
-    """``ROIPooler.forward``, which looks at the number of boxes.
+def pool(pooler: ROIPooler, features: Sequence[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
+    """Pool boxes (N, 4) of one image, as ``ROIPooler.forward``, which looks at their number.
 
     Boxes are grouped by level: to pool each on all levels would be four times the work.
+
+    Returns:
+        shape (N, C, height, width).
     """
-    indexed = [F.pad(boxes.tensor, (1, 0), value=at) for at, boxes in enumerate(box_lists)]
-    boxes = torch.cat(indexed)
-    if len(self.level_poolers) == 1:
-        return self.level_poolers[0](x[0], boxes)
-    limits = (self.min_level, self.max_level)
+    indexed = F.pad(boxes, (1, 0))  # the image's number, 0
+    if len(pooler.level_poolers) == 1:
+        return pooler.level_poolers[0](features[0], indexed)
+    limits = (pooler.min_level, pooler.max_level)
     levels = assign_boxes_to_levels(
-        box_lists, *limits, self.canonical_box_size, self.canonical_level
+        [Boxes(boxes)], *limits, pooler.canonical_box_size, pooler.canonical_level
     )
-    pooled = x[0].new_zeros((len(boxes), x[0].shape[1], *self.output_size))
-    for level, (features, pooler) in enumerate(zip(x, self.level_poolers, strict=True)):
+    pooled = features[0].new_zeros((len(boxes), features[0].shape[1], *pooler.output_size))
+    for level, (feature, pool_level) in enumerate(zip(features, pooler.level_poolers, strict=True)):
         at = (levels == level).nonzero()[:, 0]
-        pooled = pooled.index_put((at,), pooler(features, boxes[at]))
+        pooled = pooled.index_put((at,), pool_level(feature, indexed[at]))
     return pooled
-
-
-@contextmanager
-def exportable() -> Iterator[None]:
-    """Detectron2 with the functions above in place of its own; they are put back at the end."""
-    replaced = (
-        (rpn, "find_top_rpn_proposals", find_top_rpn_proposals),
-        (fast_rcnn, "fast_rcnn_inference", fast_rcnn_inference),
-        (cascade_rcnn, "fast_rcnn_inference", fast_rcnn_inference),
-        (RetinaNet, "inference_single_image", inference_single_image),
-        (ROIPooler, "forward", pool),
-        (Boxes, "clip", clip),
-    )
-    with ExitStack() as stack:
-        for owner, name, function in replaced:
-            stack.enter_context(mock.patch.object(owner, name, function))
-        yield

@@ -1,26 +1,38 @@
 """The part of a detector that goes into a file: from one image to boxes in fixed rows."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.modeling.backbone import Backbone
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from ..config import InputError
-from .functions import exportable
+from ..modeling.roi_heads import AveragingCascadeROIHeads
+from .functions import (
+    Detections,
+    Size,
+    best_dense_detections,
+    best_detections,
+    best_proposals,
+    clip,
+    pool,
+)
 
 OUTPUTS = ("boxes", "scores", "classes", "masks")
 # Backbones that ask for none get this one, so that an image of any size has whole features.
 STRIDE = 32
 
+Features = Mapping[str, torch.Tensor]
+
 
 def stride_of(model: nn.Module) -> int:
     """Return the number that height and width of the graph's image are multiples of."""
-    return max(getattr(backbone_of(model), "size_divisibility", 0), STRIDE)
+    return max(model.backbone.size_divisibility, STRIDE)
 
 
 def least_side(model: nn.Module) -> int:
@@ -29,33 +41,27 @@ def least_side(model: nn.Module) -> int:
     ``torch.export`` takes a single one for another case, which its graph does not hold.
     """
     stride = stride_of(model)
-    coarsest = max(shape.stride or 1 for shape in backbone_of(model).output_shape().values())
+    coarsest = max(shape.stride or 1 for shape in model.backbone.output_shape().values())
     return max(2, coarsest // stride + 1) * stride
 
 
-def backbone_of(model: nn.Module) -> Backbone:
-    """A detector's backbone.
-
-    Raises:
-        InputError: it has none.
-    """
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, Backbone):
-        raise InputError(f"a {type(model).__name__} has no backbone that can be exported")
-    return backbone
+def last_predictor(model: nn.Module) -> nn.Module:
+    """The layer that holds a detector's ``test_score_thresh`` and ``test_nms_thresh``."""
+    if isinstance(model, RetinaNet):
+        return model
+    predictors = model.roi_heads.box_predictor
+    return predictors[-1] if isinstance(predictors, nn.ModuleList) else predictors
 
 
 def check_exportable(model: nn.Module) -> None:
     """Refuse what no graph of this package holds.
 
     Raises:
-        InputError: the model is of another kind; the message says what can be exported of it.
+        InputError: the model is of another kind.
     """
     reason = _reason_against(model)
     if reason:
-        raise InputError(
-            f"{reason} cannot be exported; --backbone exports the model's backbone alone"
-        )
+        raise InputError(f"{reason} cannot be exported: docs/export.md lists what can")
 
 
 def _reason_against(model: nn.Module) -> str:
@@ -73,29 +79,33 @@ def _reason_against(model: nn.Module) -> str:
         return f"proposals of type {type(model.proposal_generator).__name__}"
     if getattr(heads, "keypoint_on", False):
         return "a keypoint head"
-    masks = heads.mask_head if getattr(heads, "mask_on", False) else []
+    masks = heads.mask_head if heads.mask_on else []
     for head in masks if isinstance(masks, nn.ModuleList | list) else [masks]:
         if not isinstance(head, BaseMaskRCNNHead):
             return f"a mask head of type {type(head).__name__}"
-    predictors = heads.box_predictor
-    last = predictors[-1] if isinstance(predictors, nn.ModuleList) else predictors
-    if last.test_topk_per_image < 0:
+    if last_predictor(model).test_topk_per_image < 0:
         return "a model without a limit of detections (TEST.DETECTIONS_PER_IMAGE)"
     return ""
 
 
 class DetectorGraph(nn.Module):
-    """A detector as a function of one image.
+    """A detector as a function of one image, which ``torch.export`` and ``torch.jit.trace`` follow.
+
+    It calls the model's layers, and :mod:`resnest_d2.export.functions` in place of the code of
+    Detectron2 that chooses boxes.
 
     Args:
         model: a detector in evaluation mode that :func:`check_exportable` lets pass.
+
+    Raises:
+        InputError: as :func:`check_exportable`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         check_exportable(model)
         self.model = model
-        has_masks = getattr(getattr(model, "roi_heads", None), "mask_on", False)
+        has_masks = not isinstance(model, RetinaNet) and model.roi_heads.mask_on
         self.names = OUTPUTS if has_masks else OUTPUTS[:3]
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -108,39 +118,91 @@ class DetectorGraph(nn.Module):
             boxes (N, 4) in pixels of the image, scores (N,), classes (N,) int64, and, where the
             model has them, probabilities of masks (N, 28, 28); scores of empty rows are -1.
         """
-        with exportable():
-            found = instances_of(self.model, image)
-        outputs = (found.pred_boxes.tensor, found.scores, found.pred_classes)
-        return (*outputs, found.pred_masks[:, 0]) if len(self.names) > 3 else outputs
+        model, size = self.model, (image.shape[-2], image.shape[-1])
+        features = model.backbone(((image - model.pixel_mean) / model.pixel_std)[None])
+        if isinstance(model, RetinaNet):
+            return tuple(_detect_densely(model, features))
+        proposals = _propose(model.proposal_generator, features, size)
+        found = _detect(model.roi_heads, features, proposals, size)
+        masks = (_masks(model.roi_heads, features, found, size),) if model.roi_heads.mask_on else ()
+        return (*found, *masks)
 
 
-class BackboneGraph(nn.Module):
-    """A detector's backbone, and its pyramid, as a function of one image.
-
-    Args:
-        model: any model of Detectron2 that has a backbone and normalises images.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone_of(model)
-        self.register_buffer("mean", model.pixel_mean.clone())
-        self.register_buffer("std", model.pixel_std.clone())
-        self.names = tuple(self.backbone.output_shape())
-
-    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Features, each of shape (1, C, H / stride, W / stride), in the order of ``names``."""
-        features = self.backbone(((image - self.mean) / self.std)[None])
-        return tuple(features[name] for name in self.names)
+def _propose(rpn: RPN, features: Features, size: Size) -> torch.Tensor:
+    """Proposals of one image, shape (N, 4)."""
+    levels = [features[name] for name in rpn.in_features]
+    logits, deltas = rpn.rpn_head(levels)
+    boxes = _decode(rpn, levels, deltas)
+    # The two numbers of rows are by whether the model trains.
+    limits = (rpn.nms_thresh, rpn.pre_nms_topk[False], rpn.post_nms_topk[False], rpn.min_box_size)
+    return best_proposals(boxes, [_by_anchor(one, 1)[:, 0] for one in logits], size, *limits)[0]
 
 
-def instances_of(model: nn.Module, image: torch.Tensor) -> Instances:
-    """Detections of one image that needs no padding, as the model's own code finds them."""
-    pixels = ((image - model.pixel_mean) / model.pixel_std)[None]
-    features = model.backbone(pixels)
-    images = ImageList(pixels, [(image.shape[-2], image.shape[-1])])
-    if isinstance(model, RetinaNet):
-        features = [features[name] for name in model.head_in_features]
-        return model.forward_inference(images, features, model.head(features))[0]
-    proposals, _ = model.proposal_generator(images, features, None)
-    return model.roi_heads(images, features, proposals, None)[0][0]
+def _by_anchor(values: torch.Tensor, number: int) -> torch.Tensor:
+    """Turn what a head says of one image, (1, A * number, H, W), into (H * W * A, number)."""
+    return values[0].unflatten(0, (-1, number)).permute(2, 3, 0, 1).reshape(-1, number)
+
+
+def _decode(
+    owner: RPN | RetinaNet, levels: Sequence[torch.Tensor], deltas: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Boxes (A, 4) of each level, by the owner's anchors."""
+    anchors = owner.anchor_generator(levels)
+    pairs = [(_by_anchor(delta, 4), at.tensor) for delta, at in zip(deltas, anchors, strict=True)]
+    return [owner.box2box_transform.apply_deltas(*pair) for pair in pairs]
+
+
+def _detect_densely(model: RetinaNet, features: Features) -> Detections:
+    levels = [features[name] for name in model.head_in_features]
+    logits, deltas = model.head(levels)
+    boxes = _decode(model, levels, deltas)
+    scores = [_by_anchor(one, model.num_classes).sigmoid() for one in logits]
+    limits = (model.test_score_thresh, model.test_nms_thresh)
+    rows = (model.test_topk_candidates, model.max_detections_per_image)
+    return best_dense_detections(boxes, scores, *limits, *rows)
+
+
+def _detect(heads: ROIHeads, features: Features, boxes: torch.Tensor, size: Size) -> Detections:
+    """Detections among proposals (N, 4), in one stage or in those of a cascade."""
+    levels = [features[name] for name in heads.in_features]
+    is_cascade = isinstance(heads, CascadeROIHeads)
+    logits, probabilities = [], []
+    for stage, predictor in enumerate(heads.box_predictor if is_cascade else [heads.box_predictor]):
+        if stage:
+            boxes = clip(boxes, size)
+        proposals = Instances(size, proposal_boxes=Boxes(boxes))
+        predictions = predictor(_box_features(heads, levels, boxes, stage))
+        (boxes,) = predictor.predict_boxes(predictions, [proposals])
+        logits.append(predictions[0])
+        probabilities += predictor.predict_probs(predictions, [proposals])
+    if isinstance(heads, AveragingCascadeROIHeads):
+        scores = torch.softmax(sum(logits) / len(logits), dim=-1)
+    else:
+        scores = sum(probabilities) * (1.0 / len(probabilities))
+    limits = (predictor.test_score_thresh, predictor.test_nms_thresh)
+    return best_detections(boxes, scores, size, *limits, predictor.test_topk_per_image)
+
+
+def _box_features(
+    heads: ROIHeads, levels: Sequence[torch.Tensor], boxes: torch.Tensor, stage: int
+) -> torch.Tensor:
+    """What a stage's predictor takes, shape (N, channels)."""
+    if isinstance(heads, Res5ROIHeads):
+        return heads.res5(pool(heads.pooler, levels, boxes)).mean(dim=[2, 3])
+    head = heads.box_head[stage] if isinstance(heads, CascadeROIHeads) else heads.box_head
+    return head(pool(heads.box_pooler, levels, boxes))
+
+
+def _masks(heads: ROIHeads, features: Features, found: Detections, size: Size) -> torch.Tensor:
+    """Probabilities of masks, shape (N, 28, 28), the mean where every stage has a head."""
+    if isinstance(heads, Res5ROIHeads):
+        levels = [features[name] for name in heads.in_features]
+        pooled = heads.res5(pool(heads.pooler, levels, found.boxes))
+    else:
+        levels = [features[name] for name in heads.mask_in_features]
+        pooled = pool(heads.mask_pooler, levels, found.boxes)
+    instances = Instances(size, pred_classes=found.classes)
+    if not isinstance(heads, AveragingCascadeROIHeads):
+        return heads.mask_head(pooled, [instances])[0].pred_masks[:, 0]
+    masks = [head(pooled, [instances])[0].pred_masks[:, 0] for head in heads.mask_head]
+    return torch.stack(masks).mean(0)

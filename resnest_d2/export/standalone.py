@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run an exported detector with NumPy, Pillow and onnxruntime alone.
+"""Run an exported detector with NumPy, Pillow and onnxruntime alone; `resnest-d2 export` wrote it.
 
 pip install numpy pillow onnxruntime
 python run_model.py model.onnx photo.jpg --output drawn.png --json found.json
@@ -18,6 +18,10 @@ from PIL import Image, ImageDraw, ImageOps
 Detections = dict[str, np.ndarray]
 
 
+class InputError(Exception):
+    """A file or an option cannot be used; the message says why."""
+
+
 def read_picture(file: str) -> Image.Image:
     """Read a picture upright, in RGB, with white where it is transparent."""
     picture = ImageOps.exif_transpose(opened := Image.open(file))
@@ -25,7 +29,7 @@ def read_picture(file: str) -> Image.Image:
         values = np.asarray(picture).astype(np.uint32) // 257
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
-        raise ValueError(f"{file} has pixels of 32 bits, whose range is not known")
+        raise InputError(f"{file} has pixels of 32 bits, whose range is not known")
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
@@ -61,25 +65,15 @@ def pad(image: np.ndarray, mean: list[float], divisor: int, least: int) -> np.nd
     return padded
 
 
-def paste(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Enlarge a mask (M, M) of probabilities bilinearly to its box (x0, y0, x1, y1) of an image.
-
-    Returns:
-        shape (height, width), True where the probability is at least 0.5.
-    """
-    weights = []
-    for size, low, high in ((height, box[1], box[3]), (width, box[0], box[2])):
-        at = (np.arange(size) + 0.5 - low) / (high - low) * len(mask) - 0.5
-        weights.append(np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(mask)))))
-    return weights[0] @ mask @ weights[1].T >= 0.5
-
-
-def detect(session: Any, metadata: dict[str, Any], picture: Image.Image) -> Detections:
+def detect(
+    session: Any, metadata: dict[str, Any], picture: Image.Image, threshold: float
+) -> Detections:
     """Find objects in an RGB picture.
 
     Returns:
-        boxes (N, 4) as x0, y0, x1, y1 in pixels of the picture, scores (N,), classes (N,) and, if
-        the model has them, masks (N, H, W).
+        boxes (N, 4) as x0, y0, x1, y1 in pixels of the picture, scores (N,) of at least the
+        threshold, classes (N,) and, if the model has them, masks (N, M, M) of probabilities in the
+        boxes.
     """
     order = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}[metadata["input_format"]]
     height, width = picture.height, picture.width
@@ -90,25 +84,67 @@ def detect(session: Any, metadata: dict[str, Any], picture: Image.Image) -> Dete
     outputs = dict(zip(metadata["outputs"], session.run(None, {"image": image}), strict=True))
     boxes = outputs["boxes"] * np.float32([width / new[1], height / new[0]] * 2)
     boxes = outputs["boxes"] = np.clip(boxes, 0, [width, height] * 2)
-    filled = outputs["scores"] >= 0
-    filled &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    found = {name: values[filled] for name, values in outputs.items()}
-    if "masks" in found:
-        pairs = zip(found["masks"], found["boxes"], strict=True)
-        pasted = [paste(mask, box, height, width) for mask, box in pairs]
-        found["masks"] = np.stack(pasted) if pasted else np.zeros((0, height, width), bool)
-    return found
+    kept = outputs["scores"] >= max(threshold, 0)  # empty rows have -1
+    kept &= (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return {name: values[kept] for name, values in outputs.items()}
+
+
+def paste(mask: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Enlarge a mask (M, M) of probabilities bilinearly to its box (x0, y0, x1, y1).
+
+    Returns:
+        True where the probability is at least 0.5, for the pixels that the box touches, and the
+        row and the column of the first one.
+    """
+    weights, starts = [], []
+    for low, high in ((box[1], box[3]), (box[0], box[2])):
+        start = int(low)
+        at = np.arange(start, int(np.ceil(high)), dtype=np.float32) + np.float32(0.5 - low)
+        at = at / np.float32(high - low) * len(mask) - 0.5
+        weights.append(np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(mask)))))
+        starts.append(start)
+    rows, columns = (values.astype(np.float32) for values in weights)
+    return rows @ mask @ columns.T >= 0.5, *starts
+
+
+def encode(mask: np.ndarray, top: int, left: int, height: int, width: int) -> dict[str, Any]:
+    """Write a mask as COCO's compressed RLE, a run-length code down the columns of the picture.
+
+    Args:
+        mask: a part of the picture, bool.
+        top, left: where the part begins.
+        height, width: of the picture.
+    """
+    column, row = np.nonzero(np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0).T)
+    edges = (left + column) * height + top + row  # beginnings and ends of runs in turn
+    # A run that ends at the bottom may go on at the top of the next column.
+    joined = np.flatnonzero(edges[1:-1:2] == edges[2::2])
+    edges = np.delete(edges, joined[:, None] * 2 + [1, 2])
+    counts = np.diff(np.concatenate(([0], edges, [height * width])))
+    counts = counts[: len(counts) - (counts[-1] == 0)]
+    values = counts.copy()  # from the fourth on, differences to the last but one
+    values[3:] -= counts[1:-2]
+    characters, goes_on = [], np.ones(len(values), bool)
+    while goes_on.any():  # five bits a character, the lowest first; 32 says that more follow
+        bits, values = values & 31, values >> 5
+        follow = values != -(bits >> 4)  # the highest bit is the sign
+        characters.append(np.where(goes_on, 48 + bits + 32 * follow, 0))
+        goes_on &= follow
+    text = np.stack(characters, axis=1).astype(np.uint8)
+    return {"size": [height, width], "counts": text[text > 0].tobytes().decode()}
 
 
 def draw(picture: Image.Image, found: Detections, names: list[str]) -> Image.Image:
-    """Draw boxes, names with scores, and masks."""
+    """Draw masks, boxes, and names with scores."""
     pixels = np.array(picture)
     colours = [
         tuple(int(255 * value) for value in colorsys.hsv_to_rgb(number * 0.381966 % 1, 0.8, 1))
         for number in found["classes"].tolist()
     ]
-    for mask, colour in zip(found.get("masks", ()), colours, strict=False):
-        pixels[mask] = pixels[mask] * 0.5 + np.array(colour) * 0.5
+    for mask, box, colour in zip(found.get("masks", ()), found["boxes"], colours, strict=False):
+        inside, top, left = paste(mask, box)
+        part = pixels[top : top + inside.shape[0], left : left + inside.shape[1]]
+        part[inside] = part[inside] // 2 + np.array(colour, np.uint8) // 2
     drawn = Image.fromarray(pixels)
     pen = ImageDraw.Draw(drawn)
     rows = zip(found["boxes"], found["scores"], found["classes"], colours, strict=True)
@@ -120,53 +156,83 @@ def draw(picture: Image.Image, found: Detections, names: list[str]) -> Image.Ima
     return drawn
 
 
+def results(
+    found: Detections, metadata: dict[str, Any], names: list[str], picture: Image.Image, image: int
+) -> list[dict[str, Any]]:
+    """Detections as COCO's results, which ``COCO.loadRes`` takes."""
+    records, ids = [], metadata["category_ids"]
+    for index, number in enumerate(found["classes"].tolist()):
+        x0, y0, x1, y1 = found["boxes"][index].tolist()
+        record = {"image_id": image, "category_id": ids[number] if ids else number}
+        record |= {"category_name": names[number], "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        record["score"] = found["scores"][index].item()
+        if "masks" in found:
+            part = paste(found["masks"][index], found["boxes"][index])
+            record["segmentation"] = encode(*part, picture.height, picture.width)
+        records.append(record)
+    return records
+
+
 def main() -> int:
     """Run; the exit code is 2 if a file cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="an ONNX file of `resnest-d2 export`")
     parser.add_argument("picture", help="a photo")
     parser.add_argument("--output", metavar="FILE", help="draw the detections into this picture")
-    parser.add_argument("--json", metavar="FILE", help="write the detections, boxes as x, y, w, h")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score (default: 0.5)")
-    args = parser.parse_args()
+    parser.add_argument("--json", metavar="FILE", help="write the detections as COCO's results")
+    parser.add_argument("--image-id", type=int, default=0, help="of the JSON (default: 0)")
+    text = "least score (default: 0.5, or the file's own where that is higher)"
+    parser.add_argument("--threshold", type=float, help=text)
     try:
-        run(args)
-    except KeyError as error:
-        text = f"{args.model} is of another version than this script: it does not tell {error}"
-        print(f"error: {text}", file=sys.stderr)
-        return 2
-    except Exception as error:  # onnxruntime's own share no base below it
+        run(parser.parse_args())
+    except (InputError, OSError, Image.DecompressionBombError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
-    """Find objects, print them, and write what is asked for."""
+def open_model(file: str) -> tuple[Any, dict[str, Any]]:
+    """Open an ONNX file; return its session and what it says about itself."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(args.model, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own classes share no base below it
+        raise InputError(" ".join(str(error).split())) from error
     facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
     if facts is None:
-        raise ValueError(f"{args.model} was not written by `resnest-d2 export`")
+        raise InputError(f"{file} was not written by `resnest-d2 export`")
     metadata = json.loads(facts)
+    needed = ("outputs", "classes", "category_ids", "input_format", "pixel_mean", "min_side")
+    needed += ("size_divisibility", "min_size", "max_size", "score_threshold")
+    if missing := [name for name in needed if name not in metadata]:
+        text = "is of another version than this script: it does not tell"
+        raise InputError(f"{file} {text} {', '.join(missing)}")
+    return session, metadata
+
+
+def run(args: argparse.Namespace) -> None:
+    """Find objects, print them, and write what is asked for."""
+    session, metadata = open_model(args.model)
+    least = metadata["score_threshold"]
+    threshold = max(0.5, least) if args.threshold is None else args.threshold
+    if threshold < least:
+        raise InputError(f"--threshold {threshold:g} is below {args.model}'s own, {least:g}")
     picture = read_picture(args.picture)
-    if "boxes" not in metadata["outputs"]:
-        raise ValueError(f"{args.model} holds a backbone, which finds no objects")
-    found = detect(session, metadata, picture)
-    confident = found["scores"] >= args.threshold
-    found = {name: values[confident] for name, values in found.items()}
-    ids, records = metadata["category_ids"], []
-    names = metadata["classes"] or [str(n) for n in range(max(found["classes"], default=-1) + 1)]
-    rows = (found["boxes"], found["scores"], found["classes"])
-    for (x0, y0, x1, y1), score, number in zip(*(values.tolist() for values in rows), strict=True):
-        print(f"{names[number]} {score:.3f} at {x0:.1f} {y0:.1f} {x1:.1f} {y1:.1f}")
-        kind = {"category": names[number], "category_id": ids[number] if ids else number}
-        records.append({**kind, "score": score, "bbox": [x0, y0, x1 - x0, y1 - y0]})
+    found = detect(session, metadata, picture, threshold)
+    numbers = range(max(found["classes"], default=-1) + 1)
+    names = metadata["classes"] or [str(number) for number in numbers]
+    for box, score, number in zip(found["boxes"], found["scores"], found["classes"], strict=True):
+        print(f"{names[number]} {score:.3f} at {' '.join(f'{side:.1f}' for side in box)}")
     if args.json:
+        records = results(found, metadata, names, picture, args.image_id)
         Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
     if args.output:
-        draw(picture, found, names).save(args.output)
+        drawn = draw(picture, found, names)
+        try:
+            drawn.save(args.output)
+        except ValueError as error:  # Pillow's word for an ending that it does not know
+            raise InputError(f"{args.output} cannot be written: {error}") from error
 
 
 if __name__ == "__main__":

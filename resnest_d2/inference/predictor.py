@@ -1,7 +1,7 @@
 """A detector for pictures of every kind that feeds the colours its config asks for."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -9,29 +9,31 @@ from typing import Any, Literal
 import detectron2.data.transforms as T
 import numpy as np
 import torch
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.modeling import SemanticSegmentor
 from PIL import Image
 from torch import nn
 
 from .. import model_zoo
-from ..config import InputError, require_int
+from ..config import InputError, require_int, require_one_of
 from ..config.load import check_device, choose_device
-from ..config.settings import Config, Settings
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
-from ..weights import load_detector, read_classes
+from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.files import ENDINGS
-from ..weights.loading import number_of_classes
-from ..weights.stored_config import load_config_of_weights, weights_named
+from ..weights.stored_config import config_to_use
 from .result import Result
-from .sources import each_picture, is_picture, read_picture, require_pictures
+from .sources import Picture, each_picture, is_picture, read_picture, require_pictures
 from .tiles import check_tiles, predict_tiles
 
 logger = logging.getLogger(__name__)
 
-CONFIGS = (".yaml", ".yml", ".py")
-EXPORTED = (".onnx", ".pt2", ".ts")
+CONFIGS = (".yaml", ".yml")
+EXPORTED = (".onnx", ".pt2")
+# Of models that somebody instantiated: Detectron2's own sizes at test.
+DEFAULT_SIZES = {"short_edge_length": 800, "max_size": 1333}
 
 
 class Predictor:
@@ -40,98 +42,122 @@ class Predictor:
     Detectron2's ``DefaultPredictor`` wants BGR whatever ``INPUT.FORMAT`` says, which is easy to get
     wrong; this one takes RGB and converts it to what the config names.
 
-    Number and names of classes are those that the checkpoint was trained on, if it tells; else
-    those of the config and its data set. Classes are named by their numbers, and a warning says so,
-    if there are not as many names.
+    A config that is named is taken as it stands; left out, the checkpoint's own counts; options
+    count over both. Classes have the names that the checkpoint was trained on, if it tells, else
+    those of the config's data set. They are named by their numbers, and a warning says so, if there
+    are not as many names.
 
     Args:
-        model: a name of the zoo, with the weights that were published; a config, or its file; a
-            checkpoint that holds its config; the folder of a training or a published model; or a
-            file of :mod:`resnest_d2.export`. The weights must be a trained detector's.
-        allow_untrained: run although the weights leave parameters at random values.
-        weights: in place of the config's, as ``MODEL.WEIGHTS``.
-        device: as ``MODEL.DEVICE``; by default the config's, if the machine has it.
+        model: a name of the zoo, with the weights that were published; a checkpoint; the folder of
+            a training or a published model; a file of :mod:`resnest_d2.export`; a config, or its
+            YAML file; or a Detectron2 model that somebody instantiated. May be left out where
+            ``weights`` or options name a checkpoint.
+        config_file: in place of the checkpoint's own config.
+        weights: in place of the model's, as ``MODEL.WEIGHTS``.
+        device: as ``MODEL.DEVICE``, and an error if the machine does not have it; by default the
+            config's, or the CPU.
         optimize: run :func:`~resnest_d2.optimize_for_inference`; "compile" also compiles.
         half: compute backbone and heads in half precision: float16 on GPUs, bfloat16 on CPUs.
         tile: run on overlapping tiles of so many pixels, for large pictures with small objects.
         overlap: of tiles that are neighbours, as a part of their size.
-        options: overrides of the config, pairs of KEY and VALUE.
+        options: overrides of the config, KEY, VALUE, KEY, VALUE, ...
+        allow_untrained: run although the weights leave parameters at random values.
+        classes: names of the classes, for models that do not tell.
+        augmentation: resizing in place of the config's; for an instantiated model by default the
+            shorter side to 800 pixels and the longer one to 1333 at most.
 
     Raises:
-        FileNotFoundError: no such weights.
-        InputError: there is no such model, or a checkpoint holds no config.
-        UntrainedParametersError: the weights leave parameters untouched.
+        InputError: there is no such model, file or device, a checkpoint holds no config, or the
+            weights leave parameters untouched; all of it in the message.
     """
 
     def __init__(
         self,
-        model: str | Path | Config,
-        allow_untrained: bool = False,
+        model: str | Path | CfgNode | nn.Module = "",
         *,
+        config_file: str = "",
         weights: str | Path | None = None,
-        device: str | None = None,
+        device: str | torch.device | None = None,
         optimize: bool | Literal["compile"] = False,
         half: bool = False,
         tile: int | None = None,
         overlap: float = 0.2,
-        options: Sequence[str] = (),
+        options: Sequence[Any] = (),
+        allow_untrained: bool = False,
+        classes: Sequence[str] | None = None,
+        augmentation: T.Augmentation | None = None,
     ) -> None:
-        if optimize not in (False, True, "compile"):
-            raise ValueError(f'optimize must be False, True or "compile", got {optimize!r}')
+        require_one_of("optimize", optimize, (False, True, "compile"))
+        if tile is not None:
+            check_tiles(tile, overlap)
         self._tiles = None if tile is None else (tile, overlap)
-        if self._tiles is not None:
-            check_tiles(*self._tiles)
-        self._least = 0.0
-        if isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
-            given = {"weights": weights, "device": device, "options": options}
-            given |= {"optimize": optimize, "half": half}
-            self._open_exported(Path(model), [name for name, value in given.items() if value])
-            return
-        if isinstance(model, str | Path):
-            settings = _find(str(model), str(weights or ""), list(options))
+        self.metadata = Metadata(name="no classes")
+        changes = {"config_file": config_file, "options": options}
+        if isinstance(model, nn.Module):
+            _refuse("a model that is built", changes)
+            self._take(model, weights, device, allow_untrained)
+        elif isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
+            changes |= {"weights": weights, "device": device, "optimize": optimize, "half": half}
+            _refuse(f"{model} is exported as it is and", changes)
+            self._open_exported(Path(model))
         else:
-            if options:
-                raise InputError("options are for names and files: set them in the config given")
-            settings = Settings.of(model).copy()
-            if weights is not None:
-                settings.weights = str(weights)
-        if device is not None:
-            check_device("device", str(device))
-            settings.device = str(device)
-        choose_device(settings)
-        self.augmentation = settings.test_augmentation()
-        self.input_format = settings.input_format
-        settings.fit_to_classes(read_classes(settings.weights), number_of_classes(settings.weights))
-        self.model = build_detector(settings).eval()
-        classes = load_detector(self.model, settings.weights, allow_untrained)
-        names = settings.datasets("test")[1] or settings.datasets("train")[1]
-        self.metadata = MetadataCatalog.get(next(iter(names), "__unused"))
-        if any(self.metadata.get(key, None) != value for key, value in classes.items()):
-            self.metadata = Metadata(name="classes of the checkpoint", **classes)
-        self._check_names(settings)
+            cfg, checkpoint = _load(model, config_file, str(weights or ""), options)
+            asked = device is not None or "MODEL.DEVICE" in options[::2]
+            if device is not None:
+                check_device("device", str(device))
+                cfg.MODEL.DEVICE = str(device)
+            choose_device(cfg, required=asked)
+            self._build(cfg, checkpoint, allow_untrained)
+        self.augmentation = augmentation or self.augmentation
+        if classes is not None:
+            self.metadata = Metadata(name="classes", thing_classes=list(classes))
+        self._check_names()
         if optimize or half:
-            on_gpu = settings.device.startswith("cuda")
+            on_gpu = next(self.model.parameters()).is_cuda
             dtype = (torch.float16 if on_gpu else torch.bfloat16) if half else None
-            is_compiled = optimize == "compile"
-            self.model = optimize_for_inference(self.model, is_compiled, dtype=dtype)
+            self.model = optimize_for_inference(self.model, optimize == "compile", dtype=dtype)
 
-    def _open_exported(self, file: Path, given: Sequence[str]) -> None:
-        """Take everything from an exported file, which cannot be changed any more."""
+    def _take(self, model: nn.Module, weights: Any, device: Any, allow_untrained: bool) -> None:
+        if weights:
+            load_weights(model, str(weights), allow_untrained)
+        if device is not None:
+            cfg = get_cfg()
+            cfg.MODEL.DEVICE = str(device)
+            choose_device(cfg, required=True)
+            model.to(device)
+        self.model = model.eval()
+        self.input_format = getattr(model, "input_format", None) or "BGR"  # Detectron2's default
+        self.augmentation: T.Augmentation = T.ResizeShortestEdge(**DEFAULT_SIZES)
+
+    def _open_exported(self, file: Path) -> None:
         from ..export import load_exported
 
-        if given:
-            raise InputError(f"{file} is exported as it is: {' and '.join(given)} must be left out")
         self.model = load_exported(file)
         facts = self.model.metadata
         self.input_format = facts.input_format
         sizes = [facts.min_size] * 2, facts.max_size
-        self.augmentation = T.ResizeShortestEdge(*sizes) if facts.min_size else T.NoOpTransform()
+        self.augmentation = (
+            T.ResizeShortestEdge(*sizes) if facts.min_size else T.AugmentationList([])
+        )
         self.metadata = Metadata(name=str(file), thing_classes=list(facts.classes))
         if facts.category_ids:
             ids = {number: index for index, number in enumerate(facts.category_ids)}
             self.metadata.thing_dataset_id_to_contiguous_id = ids
 
-    def _check_names(self, settings: Settings) -> None:
+    def _build(self, cfg: CfgNode, checkpoint: Checkpoint | None, allow_untrained: bool) -> None:
+        self.model = build_detector(cfg).eval()
+        load_weights(self.model, checkpoint or "", allow_untrained)
+        self.input_format = cfg.INPUT.FORMAT
+        least = cfg.INPUT.MIN_SIZE_TEST
+        sizes = [least] * 2, cfg.INPUT.MAX_SIZE_TEST
+        self.augmentation = T.ResizeShortestEdge(*sizes) if least else T.AugmentationList([])
+        names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        self.metadata = MetadataCatalog.get(names[0]) if names else self.metadata
+        known = checkpoint.classes if checkpoint else {}
+        if any(self.metadata.get(key, None) != value for key, value in known.items()):
+            self.metadata = Metadata(name="classes of the checkpoint", **known)
+
+    def _check_names(self) -> None:
         """Name classes by their numbers, with a warning, if there are not as many names."""
         has = getattr(getattr(self.model, "roi_heads", self.model), "num_classes", None)
         names = self.metadata.get("thing_classes", None) or []
@@ -139,11 +165,8 @@ class Predictor:
             return
         logger.warning(
             "The model tells %d classes apart, but '%s' has %d names: numbers are drawn. Name a "
-            "registered data set of the model's classes in %s",
-            has,
-            self.metadata.name,
-            len(names),
-            settings.datasets("test")[0],
+            "registered data set of the model's classes in DATASETS.TEST",
+            *(has, self.metadata.name, len(names)),
         )
         numbers = [str(number) for number in range(has)]
         others = {
@@ -153,14 +176,21 @@ class Predictor:
         }
         self.metadata = Metadata(name="numbers", thing_classes=numbers, **others)
 
+    @property
+    def finds_instances(self) -> bool:
+        """Whether the model finds instances; one of semantic segmentation does not."""
+        return not isinstance(self.model, SemanticSegmentor)
+
     def __call__(
         self, source: Any, color: str = "RGB", batch_size: int = 1
     ) -> Result | list[Result] | Iterator[Result]:
         """Run the model.
 
         Args:
-            source: a picture: a path, an http(s) address, an image of Pillow, or an array (H, W, 3)
-                uint8. Or several: a list, a folder, a video, a generator.
+            source: a picture: a path, an image of Pillow, or an array (H, W, 3) uint8, or an
+                address, which Detectron2's PathManager fetches once and keeps. Or several: a list,
+                a folder, a video, a generator. What a folder holds that cannot be read is named in
+                a warning and left out; of all others it is an error.
             color: the order of an array's channels, "RGB" or "BGR".
             batch_size: pictures that the model takes at once. Detectron2 pads those of a batch to
                 one size, which changes results a little where they differ in size.
@@ -170,21 +200,23 @@ class Predictor:
             of results; of other sources an iterator, which reads as it goes.
 
         Raises:
-            ValueError, InputError, FileNotFoundError: as :func:`read_picture`.
+            InputError: as :func:`read_picture`.
         """
         require_int("batch_size", batch_size, least=1)
         require_pictures(source)
-        results = self.stream(source, batch_size, color)
+        pictures = each_picture(source, lambda picture: self.read(picture, color))
+        results = self.run_each(pictures, batch_size)
         if is_picture(source):
             return next(results)
         return list(results) if isinstance(source, list | tuple) else results
 
-    def stream(self, source: Any, batch_size: int = 1, color: str = "RGB") -> Iterator[Result]:
-        """Run on pictures of any source as they come, see :meth:`__call__`."""
-        pictures = each_picture(source)
+    def run_each(
+        self, pictures: Iterable[tuple[Any, np.ndarray]], batch_size: int = 1
+    ) -> Iterator[Result]:
+        """Run on pictures that are read, which come with what they are called."""
+        pictures = iter(pictures)
         while batch := list(islice(pictures, batch_size)):
-            images = [read_picture(picture, color) for _, picture in batch]
-            yield from self.run(images, [name for name, _ in batch])
+            yield from self.run([image for _, image in batch], [name for name, _ in batch])
 
     @torch.no_grad()
     def run(self, images: Sequence[np.ndarray], sources: Sequence[Any] = ()) -> list[Result]:
@@ -197,18 +229,29 @@ class Predictor:
         if self._tiles is None:
             outputs = self.model([self.prepare(image) for image in images])
         else:
-            names = self.metadata.get("thing_classes", None) or []
-            whole = [(self._predict, names, image, *self._tiles) for image in images]
-            outputs = [predict_tiles(*one) for one in whole]
+            outputs = [predict_tiles(self._predict, image, *self._tiles) for image in images]
         sources = [*sources, *[None] * (len(images) - len(sources))]
-        results = [
-            Result(output, image, self.metadata, source)
-            for output, image, source in zip(outputs, images, sources, strict=True)
-        ]
-        return [result.above(self._least) for result in results] if self._least else results
+        triples = zip(outputs, images, sources, strict=True)
+        return [Result(output, image, self.metadata, name) for output, image, name in triples]
 
     def _predict(self, image: np.ndarray) -> dict[str, Any]:
         return self.model([self.prepare(image)])[0]
+
+    def read(self, picture: Picture, color: str = "RGB") -> np.ndarray:
+        """Read one picture, see :func:`read_picture`, that this model can take.
+
+        Raises:
+            InputError: as that function, or the picture is so narrow that nothing of it would be
+                left when it is resized.
+        """
+        image = read_picture(picture, color)
+        height, width = image.shape[:2]
+        if isinstance(resize := self.augmentation, T.ResizeShortestEdge):
+            least = min(resize.short_edge_length)
+            if 0 in resize.get_output_shape(height, width, least, resize.max_size):
+                name = picture if isinstance(picture, str | Path) else "the picture"
+                raise InputError(f"{name} has {width} x {height} pixels, too narrow to be resized")
+        return image
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
         """Resize an image (H, W, 3), uint8, RGB, and turn it into what Detectron2's models take."""
@@ -219,52 +262,59 @@ class Predictor:
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
     def set_score_threshold(self, threshold: float, only_raise: bool = False) -> None:
-        """Set the least score of a detection, see :func:`set_score_threshold`."""
+        """Set the least score of a detection, see :func:`set_score_threshold`.
+
+        Raises:
+            InputError: the model is exported with a higher threshold, which cannot be changed.
+        """
         if isinstance(self.model, nn.Module):
             set_score_threshold(self.model, threshold, only_raise)
         else:
-            self._least = threshold
-
-    def draw(self, image: np.ndarray, output: dict[str, Any], scale: float = 1.0) -> np.ndarray:
-        """Draw an output on its image, see :meth:`Result.plot`."""
-        return Result(output, image, self.metadata).plot(scale)
+            own = self.model.metadata.score_threshold or 0.0
+            self.model.set_score_threshold(max(threshold, own) if only_raise else threshold)
 
 
-def _find(name: str, weights: str, options: list[str]) -> Settings:
-    """Read the config that a name, a file or a folder stands for; options may name weights."""
-    path, weights = Path(name), weights or weights_named(options)
+def _refuse(what: str, changes: dict[str, Any]) -> None:
+    if given := [name for name, value in changes.items() if value]:
+        raise InputError(f"{what} cannot be changed: {' and '.join(given)} must be left out")
+
+
+def _load(
+    model: str | Path | CfgNode, config_file: str, weights: str, options: Sequence[Any]
+) -> tuple[CfgNode, Checkpoint | None]:
+    """Read the config and the weights that a predictor is made of."""
+    options = [str(option) for option in options]
+    named = dict(zip(options[::2], options[1::2], strict=False)).get("MODEL.WEIGHTS", "")
+    weights = weights or named
+    if isinstance(model, CfgNode):
+        if config_file:
+            raise InputError("a config and config_file are given: leave one of them out")
+        cfg = model.clone()
+        cfg.defrost()
+        cfg.merge_from_list(options)
+        weights = weights or cfg.MODEL.WEIGHTS
+        return cfg, open_weights(weights) if weights else None
+    own_config, own_weights = _find(str(model), weights) if model else ("", "")
+    if own_config and config_file:
+        raise InputError(f"{model} is a config, and config_file is another: leave one of them out")
+    config_file, weights = own_config or config_file, weights or own_weights
+    if config_file and not weights:
+        weights = config_to_use(config_file, options, None).MODEL.WEIGHTS
+    checkpoint = open_weights(weights) if weights else None
+    return config_to_use(config_file, options, checkpoint), checkpoint
+
+
+def _find(name: str, weights: str) -> tuple[str, str]:
+    """The config file and the weights that a name, a file or a folder stands for, "" for none."""
+    path = Path(name)
     if path.is_dir():
-        path = _weights_in(path)
+        return "", str(_weights_in(path))
     if path.suffix in CONFIGS and path.is_file():
-        config = str(path)
-    elif path.suffix in ENDINGS:
-        config, weights = "", weights or str(path)
-    else:
-        config, weights = model_zoo.get_config_file(name), weights or _published(name)
-    settings = Settings.of(load_config_of_weights(config, options, weights=weights))
-    settings.weights = weights or settings.weights
-    return settings
-
-
-def check_source(model: str) -> None:
-    """See that a path can be a detector's, before it is opened.
-
-    Raises:
-        FileNotFoundError: there is no such file or folder.
-        InputError: it holds no weights, or is a file of another kind.
-    """
-    path = Path(model)
-    if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint or folder {model}")
-    if path.is_dir():
-        _weights_in(path)
-    elif path.suffix not in (*ENDINGS, *EXPORTED, *CONFIGS):
-        raise InputError(f"{model} is neither a checkpoint nor an exported file nor a config")
-
-
-def _published(name: str) -> str:
-    model_zoo.get_checkpoint_url(name)  # names a model that nobody has published
-    return f"resnest://COCO/{Path(name).with_suffix('')}"
+        return name, ""
+    if path.suffix in ENDINGS or "://" in name:
+        return "", name
+    config_file = model_zoo.get_config_file(name)
+    return config_file, weights or model_zoo.get_config(name, trained=True).MODEL.WEIGHTS
 
 
 def _weights_in(folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """Detections in one picture, in the forms that other programs take."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ from detectron2.data import Metadata
 from detectron2.structures import Instances
 from PIL import Image
 
-from ..config import InputError, import_extra
-from .drawing import import_to_draw
+from ..config import InputError
+from ..files import replacing
+from .drawing import class_name, draw, import_supervision
 
 if TYPE_CHECKING:
     import supervision
@@ -19,20 +20,37 @@ if TYPE_CHECKING:
 CROP_MARGIN = 0.1  # of a box's sides
 
 
-class Result(dict[str, Any]):
-    """The output of a Detectron2 model for one picture, ``result["instances"]`` and the like.
+class Result:
+    """The output of a model for one picture.
+
+    ``result["instances"]``, and the like, is a part of the output in Detectron2's format.
+    ``len(result)`` is the number of instances, so that a result without any is false.
 
     Attributes:
+        output: of the Detectron2 model.
         image: the picture, shape (H, W, 3), uint8, RGB.
         source: its file, address or number in a video; None for an array.
-        metadata: names and colours of classes.
+        metadata: names of classes and their ids in annotations.
     """
+
+    __iter__ = None  # else Python would count up numbers, which are no keys
 
     def __init__(
         self, output: Mapping[str, Any], image: np.ndarray, metadata: Metadata, source: Any = None
     ) -> None:
-        super().__init__(output)
-        self.image, self.metadata, self.source = image, metadata, source
+        self.output, self.image, self.metadata, self.source = output, image, metadata, source
+
+    def __getitem__(self, key: str) -> Any:
+        return self.output[key]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.output
+
+    def __len__(self) -> int:
+        return len(self.output.get("instances", ()))
+
+    def __repr__(self) -> str:
+        return f"<Result of {self.source}: {len(self)} instances in {', '.join(self.output)}>"
 
     @property
     def instances(self) -> Instances:
@@ -42,27 +60,42 @@ class Result(dict[str, Any]):
             InputError: the model finds no instances.
         """
         if "instances" not in self:
-            raise InputError(f"the model finds no instances; its output has {', '.join(self)}")
+            raise InputError(
+                f"the model finds no instances; its output has {', '.join(self.output)}"
+            )
         return self["instances"]
 
     @property
     def names(self) -> list[str]:
         """The class of each instance by its name."""
-        known = self.metadata.get("thing_classes", None) or []
-        numbers = self.instances.pred_classes.tolist()
-        return [known[n] if n < len(known) else str(n) for n in numbers]
+        known = self.metadata.get("thing_classes", None)
+        return [class_name(known, number) for number in self.instances.pred_classes.tolist()]
+
+    def where(self, kept: Sequence[bool] | torch.Tensor) -> "Result":
+        """The result with some of its instances.
+
+        Args:
+            kept: which of them, a boolean for each.
+        """
+        kept = torch.as_tensor(kept, dtype=torch.bool, device=self.instances.scores.device)
+        output = {**self.output, "instances": self.instances[kept]}
+        return Result(output, self.image, self.metadata, self.source)
 
     def above(self, threshold: float) -> "Result":
-        """The result with the instances of at least this score."""
-        return self._where(self.instances.scores >= threshold)
+        """The result with the instances, and panoptic things, of at least this score.
 
-    def of_classes(self, names: Container[str]) -> "Result":
-        """The result with the instances of these classes."""
-        return self._where(torch.tensor([name in names for name in self.names], dtype=torch.bool))
-
-    def _where(self, kept: torch.Tensor) -> "Result":
-        instances = self.instances[kept.to(self.instances.scores.device)]
-        return Result({**self, "instances": instances}, self.image, self.metadata, self.source)
+        Pixels of things that are left out belong to no segment then.
+        """
+        output = dict(self.output)
+        if "instances" in output:
+            output = self.where(self.instances.scores >= threshold).output
+        if "panoptic_seg" in output:
+            segments, info = output["panoptic_seg"]
+            low = [one["id"] for one in info if one["isthing"] and one.get("score", 1) < threshold]
+            left_out = torch.isin(segments, torch.tensor(low, dtype=segments.dtype).to(segments))
+            kept = [one for one in info if one["id"] not in low]
+            output["panoptic_seg"] = segments.masked_fill(left_out, 0), kept
+        return Result(output, self.image, self.metadata, self.source)
 
     def to_coco(
         self, image_id: int = 0, category_ids: Mapping[str, int] | None = None
@@ -77,7 +110,7 @@ class Result(dict[str, Any]):
                 without any the classes' numbers.
 
         Raises:
-            InputError: a class has no id.
+            InputError: a class has no id, or the model finds no instances.
         """
         from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
@@ -99,11 +132,11 @@ class Result(dict[str, Any]):
         """The instances as ``supervision.Detections``, with names in ``data["class_name"]``.
 
         Raises:
-            ImportError: supervision is not installed.
+            InputError: the model finds no instances.
+            MissingPackageError: supervision is not installed.
         """
-        supervision = import_extra("supervision", "{}")
-        on_cpu = self.instances.to("cpu")
-        detections = supervision.Detections.from_detectron2({"instances": on_cpu})
+        on_cpu = {"instances": self.instances.to("cpu")}
+        detections = import_supervision().Detections.from_detectron2(on_cpu)
         detections.data["class_name"] = np.array(self.names, dtype=str)
         return detections
 
@@ -117,28 +150,25 @@ class Result(dict[str, Any]):
             shape (H * scale, W * scale, 3), uint8, RGB.
 
         Raises:
-            ImportError: as :func:`import_to_draw`.
+            MissingPackageError: supervision is not installed.
         """
-        module = import_to_draw("detectron2.utils.visualizer")
-        visualizer = module.Visualizer(self.image, self.metadata, scale)
-        if "panoptic_seg" in self:
-            segments, info = self["panoptic_seg"]
-            return visualizer.draw_panoptic_seg_predictions(segments.cpu(), info).get_image()
-        if "sem_seg" in self:
-            visualizer.draw_sem_seg(self["sem_seg"].argmax(0).cpu())
-        if "instances" in self:
-            visualizer.draw_instance_predictions(self["instances"].to("cpu"))
-        return visualizer.output.get_image()
+        return draw(self.image, self.output, self.metadata, scale)
 
     def save(self, file: str | Path, scale: float = 1.0) -> Path:
         """Write what :meth:`plot` draws; the folder is made if need be.
 
         Returns:
             the path.
+
+        Raises:
+            FileError: the file cannot be written.
+            MissingPackageError: supervision is not installed.
         """
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self.plot(scale)).save(path)
+        with replacing(path) as temporary:
+            kind = Image.registered_extensions()[path.suffix.lower()]
+            Image.fromarray(self.plot(scale)).save(temporary, format=kind)
         return path
 
     def crops(self) -> list[Image.Image]:

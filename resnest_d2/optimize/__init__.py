@@ -2,12 +2,8 @@
 
 import copy
 import logging
-from operator import itemgetter
-from typing import Literal
 
 import torch
-from detectron2.modeling import Backbone
-from detectron2.modeling.backbone import ResNet
 from torch import nn
 
 from .attention import FusedSplitAttentionConv2d
@@ -15,42 +11,36 @@ from .fold import activate_in_place, check_foldable, fold_norms
 from .half import check_half, use_half
 from .pooling import SparseROIAlign
 from .replace import replace_layers
-from .suppression import BestFirstOutputLayers
 
 logger = logging.getLogger(__name__)
 
-# Size of the image that memory formats are compared on: large enough that convolutions decide.
-TRIAL_SIZE = (320, 320)
-TRIAL_ROUNDS = 3
 FORMATS = (torch.contiguous_format, torch.channels_last)
 
 
 def optimize_for_inference(
     model: nn.Module,
     compile: bool = False,
-    memory_format: torch.memory_format | Literal["measure"] | None = None,
+    memory_format: torch.memory_format | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.Module:
     """A copy of a model that gives the same outputs in less time.
 
     Batch norms are folded into the convolutions before them, in backbone, pyramid and heads, also
     in deformable convolutions; ResNeSt's attention is fused; RoIAlign on CPUs takes all channels at
-    once; non-maximum suppression begins with the best boxes; parameters are constant. Any model in
-    evaluation will do: detectors of any config, backbones, ResNets. Layers of your own, with hooks
-    or in several places stay as they are, see :func:`~resnest_d2.optimize.fold.fold_norms`.
+    once; parameters are constant. Any model in evaluation will do: detectors of any config,
+    backbones, ResNets. Layers of your own, with hooks or in several places stay as they are, see
+    :func:`~resnest_d2.optimize.fold.fold_norms`.
 
-    Outputs equal the model's to rounding (1e-4 of the largest value). State-dict names are those of
-    the model without its norms: the weights of an optimised model go into another one that was
-    optimised in the same way, not those of the model itself: load them before. ``torch.save`` and
-    ``torch.load`` take it whole too.
+    Outputs equal the model's to rounding (1e-4 of the largest value). Load weights before: the copy
+    has no norms, so its state dict fits only models that were optimised in the same way.
+    ``torch.save`` and ``torch.load`` take it whole too.
 
     Args:
         model: in evaluation mode; it is not changed.
         compile: also compile the backbone with ``torch.compile``, see
             :func:`~resnest_d2.optimize.compile.compile_model`.
         memory_format: ``torch.contiguous_format`` or ``torch.channels_last`` for weights and
-            features; None takes channels_last on CPUs and contiguous elsewhere; "measure" times
-            both on this machine.
+            features; None takes channels_last on CPUs and contiguous elsewhere.
         dtype: ``torch.bfloat16``, or ``torch.float16`` on GPUs, runs backbone and heads in half
             precision, see :func:`~resnest_d2.optimize.half.use_half`; outputs then differ by what
             that rounds.
@@ -59,9 +49,9 @@ def optimize_for_inference(
         ValueError: the model is in training or cannot be copied, a norm takes its statistics from
             the batch, or the memory format or the type is another one.
     """
-    if memory_format not in (None, "measure", *FORMATS):
+    if memory_format not in (None, *FORMATS):
         names = " or ".join(map(str, FORMATS))
-        raise ValueError(f'memory_format must be {names}, "measure" or None, got {memory_format!r}')
+        raise ValueError(f"memory_format must be {names} or None, got {memory_format!r}")
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         what = f"its part {training}" if training else "the model"
@@ -76,16 +66,13 @@ def optimize_for_inference(
     # A backbone may be an attention layer itself, whose parent is then this.
     holder = nn.ModuleList([optimized])
     attentions = replace_layers(holder, FusedSplitAttentionConv2d)
-    for faster in (SparseROIAlign, BestFirstOutputLayers):
-        replace_layers(holder, faster)
+    replace_layers(holder, SparseROIAlign)
     (optimized,) = holder
     folded = fold_norms(optimized)
     activate_in_place(optimized)
     optimized.requires_grad_(False)
     logger.info("Folded %d norms, fused %d attention layers", folded, attentions)
-    if memory_format == "measure":
-        memory_format = faster_memory_format(optimized)
-    elif memory_format is None:
+    if memory_format is None:
         on_cpu = all(parameter.device.type == "cpu" for parameter in optimized.parameters())
         memory_format = torch.channels_last if on_cpu else torch.contiguous_format
     optimized.to(memory_format=memory_format)
@@ -96,30 +83,3 @@ def optimize_for_inference(
 
         compile_model(optimized)
     return optimized.eval()
-
-
-def faster_memory_format(model: nn.Module) -> torch.memory_format:
-    """Which layout of 4-D tensors the model's backbone takes less time with, measured now.
-
-    Passes in both layouts alternate, so that what else the machine does meets both.
-    """
-    from torch.utils.benchmark import Timer  # it takes a fifth of a second
-
-    backbone = next((m for m in model.modules() if isinstance(m, Backbone)), None)
-    parameter = next(iter(model.parameters()), None)
-    if backbone is None or parameter is None or parameter.is_meta:
-        return torch.contiguous_format
-    stem = next((m.stem for m in backbone.modules() if isinstance(m, ResNet)), None)
-    channels = stem.in_channels if stem is not None else 3
-    image = torch.rand(1, channels, *TRIAL_SIZE, device=parameter.device, dtype=parameter.dtype)
-    timers = []
-    for kind in FORMATS:
-        names = {"backbone": copy.deepcopy(backbone).to(memory_format=kind), "image": image}
-        threads = torch.get_num_threads()
-        timers.append(Timer("backbone(image)", globals=names, num_threads=threads))
-    with torch.no_grad():
-        rounds = [[timer.timeit(1).mean for timer in timers] for _ in range(TRIAL_ROUNDS)]
-    times = map(min, zip(*rounds, strict=True))
-    _, best = min(zip(times, FORMATS, strict=True), key=itemgetter(0))
-    logger.info("%s is the faster memory format on %s", best, parameter.device)
-    return best

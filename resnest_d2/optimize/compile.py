@@ -12,8 +12,7 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
-# On images of fewer pixels, layers fall one by one under the size from which PyTorch takes oneDNN
-# for a convolution, and each crossing recompiles.
+# Smaller images cross PyTorch's oneDNN threshold layer by layer, and each crossing recompiles.
 SMALLEST_COMPILED = 320 * 320
 # The settings that a compilation needs are the process's, so one model compiles at a time.
 _COMPILING = threading.Lock()

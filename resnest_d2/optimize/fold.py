@@ -1,14 +1,13 @@
 """Folding batch norms, which are affine maps at inference, into the convolutions before them."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
 from detectron2.layers import Conv2d, FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -17,16 +16,13 @@ from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm
 
 Convolution = nn.Conv2d | nn.ConvTranspose2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
 # A layer is known by its code: a subclass with a forward of its own may do anything.
-CONVOLUTIONS = frozenset({nn.Conv2d.forward, nn.ConvTranspose2d.forward})
-CONVOLUTIONS_WITH_NORM = frozenset({Conv2d.forward, DeformConv2d.forward})
-NORMS = frozenset(
-    {
-        *(_BatchNorm.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward),
-        *(NaiveSyncBatchNorm.forward, CpuSyncBatchNorm.forward),
-    }
-)
+CONVOLUTIONS = {nn.Conv2d.forward, nn.ConvTranspose2d.forward}
+CONVOLUTIONS_WITH_NORM = {Conv2d.forward, DeformConv2d.forward}
+NORMS = {nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, FrozenBatchNorm2d.forward}
+NORMS |= {NaiveSyncBatchNorm.forward, CpuSyncBatchNorm.forward}
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -37,7 +33,7 @@ def has_hooks(module: nn.Module) -> bool:
 def is_foldable(norm: Any) -> bool:
     """Whether a layer is a batch norm with statistics of its own, and nothing else."""
     return (
-        isinstance(norm, _BatchNorm | FrozenBatchNorm2d)
+        isinstance(norm, BatchNorm | FrozenBatchNorm2d)
         and norm.running_mean is not None
         and type(norm).forward in NORMS
         and not has_hooks(norm)
@@ -62,7 +58,7 @@ def check_foldable(model: nn.Module) -> None:
         ValueError: a batch norm has no running statistics.
     """
     for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
+        if isinstance(module, BatchNorm) and module.running_mean is None:
             raise ValueError(
                 f"{name} takes its statistics from the batch (track_running_stats=False), so it "
                 "cannot be folded"
@@ -102,29 +98,40 @@ def fold_norms(model: nn.Module) -> int:
         how many were folded.
     """
     count = 0
-    # Unlike these, nn.Module.children() gives a child once where a parent has it in two places.
-    places = Counter(id(c) for parent in model.modules() for c in parent._modules.values())
+    places = Counter(id(child) for parent in model.modules() for _, child in _children(parent))
     for module in list(model.modules()):
         if takes_norm(module, CONVOLUTIONS_WITH_NORM) and is_foldable(module.norm):
             fold(module, module.norm)
             module.norm = None
             count += 1
-        pairs: list[tuple[str, str]] = []
-        is_attention = isinstance(module, SplitAttentionConv2d) and all(
-            getattr(type(module), name) is getattr(SplitAttentionConv2d, name)
-            for name in ("attention", "forward")
-        )
-        if is_attention and not any(map(has_hooks, module.modules())):
-            pairs = [("conv", "bn0"), ("fc1", "bn1")]
-        elif isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            pairs = list(pairwise(module._modules))
-        for first, second in pairs:
+        for first, second in _neighbours(module):
             conv, norm = getattr(module, first), getattr(module, second)
             if places[id(conv)] == 1 and _is_bare(conv) and is_foldable(norm):
                 fold(conv, norm)
-                setattr(module, second, None if is_attention else nn.Identity())
+                is_sequence = isinstance(module, nn.Sequential)
+                setattr(module, second, nn.Identity() if is_sequence else None)
                 count += 1
     return count
+
+
+def _children(parent: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Its children; unlike ``named_children()`` twice where one has two names."""
+    for name, module in parent.named_modules(remove_duplicate=False):
+        if name and "." not in name:
+            yield name, module
+
+
+def _neighbours(module: nn.Module) -> list[tuple[str, str]]:
+    """Names of children of which the second gets what the first gives, and nobody else does."""
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        return list(pairwise(name for name, _ in _children(module)))
+    is_attention = isinstance(module, SplitAttentionConv2d) and all(
+        getattr(type(module), name) is getattr(SplitAttentionConv2d, name)
+        for name in ("attention", "forward")
+    )
+    if is_attention and not any(map(has_hooks, module.modules())):
+        return [("conv", "bn0"), ("fc1", "bn1")]
+    return []
 
 
 def _is_bare(conv: Any) -> bool:

@@ -60,8 +60,7 @@ def check_half(model: nn.Module, dtype: torch.dtype) -> None:
     """
     if dtype not in HALF:
         raise ValueError(f"dtype must be torch.bfloat16, torch.float16 or None, got {dtype}")
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    if not on_cpu:
+    if any(parameter.device.type != "cpu" for parameter in model.parameters()):
         return
     if dtype is torch.float16:
         raise ValueError("dtype torch.float16 is for GPUs; CPUs take torch.bfloat16")

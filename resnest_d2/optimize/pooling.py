@@ -6,12 +6,12 @@ from torch.nn import functional as F
 
 from .replace import Replacement, in_graph
 
-CHUNK = 64  # boxes at once, of similar widths: all bins take as many pixels as the largest
+CHUNK = 64  # boxes at once, of similar widths, as all bins take as many pixels as the largest
 MOST_SAMPLES = 64  # of a bin in a direction; boxes with more would take much memory
 
 
 class SparseROIAlign(Replacement, ROIAlign):
-    """Detectron2's layer whose bins are weighted sums over rows of a table, which pixels are.
+    """ROIAlign as an embedding bag: each pixel is a table row, each bin a weighted sum of rows.
 
     A bin is the mean of bilinear samples on a grid (arXiv:1703.06870, section 3), so the weight of
     a pixel is that of its row times that of its column. torchvision's code for CPUs reads four

@@ -1,0 +1,132 @@
+"""The classes of an annotation file, and their match with those of a training set."""
+
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ..config import did_you_mean
+from .notes import Notes
+from .options import Options
+from .schema import is_usable
+
+
+def plain(name: str) -> str:
+    """Normalise a name for comparison: NFC, stripped, case-folded."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def read_categories(
+    notes: Notes,
+    entries: Sequence[dict[str, Any]],
+    used: Collection[Any],
+    options: Options,
+    named_in_val: Collection[str] = (),
+) -> tuple[dict[int, str], dict[Any, int]]:
+    """Read the classes.
+
+    Args:
+        notes: of the annotation file; it gets an error where one id has two names.
+        entries: "categories" of the file.
+        used: ids that annotations have.
+        options: whether those of one name become one class.
+        named_in_val: names of classes that the validation set uses.
+
+    Returns:
+        names by id, in the order of the ids, and the id that stands for each id of the file.
+    """
+    names: dict[Any, str] = {}
+    for entry in entries:
+        key, name = entry["id"], entry["name"]
+        if key in names and names[key] == name:
+            notes.add("{n} categories are listed twice", key)
+        elif names.setdefault(key, name) != name:
+            notes.error(f"category {key} is {names[key]!r} and {name!r}")
+    phantom = _phantom(entries, names, used)
+    if phantom is not None and names[phantom] not in named_in_val:
+        notes.add(
+            "left out {n} category that no annotation has and that stands for all others",
+            repr(names.pop(phantom)),
+        )
+    ids = {key: key for key in names}
+    if not all(map(is_usable, names)):
+        ids = {key: index for index, key in enumerate(names, 1)}
+        for key in names:
+            if not is_usable(key):
+                notes.add("{n} categories have ids that are no numbers; all were numbered", key)
+    first: dict[str, int] = {}
+    alike: dict[str, str] = {}
+    for key, name in sorted(names.items(), key=lambda item: ids[item[0]]):
+        if (other := alike.setdefault(plain(name), name)) != name:
+            kind = "{n} classes differ from another by case, spaces or Unicode's form alone"
+            notes.add(f"{kind}, and are learned apart", f"{name!r} from {other!r}")
+        if first.setdefault(name, ids[key]) == ids[key]:
+            continue
+        listed = f"{name!r} ({first[name]} and {ids[key]})"
+        if options.merge_classes:
+            ids[key] = first[name]
+            notes.add("{n} categories of the same name became one class", listed)
+        else:
+            way = options.hint("--merge-classes makes them one")
+            notes.add(f"{{n}} classes have another's name{way}", listed)
+    return dict(sorted((ids[key], name) for key, name in names.items())), ids
+
+
+def _phantom(
+    entries: Sequence[dict[str, Any]], names: Mapping[Any, str], used: Collection[Any]
+) -> Any:
+    """The id of Roboflow's category 0: without annotations, the supercategory of all others."""
+    above = [entry.get("supercategory") for entry in entries]
+    for key, name in names.items():
+        if key in used or name not in above:
+            continue
+        others = [entry.get("supercategory") for entry in entries if entry["id"] != key]
+        if others and all(other == name for other in others):
+            return key
+    return None
+
+
+def match_categories(
+    notes: Notes,
+    own: Mapping[int, str],
+    ids: Mapping[Any, int],
+    theirs: Mapping[int, str],
+    used: Collection[Any],
+) -> dict[Any, int]:
+    """Match the classes of a file to those of the training set, by their names.
+
+    Args:
+        notes: of the file; it gets an error for each used class that the training set does not
+            have, or has twice.
+        own: the file's names by id, as :func:`read_categories` returns them.
+        ids: the id that stands for each id of the file.
+        theirs: the training set's names by id.
+        used: ids that the file's annotations have.
+
+    Returns:
+        the training set's id for each id of the file.
+    """
+    used = {ids[key] for key in used if key in ids}
+    matched = {}
+    for key, name in own.items():
+        if theirs.get(key) == name:
+            matched[key] = key
+            continue
+        same = [other for other, theirs_name in theirs.items() if theirs_name == name]
+        same = same or [other for other, n in theirs.items() if plain(n) == plain(name)]
+        if len(same) == 1:
+            matched[key] = same[0]
+            kind = "{n} categories were matched to the training set's by their names"
+            notes.add(kind, f"{key} {name!r} to {matched[key]} {theirs[matched[key]]!r}")
+        elif key not in used:
+            notes.add("left out {n} categories that the training set does not have", repr(name))
+        elif same:
+            notes.error(
+                f"category {key} {name!r} can be any of the training set's "
+                f"{' and '.join(map(str, same))}, which have this name; --merge-classes makes them "
+                "one"
+            )
+        else:
+            known = ", ".join(f"{i} {n}" for i, n in theirs.items())
+            hint = did_you_mean(name, theirs.values())
+            notes.error(f"category {key} {name!r} is not one of the training set's: {known}{hint}")
+    return {key: matched[number] for key, number in ids.items() if number in matched}

@@ -1,0 +1,276 @@
+"""Reading exported files and running them as Detectron2 runs its models."""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import torch
+import torchvision  # noqa: F401  (its operators are in the graphs)
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, Instances
+
+from .. import __version__
+from ..config import FileError, InputError, MissingFileError, import_extra
+from .standalone import pad
+
+Format = Literal["onnx", "pt2"]
+# The JSON of a file's facts: a property of ONNX, with the ending .json an extra file of pt2.
+ENTRY = "resnest_d2"
+Side = Annotated[int, pydantic.Field(ge=1, le=4096)]
+
+
+@pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid"})
+class Metadata:
+    """Facts about an exported model, which its file holds."""
+
+    outputs: Sequence[Literal["boxes", "scores", "classes", "masks"]]
+    classes: Sequence[str]
+    category_ids: Sequence[int]
+    """Ids of the classes in the annotations that the model was trained on, if they are known."""
+    input_format: Literal["RGB", "BGR"]
+    """The order of the image's colours, as ``INPUT.FORMAT``."""
+    pixel_mean: Sequence[float]
+    """Part of the graph; an image is padded with it."""
+    pixel_std: Sequence[float]
+    size_divisibility: Side
+    """Height and width of the image are multiples of it."""
+    min_side: Side
+    """The least height and width; in smaller images a level of the pyramid has a single row."""
+    min_size: int
+    """The shorter side that images are resized to, 0 if they are not."""
+    max_size: int
+    """The limit of the longer side."""
+    score_threshold: float
+    """The file gives no detection of a lower score."""
+    nms_threshold: float
+    version: str = __version__
+    """The version of this package."""
+
+    def to_json(self) -> str:
+        """The JSON that a file holds."""
+        return pydantic.TypeAdapter(Metadata).dump_json(self).decode()
+
+
+class OnnxRuntime:
+    """onnxruntime on the CPU, for ONNX files.
+
+    Args:
+        content: of the file.
+        name: of the file, for messages.
+
+    Attributes:
+        facts: the JSON of :class:`Metadata` that the file holds, None without any.
+
+    Raises:
+        InputError: the content is no ONNX model, or one of other inputs.
+        MissingPackageError: onnxruntime is not installed.
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        onnxruntime = import_extra("onnxruntime", "export", "an ONNX file")
+        options = onnxruntime.SessionOptions()
+        # Left out, onnxruntime looks for its own format too.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        try:
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's own classes share no base below it
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{name} cannot be read as an ONNX model: {reason}") from error
+        if [one.name for one in session.get_inputs()] != ["image"]:
+            raise InputError(f"{name} is not a model of `resnest-d2 export`: its input is another")
+        self.facts = session.get_modelmeta().custom_metadata_map.get(ENTRY)
+        self._session = session
+
+    def __call__(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Outputs, in the order of ``Metadata.outputs``, of a padded image (3, H, W)."""
+        outputs = self._session.run(None, {"image": image.numpy()})
+        return [torch.from_numpy(value) for value in outputs]
+
+
+class TorchRuntime:
+    """PyTorch, for files of ``torch.export``; arguments and attributes as of OnnxRuntime.
+
+    Such a file is a program: ``torch.export.load`` unpickles what it says is a pickle and evaluates
+    the expressions of its shapes. Machine code, pickles and other additions are refused here; a
+    graph that was made to do harm is not recognised.
+
+    Raises:
+        InputError: the content is another archive, or none.
+    """
+
+    def __init__(self, content: bytes, name: str) -> None:
+        self.facts = _check_archive(content, name)
+        try:
+            self._module = torch.export.load(io.BytesIO(content)).module()
+        except Exception as error:  # the first wrong field decides which one it is
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{name} cannot be read as a program of PyTorch: {reason}") from error
+
+    def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Outputs as OnnxRuntime's."""
+        return self._module(image)
+
+
+Runtime = OnnxRuntime | TorchRuntime
+RUNTIMES = {".onnx": OnnxRuntime, ".pt2": TorchRuntime}
+
+# What torch.export.save writes, below the archive's folder.
+_FILES = {
+    *("archive_format", "archive_version", "byteorder"),
+    *("version", ".data/version", ".data/serialization_id"),
+    *("models/model.json", "data/sample_inputs/model.pt", f"extra/{ENTRY}.json"),
+}
+_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
+_TENSORS = ("data/weights/weight_", "data/constants/tensor_")
+
+
+def _check_archive(content: bytes, name: str) -> str | None:
+    """See that an archive holds a graph and tensors, and nothing that is unpickled freely.
+
+    Returns:
+        the facts that it holds about itself.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            files = {one.partition("/")[2]: one for one in archive.namelist()}
+            if len(files) != len(archive.namelist()):
+                raise InputError(f"{name} holds several files of one name")
+            known = {*_FILES, *_CONFIGS}
+            others = [one for one in files if one not in known and not one.startswith(_TENSORS)]
+            if others or "models/model.json" not in files:
+                what = f"it holds {others[0]}" if others else "it holds no graph"
+                raise InputError(f"{name} is not a program that torch.export.save wrote: {what}")
+            for config in _CONFIGS:
+                payloads = json.loads(archive.read(files[config]))["config"].values()
+                if any(payload["use_pickle"] for payload in payloads):
+                    raise InputError(f"{name} holds pickles, which can run code: it is not loaded")
+            sample = archive.read(files["data/sample_inputs/model.pt"])
+            entry = files.get(f"extra/{ENTRY}.json")
+            facts = archive.read(entry).decode() if entry else None
+    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise InputError(f"{name} cannot be read as a program of PyTorch: {error}") from error
+    try:
+        torch.load(io.BytesIO(sample), weights_only=True)
+    except Exception as error:  # torch.export.load would go on without weights_only
+        raise InputError(f"{name} holds pickles, which can run code: it is not loaded") from error
+    return facts
+
+
+class ExportedModel:
+    """A file's model, called like a model of Detectron2 in evaluation.
+
+    Args:
+        runtime: runs the file.
+        metadata: what the file says about itself.
+    """
+
+    def __init__(self, runtime: Runtime, metadata: Metadata) -> None:
+        self.metadata = metadata
+        self._runtime = runtime
+        self._least = 0.0  # empty rows have the score -1
+
+    def set_score_threshold(self, threshold: float) -> None:
+        """Set the least score of a detection.
+
+        Raises:
+            InputError: the file itself leaves out detections of that score.
+        """
+        if threshold < self.metadata.score_threshold:
+            raise InputError(
+                f"the file holds no detections of scores below {self.metadata.score_threshold:g}, "
+                f"so {threshold:g} cannot be asked of it: export the model again with a lower "
+                "threshold"
+            )
+        self._least = threshold
+
+    @torch.no_grad()
+    def run(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Outputs as the file gives them, by name.
+
+        Args:
+            image: shape (3, H, W), 0 to 255, in the colours of ``metadata.input_format``.
+        """
+        data = self.metadata
+        sides = data.size_divisibility, data.min_side
+        padded = pad(image.cpu().numpy(), data.pixel_mean, *sides)
+        return dict(zip(data.outputs, self._runtime(torch.from_numpy(padded)), strict=True))
+
+    def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
+        """Detect.
+
+        Args:
+            batched_inputs: one for each image, in Detectron2's format: "image" is resized already,
+                as :meth:`run` takes it, and "height" and "width" are those of the result.
+
+        Returns:
+            for each image ``{"instances": Instances}``, with boxes, scores, classes and, if the
+            model has them, masks of that height and width.
+        """
+        return [{"instances": self._instances(one)} for one in batched_inputs]
+
+    def _instances(self, given: Mapping[str, Any]) -> Instances:
+        outputs = self.run(given["image"])
+        size = tuple(given["image"].shape[-2:])
+        kept = outputs["scores"] >= self._least
+        found = Instances(size)
+        found.pred_boxes = Boxes(outputs["boxes"][kept])
+        found.scores = outputs["scores"][kept]
+        found.pred_classes = outputs["classes"][kept]
+        if "masks" in outputs:
+            found.pred_masks = outputs["masks"][kept][:, None]
+        height, width = given.get("height", size[0]), given.get("width", size[1])
+        return detector_postprocess(found, height, width)
+
+
+def load_exported(path: str | Path) -> ExportedModel:
+    """Open a file of ``resnest-d2 export``; its ending says what runs it.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: it is not one of this package's, or is damaged.
+        MissingPackageError: the format needs a package that is not installed.
+    """
+    path = Path(path)
+    if path.suffix not in RUNTIMES:
+        raise InputError(f"an exported file must end in {' or '.join(RUNTIMES)}, got {path}")
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise MissingFileError(f"there is no file {path}") from None
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
+    return open_exported(content, path)
+
+
+def open_exported(content: bytes, path: Path) -> ExportedModel:
+    """Open the content of a file.
+
+    Args:
+        content: of the file.
+        path: its name, whose ending says what it must be.
+
+    Raises:
+        InputError, MissingPackageError: as :func:`load_exported`.
+    """
+    runtime = RUNTIMES[path.suffix](content, str(path))
+    if runtime.facts is None:
+        raise InputError(f"{path} was not written by `resnest-d2 export`: it holds no metadata")
+    try:
+        metadata = pydantic.TypeAdapter(Metadata).validate_json(runtime.facts)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"{path} was written by another version of resnest_d2 than this one, {__version__}, or "
+            f"changed since: {field}: {first['msg']}; export it again"
+        ) from error
+    return ExportedModel(runtime, metadata)

@@ -1,0 +1,158 @@
+"""examples/attention.py against autograd by hand, and examples/web.py without a browser."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import ROOT
+from helpers import randomize
+from PIL import Image
+from torch.nn import functional as F
+
+from resnest_d2 import Predictor, model_zoo
+from resnest_d2.modeling.detector import build_detector
+
+SMALL = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "TEST.DETECTIONS_PER_IMAGE", 12]
+SMALL += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 20]
+
+
+def load_example(name):
+    """A script of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / f"examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A model that finds something of every score; its weights are drawn."""
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.merge_from_list(SMALL)
+    model = build_detector(cfg)
+    randomize(model)
+    folder = tmp_path_factory.mktemp("model")
+    torch.save({"model": model.state_dict(), "config": cfg.dump()}, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(checkpoint):
+    return Predictor(checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory):
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 60, 3), np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def attention():
+    pytest.importorskip("pytorch_grad_cam")
+    return load_example("attention")
+
+
+def test_weights_are_those_of_a_loop_over_channels(attention, predictor, picture):
+    image = np.asarray(Image.open(picture))
+    layer = predictor.model.backbone.bottom_up.res3[0].conv2
+    pooled = []
+    hook = layer.fc1.register_forward_pre_hook(lambda _, args: pooled.append(args[0]))
+    weights = attention.split_attention_weights(predictor, image)
+    hook.remove()
+    assert len(weights) == 4
+    found = weights["backbone.bottom_up.res3.0.conv2"]
+    with torch.no_grad():
+        logits = layer.fc2(F.relu(layer.bn1(layer.fc1(pooled[0]))))[0, :, 0, 0]
+    for channel in range(layer.channels):
+        splits = [logits[channel], logits[layer.channels + channel]]
+        total = sum(split.exp() for split in splits)
+        for split, logit in enumerate(splits):
+            assert found[split, channel].item() == pytest.approx((logit.exp() / total).item())
+
+
+def test_maps_are_those_of_autograd_by_hand(attention, predictor, picture):
+    image = np.asarray(Image.open(picture))
+    result = predictor(image)
+    maps, layer = attention.grad_cam(predictor, image, result.instances[1])
+    kept = []
+    module = predictor.model.get_submodule(layer)
+    hook = module.register_forward_hook(lambda _, __, output: kept.append(output))
+    inputs = predictor.prepare(image)
+    score = predictor.model([inputs])[0]["instances"].scores[1]
+    hook.remove()
+    (gradient,) = torch.autograd.grad(score, kept)
+    height, width = inputs["image"].shape[1:]
+    padded = [-(-side // 32) * 32 for side in (height, width)]
+    for name, weight in {"GradCAM": gradient.mean((2, 3), True), "HiResCAM": gradient}.items():
+        raw = (weight * kept[0]).sum(1, keepdim=True).clamp(min=0).detach()
+        raw = F.interpolate(raw, padded, mode="bilinear")
+        raw = ((raw - raw.min()) / (raw - raw.min()).max())[:, :, :height, :width]
+        expected = F.interpolate(raw, image.shape[:2], mode="bilinear", antialias=True)
+        assert expected.max() > 0.3
+        np.testing.assert_allclose(maps[name], expected[0, 0], atol=5e-3)
+
+
+def test_the_command(attention, checkpoint, picture, tmp_path, capsys):
+    attention.main([str(picture), "--model", str(checkpoint), "--output", str(tmp_path)])
+    for name in ("weights.png", "gradcam.png", "hirescam.png"):
+        assert np.ptp(np.asarray(Image.open(tmp_path / name))) > 100
+    assert f"{tmp_path}/hirescam.png: where backbone.fpn_output" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def web():
+    pytest.importorskip("gradio")
+    return load_example("web")
+
+
+def test_the_slider_changes_drawing_table_and_json_alike(web, checkpoint, picture):
+    (first, none), (last, result) = web.detect(str(checkpoint), str(picture))
+    assert first.startswith("Running")
+    assert none is None
+    assert last == "12 detections of any score."
+    scores = result.instances.scores
+    drawn, rows, coco = web.show(result, scores[3].item())
+    assert drawn.shape == (512, 640, 3)
+    assert len(rows) == len(json.loads(coco)) == 4
+    assert [row[1] for row in rows] == pytest.approx(scores[:4].tolist(), abs=1e-3)
+    corners = result.instances.pred_boxes.tensor[0].tolist()
+    assert rows[0][2:] == pytest.approx(corners, abs=0.1)
+    fewer, _, _ = web.show(result, scores[0].item() + 1e-6)
+    assert (fewer != drawn).any()
+    assert web.show(None, 0.5) == (None, [], "")
+
+
+def test_what_is_wrong_is_said_in_a_sentence(web, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 100)
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("L", (101, 100)).save(tmp_path / "large.png")
+
+    def said(model, file):
+        text, result = list(web.detect(str(model), file and str(file)))[-1]
+        assert result is None
+        return text
+
+    assert said(checkpoint, None).startswith("Drop a picture first")
+    text = said(checkpoint, tmp_path / "text.png")
+    assert text == "The picture cannot be read as a picture: Pillow knows no such format"
+    text = said(checkpoint, tmp_path / "large.png")
+    assert text.startswith("The picture cannot be read as a picture: Image size (10100 pixels)")
+    assert "no model 'absent'" in said("absent", tmp_path / "text.png")
+
+
+def test_models_that_can_be_had_come_first(web):
+    (model,) = [b for b in web.build_page([]).blocks.values() if b.get_block_name() == "dropdown"]
+    names = [name for _, name in model.choices]
+    assert model.value == names[0]
+    assert names[0].startswith("mmdet/")
+    dead = ["wasabisys" in model_zoo.get_checkpoint_url(name) for name in names]
+    assert dead == sorted(dead)
+    assert any(dead)
+    page = web.build_page(["own.pth"])
+    (model,) = [b for b in page.blocks.values() if b.get_block_name() == "dropdown"]
+    assert model.value == "own.pth"
