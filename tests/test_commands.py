@@ -113,7 +113,8 @@ def test_importing_the_package_imports_nothing_that_it_does_not_need():
         result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         loaded[name] = set(result.stdout.split())
     assert not HEAVY & (loaded["resnest_d2"] - loaded["detectron2.modeling"])
-    assert not HEAVY & loaded["resnest_d2"] - {"cv2", "matplotlib"}
+    # Detectron2 itself takes OpenCV, if it is there, and torchvision parts of the compiler.
+    assert HEAVY & loaded["resnest_d2"] <= {"cv2", "torch._inductor"}
 
 
 WARNINGS = """

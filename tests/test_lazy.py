@@ -86,7 +86,8 @@ def test_the_recipes_are_equal(twins):
         expected = DatasetMapper(cfg, is_train)
         found = instantiate(lazy_cfg.dataloader[split].mapper)
         assert augmentations(found) == augmentations(expected)
-        for attribute in ("image_format", "use_instance_mask", "instance_mask_format"):
+        masks = ("use_instance_mask", "instance_mask_format") if is_train else ()
+        for attribute in ("image_format", *masks):
             assert getattr(found, attribute) == getattr(expected, attribute), attribute
         names = lazy_cfg.dataloader[split].dataset.names
         assert value([names] if isinstance(names, str) else names) == list(
