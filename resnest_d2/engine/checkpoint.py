@@ -178,7 +178,7 @@ def follow_changes(
             before = group["initial_lr"]
             group["lr"] = group["lr"] * new["initial_lr"] / before if before else new["lr"]
             group.update(rates)
-    if changed & RATE_KEYS:
+    if changed & RATE_KEYS and "base_lrs" in schedule:  # a sequence of schedules has none
         scheduler.base_lrs = schedule["base_lrs"]
     if changed and type(scheduler).__module__.startswith("detectron2."):
         # Detectron2's schedules know no past: the rate follows from the iteration.
