@@ -27,6 +27,10 @@ KNOWN_WARNINGS = (
 )
 for _category, _message, _module in KNOWN_WARNINGS:
     warnings.filterwarnings("ignore", _message, _category, _module)
+# A line of PyTorch's log at the first evaluation, about how Detectron2 asks whether it is traced.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(
+    lambda record: not str(record.msg).startswith("is_fx_tracing will return true")
+)
 
 
 @contextmanager
