@@ -95,7 +95,7 @@ def test_eval_only(trained, tiny_digits, tmp_path):
     same = ["--config-file", DIGITS, "--eval-only", "--resume", "OUTPUT_DIR", output, *TINY]
     resumed = train_net(*same, datasets=tiny_digits)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"Loading from {output}/model_" in resumed.stdout
+    assert f"Evaluating {output}/model_" in resumed.stdout
 
     result = train_net(*args, datasets=tiny_digits)
     assert result.returncode == 2

@@ -114,6 +114,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
                 for stale in ("last_checkpoint", f"{BEST}.json"):
                     (Path(self.save_dir) / stale).unlink(missing_ok=True)
             return {}
+        logger.info("Resuming from %s", last)
         checkpoint = open_weights(last)
         theirs, ours = (side.get("thing_classes") for side in (checkpoint.classes, self._classes))
         if theirs and ours and list(theirs) != list(ours):
