@@ -27,10 +27,13 @@ KNOWN_WARNINGS = (
 )
 for _category, _message, _module in KNOWN_WARNINGS:
     warnings.filterwarnings("ignore", _message, _category, _module)
-# A line of PyTorch's log at the first evaluation, about how Detectron2 asks whether it is traced.
-logging.getLogger("torch.fx._symbolic_trace").addFilter(
-    lambda record: not str(record.msg).startswith("is_fx_tracing will return true")
-)
+# Lines of PyTorch's log on every run on a CPU: logger and beginning.
+KNOWN_LINES = {
+    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
+for _name, _start in KNOWN_LINES.items():
+    logging.getLogger(_name).addFilter(lambda r, start=_start: not str(r.msg).startswith(start))
 
 
 @contextmanager
