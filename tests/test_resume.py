@@ -117,7 +117,7 @@ def test_the_settings_are_those_of_a_fresh_run(resume, iteration, options):
 
 def test_the_power_of_a_polynomial_schedule_follows(resume):
     """PyTorch keeps it in the schedule's state."""
-    before = {"SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR"}
+    before = {"SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR", "SOLVER.POLY_LR_POWER": "0.9"}
     trainer = resume(20, {"SOLVER.POLY_LR_POWER": "0.5"}, before=before)
     expected = groups(fresh_run(trainer, 20)[0])
     rates = [group["lr"] for group in groups(trainer.optimizer)]

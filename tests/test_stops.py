@@ -370,7 +370,7 @@ def test_a_signal_to_all_of_two_processes(tmp_path, tiny_digits, heeded, number)
     options = ["--num-processes", "2"]
     training = Training(folder, tiny_digits, launcher, options, LONG).wait_for("iter: 19 ")
     os.killpg(training.process.pid, number)
-    assert training.end(90) == 143, training.output()
+    assert training.end(90) in (128 + number, 143), training.output()
     assert last(folder)["iteration"] >= 19
     assert "Traceback" not in training.output()
 

@@ -95,7 +95,7 @@ def test_eval_only(trained, tiny_digits, tmp_path):
     same = ["--config-file", DIGITS, "--eval-only", "--resume", "OUTPUT_DIR", output, *TINY]
     resumed = train_net(*same, datasets=tiny_digits)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"Loading from {output}/model_" in resumed.stdout
+    assert f"Evaluating {output}/model_" in resumed.stdout
 
     result = train_net(*args, datasets=tiny_digits)
     assert result.returncode == 2
@@ -199,8 +199,7 @@ def test_a_picture_that_fails_in_training_is_one_line(tmp_path, num_workers):
     assert result.returncode == 2
     (line,) = (line for line in result.stderr.splitlines() if "error" in line)
     assert re.match(
-        r"error: nuclei/images/\w+.png cannot be read as a picture: .*truncated "
-        r"\(an image of nuclei/train.json\)$",
+        r"error: nuclei/images/\w+.png cannot be read as a picture: .*truncated",
         line,
     )
     assert result.stderr.endswith(f"{line}\n")
@@ -245,7 +244,6 @@ def test_the_fine_tuning_of_the_readme(tiny_digits, tmp_path):
     ("text", "message"),
     [
         ("MODEL: [", "{file} is no YAML: while parsing a flow node"),
-        ("just words", "{file}: it is no config but holds a str"),
         (
             "MODEL:\n  RESNETS:\n    RADIX: two",
             "{file}: Type mismatch .* for config key: MODEL.RESNETS.RADIX",
@@ -317,7 +315,7 @@ def test_a_gpu_that_is_asked_for_and_not_there(tiny_digits, tmp_path):
     args = ["--config-file", DIGITS, "OUTPUT_DIR", tmp_path, *TINY, "MODEL.DEVICE", "cuda"]
     result = train_net(*args, datasets=tiny_digits, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2
-    assert "error: MODEL.DEVICE" in result.stderr
+    assert "error: device 'cuda' was asked for, and no GPU was found" in result.stderr
 
 
 def test_a_defect_of_numpy_keeps_its_traceback(tmp_path, registered_digits, monkeypatch):

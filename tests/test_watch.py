@@ -258,7 +258,7 @@ def test_a_run_that_is_resumed_draws_its_whole_history(registered_digits, tmp_pa
     again = make(tmp_path, keys=keys, resume=True)
     again.train()
     assert figures[-1]["total_loss"][0] == figures[-1]["lr"][0] == [1, 3]
-    assert figures[-1]["bbox/AP"][0] == [0, 1, 2, 4]
+    assert figures[-1]["bbox/AP"][0] == [0, 2, 4]  # the end of the first run is its iteration 2
     assert again.model.training
 
 

@@ -27,6 +27,13 @@ KNOWN_WARNINGS = (
 )
 for _category, _message, _module in KNOWN_WARNINGS:
     warnings.filterwarnings("ignore", _message, _category, _module)
+# Lines of PyTorch's log on every run on a CPU: logger and beginning.
+KNOWN_LINES = {
+    "torch.fx._symbolic_trace": "is_fx_tracing will return true",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
+for _name, _start in KNOWN_LINES.items():
+    logging.getLogger(_name).addFilter(lambda r, start=_start: not str(r.msg).startswith(start))
 
 
 @contextmanager

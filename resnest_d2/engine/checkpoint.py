@@ -114,6 +114,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
                 for stale in ("last_checkpoint", f"{BEST}.json"):
                     (Path(self.save_dir) / stale).unlink(missing_ok=True)
             return {}
+        logger.info("Resuming from %s", last)
         checkpoint = open_weights(last)
         theirs, ours = (side.get("thing_classes") for side in (checkpoint.classes, self._classes))
         if theirs and ours and list(theirs) != list(ours):
@@ -178,7 +179,7 @@ def follow_changes(
             before = group["initial_lr"]
             group["lr"] = group["lr"] * new["initial_lr"] / before if before else new["lr"]
             group.update(rates)
-    if changed & RATE_KEYS:
+    if changed & RATE_KEYS and "base_lrs" in schedule:  # a sequence of schedules has none
         scheduler.base_lrs = schedule["base_lrs"]
     if changed and type(scheduler).__module__.startswith("detectron2."):
         # Detectron2's schedules know no past: the rate follows from the iteration.

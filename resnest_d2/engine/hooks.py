@@ -41,14 +41,17 @@ class StopTraining(BaseException):
         self.exit_code = exit_code
 
 
-def ignore_signals() -> None:
+def ignore_signals(training: Any = TRAINING) -> None:
     """Let signals to a whole group of processes pass by a loader's process while training goes on.
 
     The trainer saves and ends its loaders; without it they end by themselves.
+
+    Args:
+        training: the trainer's own value; a loader's process that is no fork has another one.
     """
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if not TRAINING.value:
+        if not training.value:
             os._exit(0)
 
     for number in SIGNALS:

@@ -112,8 +112,11 @@ def _weights_to_evaluate(args: argparse.Namespace) -> Checkpoint | None:
     cfg = load_config(args.config_file, args.opts) if args.config_file else None
     folder = cfg.OUTPUT_DIR if cfg else named.get("OUTPUT_DIR", "./output")
     path = cfg.MODEL.WEIGHTS if cfg else named.get("MODEL.WEIGHTS", "")
-    last = last_checkpoint(folder) if args.resume else None
-    return open_weights(last or path) if last or path else None
+    path = (last_checkpoint(folder) if args.resume else None) or path
+    if not path:
+        return None
+    logger.info("Evaluating %s", path)
+    return open_weights(path)
 
 
 def work(job: Job) -> None:

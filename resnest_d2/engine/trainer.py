@@ -284,12 +284,12 @@ def _ignore_signals_in(loader: Any) -> None:
     """Have the processes of a Detectron2 loader ignore signals while this one trains."""
     while loader is not None:
         if isinstance(loader, DataLoader):
-            loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn)
+            loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn, TRAINING)
         loader = getattr(loader, "dataset", None)
 
 
-def _begin_worker(begin: Callable[[int], None] | None, worker: int) -> None:
-    ignore_signals()
+def _begin_worker(begin: Callable[[int], None] | None, training: Any, worker: int) -> None:
+    ignore_signals(training)
     if begin is not None:
         begin(worker)
 

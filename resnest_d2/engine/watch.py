@@ -121,23 +121,22 @@ def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
 
     Returns:
         for each metric its (iteration, value) pairs, in order. Where a run began at an earlier
-        iteration than the one before had reached, what that one wrote from there on is left out.
+        iteration than the one before had reached, its values count.
     """
-    entries: list[dict[str, float]] = []
+    series: dict[str, list[tuple[int, float]]] = {}
     for line in Path(file).read_text().splitlines():
         try:
             entry = json.loads(line)
         except ValueError:  # cut off where a machine died
             continue
-        while entries and entries[-1]["iteration"] > entry["iteration"]:
-            entries.pop()
-        entries.append(entry)
-    series: dict[str, dict[int, float]] = {}
-    for entry in entries:
+        iteration = entry.pop("iteration")
         for name, value in entry.items():
-            if name != "iteration" and isinstance(value, (int, float)):
-                series.setdefault(name, {})[entry["iteration"]] = value
-    return {name: sorted(points.items()) for name, points in series.items()}
+            if isinstance(value, (int, float)):
+                points = series.setdefault(name, [])
+                while points and points[-1][0] >= iteration:
+                    points.pop()
+                points.append((iteration, value))
+    return series
 
 
 def plot_curves(series: Series, picture: Path) -> None:
