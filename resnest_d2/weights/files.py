@@ -95,21 +95,20 @@ def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> 
     path, name = Path(path), name or str(path)
     if not path.is_file():
         raise MissingFileError(f"there is no file {name}")
-    with _reader_errors(name), path.open("rb") as stream:
-        head = stream.read(512)
-    if text := describe_text(head):
-        raise UnreadableError(f"{name} is {text}")
     ending = Path(path.name.partition("?")[0]).suffix  # files of addresses keep their query
     safe_open = None
     if ending == ".safetensors":
         safe_open = import_extra("safetensors", "hub", f"reading {name}").safe_open
-    with _reader_errors(name):
+    with _reader_errors(name), path.open("rb") as stream:
+        if text := describe_text(stream.read(512)):
+            raise UnreadableError(f"{name} is {text}")
+        stream.seek(0)
         if safe_open:
             content = _read_safetensors(path, safe_open)
         elif ending == ".pkl":
-            content = ArrayUnpickler(path.read_bytes()).load()
+            content = ArrayUnpickler(stream.read()).load()
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(stream, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
     return _sort(content, ending, name, average)
@@ -254,7 +253,7 @@ def _reader_errors(name: str) -> Iterator[None]:
     """Turn what a reader raises into an UnreadableError; put nothing but its call inside."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, UnreadableError):
         raise
     except PermissionError as error:
         raise FileError(f"{name} cannot be read: {error.strerror}") from error
