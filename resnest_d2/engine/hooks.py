@@ -15,6 +15,7 @@ import detectron2.utils.comm as comm
 import torch
 import torch.distributed as dist
 from detectron2.engine import hooks
+from torch import nn
 
 from ..files import write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
@@ -61,9 +62,9 @@ def ignore_signals(training: Any = TRAINING) -> None:
 class Stop(hooks.HookBase):
     """Ends training after an iteration, in all processes at once, if one of them was told to.
 
-    A signal does nothing but set a flag, which an iteration's end looks at; in a
-    process alone an evaluation between two iterations ends at once. A second Ctrl-C ends the
-    process. The hook stands behind those that move the schedule on and save checkpoints.
+    A signal does nothing but set a flag, which is looked at when an iteration ends and, in a process
+    alone, before each batch of an evaluation. A second Ctrl-C ends the process. The hook stands
+    behind those that move the schedule on and save checkpoints.
 
     Args:
         checkpointer: saves the weights if no other hook has done so at this iteration.
@@ -81,6 +82,7 @@ class Stop(hooks.HookBase):
     def before_train(self) -> None:
         """Listen to signals, but for those that are ignored, as by nohup."""
         TRAINING.value = True
+        self._look = self.trainer.model.register_forward_pre_hook(self._before_forward)
         if threading.current_thread() is threading.main_thread():  # else Python allows no handlers
             for number in SIGNALS:
                 if signal.getsignal(number) != signal.SIG_IGN:
@@ -92,8 +94,10 @@ class Stop(hooks.HookBase):
             raise KeyboardInterrupt
         if self._code < 128:
             self._code, self._at = 128 + number, time.monotonic()
-            if comm.get_world_size() == 1 and not self.trainer.model.training:
-                self._end(self._code)
+
+    def _before_forward(self, model: nn.Module, inputs: Any) -> None:
+        if self._code >= 128 and not model.training and comm.get_world_size() == 1:
+            self._end(self._code)
 
     def after_step(self) -> None:
         """End training if a process has been told to.
@@ -131,6 +135,7 @@ class Stop(hooks.HookBase):
 
     def after_train(self) -> None:
         """Let signals do what they did before; all that follows is evaluation."""
+        self._look.remove()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
