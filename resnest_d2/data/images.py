@@ -22,11 +22,8 @@ BACKGROUND = (255, 255, 255)
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# Texts of a PNG in which Pillow looks for the orientation.
-EXIF_KEYWORDS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-LONGEST_KEYWORD = max(map(len, EXIF_KEYWORDS))
+# Where Pillow finds the orientation in a PNG; behind its pixels nothing is looked for.
+PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 _BOMB = Image.DecompressionBombWarning
 # Pillow raises these on files that are damaged or no pictures.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
@@ -76,9 +73,10 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
         MissingFileError: there is no such file.
     """
     with _named(file), _open(file) as image:
+        orientation = _orientation(image)
         with _damage():
             image.load()
-        return from_pil(image, image_format)
+        return convert_PIL_to_numpy(_to_8_bits(image, orientation), image_format)
 
 
 def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
@@ -87,7 +85,7 @@ def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     Raises:
         InputError: the range of its pixels is not known.
     """
-    return convert_PIL_to_numpy(_to_8_bits(image), image_format)
+    return convert_PIL_to_numpy(_to_8_bits(image, _orientation(image)), image_format)
 
 
 def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
@@ -118,7 +116,7 @@ def read_header(file: str | Path) -> Header:
     """
     with _named(file), _open(file) as image:
         _require_known_range(image)
-        is_turned = _may_have_exif(image) and _orientation(image) >= 5
+        is_turned = _orientation(image) >= 5
         size = image.size
         with _damage():
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
@@ -172,35 +170,13 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
+    if image.format == "PNG" and not PNG_EXIF & image.info.keys():
+        return 1  # Pillow would decode all pixels to look behind them
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGED:
         return 1
     return int(value) if value in tuple(UPRIGHT) else 1
-
-
-def _may_have_exif(image: Image.Image) -> bool:
-    """Whether a file names EXIF or XMP: to look for them, Pillow decodes a PNG that has none.
-
-    The heads of a PNG's chunks are read, and no pixels (PNG, third edition, section 5).
-    """
-    if image.format != "PNG":
-        return True
-    stream = getattr(image.fp, "raw", image.fp)  # a buffer would read what stands between them
-    start = stream.tell()
-    place = len(PNG_SIGNATURE)
-    try:
-        while True:
-            stream.seek(place)
-            head = stream.read(8 + LONGEST_KEYWORD)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if kind == b"eXIf" or (kind in TEXTS and head[8:].startswith(EXIF_KEYWORDS)):
-                return True
-            if len(head) < 8 or kind == b"IEND":
-                return False
-            place += 12 + length  # length, kind and checksum stand around the content
-    finally:
-        stream.seek(start)
 
 
 def _is_16_bits(image: Image.Image) -> bool:
@@ -215,10 +191,9 @@ def _require_known_range(image: Image.Image) -> None:
         )
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, orientation: int) -> Image.Image:
     _require_known_range(image)
     is_16_bits = _is_16_bits(image)
-    orientation = _orientation(image)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if is_16_bits:
