@@ -380,7 +380,7 @@ def test_boxes_of_whole_objects_beside_masks_of_their_parts(write, caplog, masks
     data = read_coco(file, images, masks=masks, options=Options(boxes_as_given=True))
     assert [a["bbox"] for a in data.annotations] == [[5, 5, 10, 10]] * 3
     assert [a["segmentation"] for a in data.annotations] == [[[5, 5, 9, 5, 9, 9, 5, 9]]] * 3
-    assert "3 boxes are not those of their masks and stay as they are: 1, 2, 3" in caplog.text
+    assert "3 boxes are not those of their masks and stay: 1, 2, 3" in caplog.text
     data = read_coco(file, images, masks=masks, options=Options(boxes_from_masks=True))
     assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
     with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
