@@ -121,12 +121,16 @@ def test_other_formats_are_refused_in_a_sentence(tmp_path, content, message):
 
 
 def test_folders_and_files_that_are_none(tmp_path):
+    with pytest.raises(MissingFileError, match=r"no annotation file .*absent.json"):
+        read_coco(tmp_path / "absent.json", tmp_path)
     with pytest.raises(FileError, match=f"cannot read {tmp_path}: Is a directory"):
         read_coco(tmp_path, tmp_path)
     file = tmp_path / "train.json"
     file.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     with pytest.raises(MissingFileError, match="train.json is a file, not a folder of images"):
         read_coco(file, file)
+    with pytest.raises(MissingFileError, match="there is no folder of images .*absent"):
+        read_coco(file, tmp_path / "absent")
 
 
 def test_vias_own_coco_export_reads(tmp_path):
