@@ -3,7 +3,6 @@
 import json
 import logging
 import pickle
-import time
 
 import numpy as np
 import pycocotools.coco
@@ -181,6 +180,8 @@ CONTRADICTIONS = [
     ("annotations", {"bbox": [1, 2, 3, float("nan")]}, NUMBERS),
     ("annotations", {"bbox": "[5, 4, 10, 10]"}, NUMBERS),
     ("annotations", {"bbox": {"x": 5, "y": 4, "width": 10, "height": 10}}, NUMBERS),
+    ("annotations", {"bbox": [0, 0, 1e308, 1e308]}, NUMBERS),
+    ("annotations", {"area": float("inf")}, "annotation 1: 'area' must be a number, got inf"),
     ("annotations", {"area": "big"}, "annotation 1: 'area' must be a number, got 'big'"),
     ("annotations", {"iscrowd": "some"}, "annotation 1: 'iscrowd' must be 0 or 1, got 'some'"),
     ("annotations", {"keypoints": [1, 2, 2]}, "'keypoints' must be 0 times x, y and visibility"),
@@ -198,6 +199,7 @@ RLES = [
     ([30, 40], None, RUNS),
     ([30, 40], [-5, 1205], RUNS),
     ([30, 40], "zz##", "annotation 1: its RLE cannot be decoded"),
+    ([30, 40], "o" * 100, "annotation 1: its RLE .*: it has a number of more than 32 bits"),
     ([30, 40], "oooo", "annotation 1: its RLE cannot be decoded: it is cut short"),
 ]
 
@@ -318,19 +320,6 @@ def test_errors_name_annotations_as_the_file_does(write, ids, name):
 
     with pytest.raises(InputError, match=f"\nannotation {name}: 'bbox' must be four numbers"):
         read_coco(*write(change))
-
-
-def test_ids_from_0_are_quick(write):
-    """They go up by one, in a time in proportion to their number."""
-
-    def change(data):
-        (first,) = data["annotations"]
-        data["annotations"] = [{**first, "id": n} for n in range(20_000)]
-
-    start = time.perf_counter()
-    data = read_coco(*write(change))
-    assert time.perf_counter() - start < 10  # the square of the number would take minutes
-    assert [a["id"] for a in data.annotations] == list(range(1, 20_001))
 
 
 def test_the_data_can_be_handed_to_another_process(write):

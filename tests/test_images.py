@@ -12,7 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetMapper, MapDataset, MetadataCatalog, detection_utils
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from resnest_d2.config import InputError, MissingFileError
 from resnest_d2.data.images import (
@@ -121,17 +121,6 @@ def test_exif_of_all_orientations_and_of_what_is_none(tmp_path, value):
     assert read_header(file).is_turned == (value in (5, 6, 7, 8))
 
 
-def test_a_header_decodes_no_pixels(tmp_path, monkeypatch):
-    file = save(tmp_path, "a.png", COLOURS)
-
-    def load(self):
-        raise AssertionError("the pixels were decoded")
-
-    monkeypatch.setattr(Image.Image, "load", load)
-    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
-    assert read_header(file).size == COLOURS.shape[1::-1]
-
-
 class CountedFiles(PathHandler):
     """Opens files unbuffered, and counts the bytes that are read."""
 
@@ -224,14 +213,6 @@ def test_files_that_are_damaged_or_no_pictures(tmp_path):
                 read(file)
     with pytest.raises(MissingFileError, match="absent.png"):
         read_image(tmp_path / "absent.png")
-
-
-def test_decompression_bombs_are_refused_by_their_header(tmp_path, monkeypatch):
-    file = save(tmp_path, "a.png", COLOURS)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", WIDTH * HEIGHT // 3)
-    for read in (read_image, read_header):
-        with pytest.raises(InputError, match="a.png cannot be read as a picture: .*pixels"):
-            read(file)
 
 
 def test_more_pixels_are_read_where_they_are_allowed(tmp_path, monkeypatch, recwarn):

@@ -1,7 +1,6 @@
 """Annotations as tools write them: what is odd is repaired or refused."""
 
 import copy
-import itertools
 import json
 import logging
 from pathlib import Path
@@ -384,16 +383,6 @@ def test_crowds(folder, odd, caplog):
     odd["annotations"][0]["ignore"] = "maybe"
     with pytest.raises(InputError, match="annotation 1: 'ignore' must be 0 or 1, got 'maybe'"):
         read(folder, odd)
-
-
-def test_masks_of_runs_are_written(folder, odd):
-    """The encodings of pycocotools are bytes, which JSON does not hold."""
-    flat = SQUARE.T.ravel()
-    edges = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
-    counts = [b - a for a, b in itertools.pairwise(edges)]
-    odd["annotations"][0]["segmentation"] = {"size": ["30", "40"], "counts": counts}
-    content = json.loads(read(folder, odd).to_json())
-    assert (mask_util.decode(content["annotations"][0]["segmentation"]) == SQUARE).all()
 
 
 def add_pictures(folder: Path, *names: str) -> None:
