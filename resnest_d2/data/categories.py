@@ -18,12 +18,7 @@ def plain(name: str) -> str:
 def read_categories(
     notes: Notes, entries: Entries, options: Options
 ) -> tuple[dict[int, str], dict[Any, int]]:
-    """Read the classes.
-
-    Args:
-        notes: of the annotation file; it gets an error where one id has two names.
-        entries: of the file.
-        options: whether those of one name become one class.
+    """Read the classes; an id of two names is noted as an error.
 
     Returns:
         names by id, in the order of the ids, and the id that stands for each id of the file.
@@ -78,10 +73,8 @@ def match_categories(
     """Match the classes of a file to those of the training set, by their names.
 
     Args:
-        notes: of the file; it gets an error for each used class that the training set does not
-            have, or has twice.
-        own: the file's names by id, as :func:`read_categories` returns them.
-        ids: the id that stands for each id of the file.
+        notes: get an error for each used class that the training set has not, or has twice.
+        own, ids: as :func:`read_categories` returns them.
         theirs: the training set's names by id.
         used: ids that the file's annotations have.
 
@@ -118,11 +111,7 @@ def match_categories(
 def read_keypoint_names(
     notes: Notes, entries: Sequence[dict[str, Any]]
 ) -> tuple[list[str], list[tuple[int, int]]]:
-    """Read the keypoints that the categories of a file share.
-
-    Args:
-        notes: of the file; it gets an error where they are of another shape or differ.
-        entries: "categories" of the file.
+    """Read the keypoints that the categories of a file share; it is an error if they differ.
 
     Returns:
         their names, and pairs of them that are joined, counted from 0.

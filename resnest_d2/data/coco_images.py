@@ -18,6 +18,7 @@ from .options import Options
 from .schema import MOST_PIXELS, Entries
 
 SHOW_PROGRESS = 2000  # from so many images on
+MOST_FOLDERS = 20  # of a name that are dropped in search of its file
 CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
 
 
@@ -46,10 +47,8 @@ class ImageFile:
 def read_images(notes: Notes, entries: Entries) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
     """Read the list of images.
 
-    Args:
-        notes: get an error for an entry without a name, an id of two names, and two entries of
-            one name that differ.
-        entries: of the file.
+    An entry without a name, an id of two names, and two entries of one name that differ are noted
+    as errors.
 
     Returns:
         entries by id, each file once and each with a "file_name", and the id that stands for each
@@ -94,12 +93,11 @@ def find_images(
     """Find the pictures of an annotation file and read their sizes.
 
     Args:
-        notes: get an error where pictures are not there or cannot be read and the options do not
-            leave them out, where a name can mean several files or several names one, and where a
-            picture is of another shape than the file says.
+        notes: get an error where a picture is of another shape than the file says, and where
+            pictures are not there, or cannot be read, and the options do not leave them out.
         root: the folder of the pictures; None trusts the sizes in the file and opens none.
-        entries: "images" by id; each has a "file_name".
-        options: whether pictures that are not there, or cannot be read, are left out.
+        entries: as :func:`read_images` returns them.
+        options: the user's decisions.
 
     Returns:
         the pictures that are there, by id; what is wrong with those that cannot be read.
@@ -179,15 +177,8 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     and an ending that it lacks. What is then still missing is looked for under one change of all
     names, the one that finds most: so many leading folders dropped, or one added; and only in
     folders that hold other pictures of the file, if any were found. So no mask, and no frame of
-    another video, takes the place of a picture that is not there.
-
-    Args:
-        root: the folder of the pictures.
-        names: by id of the image.
-        taken: pictures that other entries name exactly.
-
-    Returns:
-        paths by id; a name that can mean several files is not among them.
+    another video, takes the place of a picture that is not there. A name that can mean several
+    files is not found, and neither are pictures that other entries name exactly (``taken``).
     """
     files: dict[str, list[Path]] = defaultdict(list)
     for folder, _, leaves in os.walk(root):
@@ -203,7 +194,7 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     if near := {path.parent for path in (*taken, *found.values())}:
         files = {name: paths for name, paths in files.items() if paths[0].parent in near}
     rest = {number: split for number, split in parts.items() if number not in found}
-    depth = max(map(len, rest.values()), default=0)
+    depth = min(max(map(len, rest.values()), default=0), MOST_FOLDERS)
     changes = [{n: "/".join(split[k:]) for n, split in rest.items()} for k in range(1, depth)]
     wanted = {"/".join(split) for split in rest.values()}
     pairs = (name.partition("/")[::2] for name in files)

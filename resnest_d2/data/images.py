@@ -24,9 +24,11 @@ UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
 # Where Pillow finds the orientation in a PNG; behind its pixels nothing is looked for.
 PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
-_BOMB = Image.DecompressionBombWarning
 # Pillow raises these on files that are damaged or no pictures.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+# Pillow warns from half its limit on, once a picture.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -151,10 +153,6 @@ def _damage() -> Iterator[None]:
 
 @contextmanager
 def _open(file: str | Path) -> Iterator[Image.Image]:
-    # Pillow warns from half the limit on. The filter is set once and stays: each change of filters,
-    # and so catch_warnings for each picture, would show all warnings of the process again.
-    if not any(f[0] == "ignore" and f[2] is _BOMB and not f[1] for f in warnings.filters):
-        warnings.simplefilter("ignore", _BOMB)
     try:
         stream = PathManager.open(str(file), "rb")
     except FileNotFoundError as error:
