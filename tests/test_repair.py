@@ -88,6 +88,7 @@ SAME = {
     "area is absent": lambda d: [a.pop("area") for a in d["annotations"]],
     "area is nothing": every("annotations", area=None),
     "area is zero": every("annotations", area=0),
+    "area is huge": every("annotations", area=1e308),
     "boxes are lists of text": every("annotations", bbox=["5", "4", "10.0", "1e1"]),
     "boxes are absent": lambda d: [a.pop("bbox") for a in d["annotations"]],
     "boxes are nothing": every("annotations", bbox=None),

@@ -74,7 +74,7 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
             bits).
         MissingFileError: there is no such file.
     """
-    with _named(file), _open(file) as image:
+    with _open(file) as image:
         orientation = _orientation(image)
         with _damage():
             image.load()
@@ -100,7 +100,7 @@ def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
         InputError: it is no picture, is damaged, or has labels that the data type cannot hold.
         MissingFileError: there is no such file.
     """
-    with _named(file), _open(file) as image:
+    with _open(file) as image:
         with _damage():
             image.load()
         labels = np.asarray(image if len(image.getbands()) == 1 else image.convert("L"))
@@ -116,26 +116,13 @@ def read_header(file: str | Path) -> Header:
     Raises:
         InputError, MissingFileError: as :func:`read_image`, for what the beginning tells.
     """
-    with _named(file), _open(file) as image:
+    with _open(file) as image:
         _require_known_range(image)
         is_turned = _orientation(image) >= 5
         size = image.size
         with _damage():
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         return Header(size[::-1] if is_turned else size, is_turned, pages)
-
-
-@contextmanager
-def _named(file: str | Path) -> Iterator[None]:
-    """Put a file's name before what is wrong with its picture."""
-    try:
-        yield
-    except MissingFileError:
-        raise
-    except InputError as error:
-        raise InputError(f"{file} cannot be read as a picture: {error}") from error
-    except MemoryError as error:
-        raise InputError(f"{file} cannot be read as a picture: the memory is too small") from error
 
 
 @contextmanager
@@ -153,17 +140,24 @@ def _damage() -> Iterator[None]:
 
 @contextmanager
 def _open(file: str | Path) -> Iterator[Image.Image]:
+    """Open a picture; its file's name stands before what is wrong with it."""
+    wrong = f"{file} cannot be read as a picture"
     try:
         stream = PathManager.open(str(file), "rb")
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no file {file}") from error
     except OSError as error:
-        raise InputError(str(error)) from error
-    with stream:
-        with _damage():
-            image = Image.open(stream)
-        with image:
-            yield image
+        raise InputError(f"{wrong}: {error}") from error
+    try:
+        with stream:
+            with _damage():
+                image = Image.open(stream)
+            with image:
+                yield image
+    except InputError as error:
+        raise InputError(f"{wrong}: {error}") from error
+    except MemoryError as error:
+        raise InputError(f"{wrong}: the memory is too small") from error
 
 
 def _orientation(image: Image.Image) -> int:

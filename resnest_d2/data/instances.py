@@ -9,7 +9,7 @@ from .coco_images import CLIPPED, ImageFile
 from .masks import Box, Mask, mask_area, mask_box, parse_mask
 from .notes import Notes, some
 from .options import Options
-from .schema import COORDINATES, parse
+from .schema import COORDINATES, MOST_PIXELS, parse
 
 STRANGE = 0.2  # from this share on, boxes that mean something else are no single mistakes
 BEYOND = "reach beyond their images"
@@ -62,7 +62,7 @@ class InstanceReader:
             )
             return None
         area = (entry.get("area") or 0) * image.scale[0] * image.scale[1]
-        if area <= 0:
+        if not 0 < area < MOST_PIXELS:
             area = box[2] * box[3] if mask is None else mask_area(mask, image.size)
         found = {"bbox": box, "area": area, "iscrowd": self._is_crowd(name, entry)}
         return found | ({} if mask is None else {"segmentation": mask})
