@@ -82,7 +82,7 @@ def test_what_was_repaired_is_written(nuclei):
     assert "val.json is --json's file and would be overwritten" in refused.stderr
     result = check(nuclei, "--output", nuclei / "repaired.json")
     assert result.returncode == 0, result.stderr
-    assert "351 boxes were computed from their masks, for they have none" in result.stdout
+    assert "351 boxes were computed from their masks" in result.stdout
     names = {
         image["file_name"] for image in json.loads((nuclei / "repaired.json").read_text())["images"]
     }

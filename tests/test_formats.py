@@ -121,30 +121,13 @@ def test_other_formats_are_refused_in_a_sentence(tmp_path, content, message):
 
 
 def test_folders_and_files_that_are_none(tmp_path):
+    with pytest.raises(MissingFileError, match=r"no annotation file .*absent.json"):
+        read_coco(tmp_path / "absent.json", tmp_path)
     with pytest.raises(FileError, match=f"cannot read {tmp_path}: Is a directory"):
         read_coco(tmp_path, tmp_path)
     file = tmp_path / "train.json"
     file.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
     with pytest.raises(MissingFileError, match="train.json is a file, not a folder of images"):
         read_coco(file, file)
-
-
-def test_vias_own_coco_export_reads(tmp_path):
-    """VIA repeats categories, writes ids as text and polygons flat."""
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    content = {
-        "info": {},
-        "images": [{"id": 0, "width": 40, "height": 30, "file_name": "a.png", "license": 0}],
-        "annotations": [
-            {
-                **{"id": 0, "image_id": "0", "category_id": 1, "area": 100, "iscrowd": 0},
-                **{"segmentation": [5, 4, 15, 4, 15, 14, 5, 14], "bbox": [5, 4, 10, 10]},
-            }
-        ],
-        "licenses": [{"id": 0, "name": "Unknown License", "url": ""}],
-        "categories": [{"supercategory": "type", "id": 1, "name": "cat"}] * 2,
-    }
-    (tmp_path / "via.json").write_text(json.dumps(content))
-    data = read_coco(tmp_path / "via.json", tmp_path, masks=True)
-    assert data.categories == {1: "cat"}
-    assert data.annotations[0]["segmentation"] == [[5, 4, 15, 4, 15, 14, 5, 14]]
+    with pytest.raises(MissingFileError, match="there is no folder of images .*absent"):
+        read_coco(file, tmp_path / "absent")

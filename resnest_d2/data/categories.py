@@ -1,13 +1,13 @@
-"""The classes of an annotation file, and their match with those of a training set."""
+"""The classes of an annotation file, their keypoints, and their match with a training set's."""
 
 import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..config import did_you_mean
+from ..config import InputError, did_you_mean
 from .notes import Notes
 from .options import Options
-from .schema import is_usable
+from .schema import NAMES, PAIRS, Entries, parse
 
 
 def plain(name: str) -> str:
@@ -16,49 +16,27 @@ def plain(name: str) -> str:
 
 
 def read_categories(
-    notes: Notes,
-    entries: Sequence[dict[str, Any]],
-    used: Collection[Any],
-    options: Options,
-    named_in_val: Collection[str] = (),
+    notes: Notes, entries: Entries, options: Options
 ) -> tuple[dict[int, str], dict[Any, int]]:
-    """Read the classes.
-
-    Args:
-        notes: of the annotation file; it gets an error where one id has two names.
-        entries: "categories" of the file.
-        used: ids that annotations have.
-        options: whether those of one name become one class.
-        named_in_val: names of classes that the validation set uses.
+    """Read the classes; an id of two names is noted as an error.
 
     Returns:
         names by id, in the order of the ids, and the id that stands for each id of the file.
     """
     names: dict[Any, str] = {}
-    for entry in entries:
+    for entry in entries.categories:
         key, name = entry["id"], entry["name"]
         if key in names and names[key] == name:
             notes.add("{n} categories are listed twice", key)
         elif names.setdefault(key, name) != name:
             notes.error(f"category {key} is {names[key]!r} and {name!r}")
-    phantom = _phantom(entries, names, used)
-    if phantom is not None and names[phantom] not in named_in_val:
-        notes.add(
-            "left out {n} category that no annotation has and that stands for all others",
-            repr(names.pop(phantom)),
-        )
-    ids = {key: key for key in names}
-    if not all(map(is_usable, names)):
-        ids = {key: index for index, key in enumerate(names, 1)}
-        for key in names:
-            if not is_usable(key):
-                notes.add("{n} categories have ids that are no numbers; all were numbered", key)
+    phantom = _phantom(entries.categories, names, entries.used)
+    if phantom is not None:
+        kind = "left out {n} category that no annotation has and that stands for all others"
+        notes.add(kind, repr(names.pop(phantom)))
+    ids = {key: entries.category_ids[key] for key in names}
     first: dict[str, int] = {}
-    alike: dict[str, str] = {}
     for key, name in sorted(names.items(), key=lambda item: ids[item[0]]):
-        if (other := alike.setdefault(plain(name), name)) != name:
-            kind = "{n} classes differ from another by case, spaces or Unicode's form alone"
-            notes.add(f"{kind}, and are learned apart", f"{name!r} from {other!r}")
         if first.setdefault(name, ids[key]) == ids[key]:
             continue
         listed = f"{name!r} ({first[name]} and {ids[key]})"
@@ -95,10 +73,8 @@ def match_categories(
     """Match the classes of a file to those of the training set, by their names.
 
     Args:
-        notes: of the file; it gets an error for each used class that the training set does not
-            have, or has twice.
-        own: the file's names by id, as :func:`read_categories` returns them.
-        ids: the id that stands for each id of the file.
+        notes: get an error for each used class that the training set has not, or has twice.
+        own, ids: as :func:`read_categories` returns them.
         theirs: the training set's names by id.
         used: ids that the file's annotations have.
 
@@ -130,3 +106,35 @@ def match_categories(
             hint = did_you_mean(name, theirs.values())
             notes.error(f"category {key} {name!r} is not one of the training set's: {known}{hint}")
     return {key: matched[number] for key, number in ids.items() if number in matched}
+
+
+def read_keypoint_names(
+    notes: Notes, entries: Sequence[dict[str, Any]]
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Read the keypoints that the categories of a file share; it is an error if they differ.
+
+    Returns:
+        their names, and pairs of them that are joined, counted from 0.
+    """
+    found = [entry for entry in entries if entry.get("keypoints")]
+    if not found:
+        return [], []
+    category = f"category {found[0]['id']}"
+    must = f"{category}: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
+    try:
+        is_names = f"{category}: 'keypoints' must be a list of names"
+        names = parse(NAMES, found[0]["keypoints"], is_names)
+        skeleton = parse(PAIRS, found[0].get("skeleton") or [], must)
+    except InputError as error:
+        notes.error(str(error))
+        return [], []
+    first = 0 if any(0 in pair for pair in skeleton) else 1  # some tools count from 0
+    if any(not first <= at < len(names) + first for pair in skeleton for at in pair):
+        notes.error(f"{must}, got {skeleton}")
+    for other in found:
+        if other["keypoints"] != names:
+            notes.error(
+                f"categories {found[0]['name']!r} and {other['name']!r} have different keypoints, "
+                "and a model finds one set of them"
+            )
+    return names, [(a - first, b - first) for a, b in skeleton]

@@ -2,11 +2,9 @@
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -17,12 +15,11 @@ from .categories import plain
 from .images import IMAGE_ENDINGS, Header, read_header
 from .notes import Notes, some
 from .options import Options
-from .schema import MOST_PIXELS, is_usable
+from .schema import MOST_PIXELS, Entries
 
 SHOW_PROGRESS = 2000  # from so many images on
+MOST_FOLDERS = 20  # of a name that are dropped in search of its file
 CLIPPED = 2  # pixels that width and height may be off without the annotations being scaled
-
-Parts = tuple[str, ...]
 
 
 @dataclass
@@ -47,31 +44,22 @@ class ImageFile:
         self.scale = (1, 1) if is_near else (width / across, height / down)
 
 
-def read_images(
-    notes: Notes, entries: Sequence[dict[str, Any]]
-) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
+def read_images(notes: Notes, entries: Entries) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
     """Read the list of images.
 
-    Args:
-        notes: get an error for an entry without a name, an id of two names, a name of two sizes.
-        entries: "images" of the file.
+    An entry without a name, an id of two names, and two entries of one name that differ are noted
+    as errors.
 
     Returns:
         entries by id, each file once and each with a "file_name", and the id that stands for each
         id of the file.
     """
-    images: dict[Any, dict[str, Any]] = {}
-    ids: dict[Any, Any] = {}
-    by_name: dict[str, Any] = {}
-    paths: dict[Any, set[str]] = defaultdict(set)  # COCO Annotator's, of one file_name
-    for entry in entries:
-        if entry.get("path"):
-            paths[entry.get("file_name")].add(entry["path"])
-    for entry in entries:
-        key, path = entry["id"], entry.get("path")
-        name = entry.get("file_name") or path or entry.get("coco_url")
-        if path and len(paths[entry.get("file_name")]) > 1:
-            name = path
+    images: dict[int, dict[str, Any]] = {}
+    ids: dict[Any, int] = {}
+    by_name: dict[str, int] = {}
+    for entry in entries.images:
+        key = entry["id"]
+        name = entry.get("file_name") or entry.get("path") or entry.get("coco_url")
         if not name:
             notes.error(f"image {key} has no 'file_name'")
             continue
@@ -79,23 +67,15 @@ def read_images(
             one = images[ids[key]]["file_name"]
             notes.error(f"image id {key} stands for {one!r} and for {name!r}")
             continue
-        if name in by_name:
-            one, other = declared_size(images[by_name[name]]), declared_size(entry)
-            if one and other and one != other:
-                notes.error(
-                    f"image {name!r} is listed twice, as {[*one]} and {[*other]} (width, height): "
-                    "its annotations cannot be put together"
-                )
+        number = by_name.setdefault(name, entries.image_ids[key])
+        first = images.get(number)
+        if first is None:
+            images[number] = {**entry, "file_name": name}
+        elif first | {"id": key} == entry | {"file_name": name}:
             notes.add("{n} images are listed twice; their annotations were put together", key)
-        ids[key] = by_name.setdefault(name, key)
-        images.setdefault(ids[key], {**entry, "file_name": name})
-    if not all(map(is_usable, images)):
-        numbered = {key: index for index, key in enumerate(images, 1)}
-        for key in images:
-            if not is_usable(key):
-                notes.add("{n} image ids are no numbers; all images were numbered", key)
-        images = {numbered[key]: entry for key, entry in images.items()}
-        ids = {key: numbered[kept] for key, kept in ids.items()}
+        else:
+            notes.error(f"image {name!r} is listed twice, with another size or path")
+        ids[key] = number
     return images, ids
 
 
@@ -113,12 +93,11 @@ def find_images(
     """Find the pictures of an annotation file and read their sizes.
 
     Args:
-        notes: get an error where pictures are not there or cannot be read and the options do not
-            leave them out, where a name can mean several files or several names one, and where a
-            picture is of another shape than the file says.
+        notes: get an error where a picture is of another shape than the file says, and where
+            pictures are not there, or cannot be read, and the options do not leave them out.
         root: the folder of the pictures; None trusts the sizes in the file and opens none.
-        entries: "images" by id; each has a "file_name".
-        options: whether pictures that are not there, or cannot be read, are left out.
+        entries: as :func:`read_images` returns them.
+        options: the user's decisions.
 
     Returns:
         the pictures that are there, by id; what is wrong with those that cannot be read.
@@ -169,16 +148,13 @@ def _find_files(
         raise MissingFileError(f"there is no folder of images {root}")
     names = {number: entry["file_name"] for number, entry in entries.items()}
     paths = {n: root / name for n, name in names.items() if os.path.isfile(root / name)}
-    missing = {n: _split(name) for n, name in names.items() if n not in paths}
-    found = ImageFolder(root, set(paths.values())).find(missing) if missing else {}
-    for number, candidates in found.items():
-        if len(candidates) > 1:
-            notes.error(f"image {names[number]!r} can be any of {some(candidates)}")
-            continue
-        paths[number] = candidates[0]
-        shown = candidates[0].relative_to(root)
-        notes.add("{n} images were found under other names", f"{names[number]!r} as {shown}")
-    absent = [name for number, name in names.items() if number not in paths | found]
+    if len(paths) < len(names):
+        missing = {n: name for n, name in names.items() if n not in paths}
+        for number, path in _search(root, missing, set(paths.values())).items():
+            paths[number] = path
+            shown = f"{names[number]!r} as {path.relative_to(root)}"
+            notes.add("{n} images were found under other names", shown)
+    absent = [name for number, name in names.items() if number not in paths]
     if absent and options.skip_missing and paths:
         for name in absent:
             notes.add(f"{{n}} of {len(names)} images are not in {root} and are left out", name)
@@ -194,108 +170,53 @@ def _find_files(
     return {number: paths[number] for number in names if number in paths}
 
 
-def _split(name: str) -> tuple[Parts, str]:
-    """The folders of a path of any machine, or of an address, and the name in them."""
-    decoded = unquote(re.sub(r"[?#].*", "", name) if "://" in name else name)
-    parts = PurePosixPath(decoded.strip().replace("\\", "/")).parts
-    folders = tuple(part for part in parts[:-1] if part not in ("/", "..", "."))
-    return folders, parts[-1] if parts else ""
+def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Path]:
+    """Find pictures whose names on the disk are not quite those in the file.
 
-
-class ImageFolder:
-    """Finds pictures below a folder whose names are not quite what an annotation file says.
-
-    All pictures of one folder of the file are looked for in one folder of the disk, so that no
-    mask, and no frame of another video, takes the place of a picture that is not there.
-
-    Args:
-        root: the folder.
-        taken: files that other entries name exactly.
+    A name is first looked for as it stands, but for separators, the quoting of addresses, case,
+    and an ending that it lacks. What is then still missing is looked for under one change of all
+    names, the one that finds most: so many leading folders dropped, or one added; and only in
+    folders that hold other pictures of the file, if any were found. So no mask, and no frame of
+    another video, takes the place of a picture that is not there. A name that can mean several
+    files is not found, and neither are pictures that other entries name exactly (``taken``).
     """
-
-    def __init__(self, root: Path, taken: set[Path]) -> None:
-        self.root = root
-        self.folders: dict[Parts, dict[str, list[Path]]] = {}
-        """Pictures by their normalised names, for each folder below the root."""
-        self.in_use = {self._folder(path) for path in taken if path.is_relative_to(root)}
-        for folder, _, names in os.walk(root):
-            files: dict[str, list[Path]] = defaultdict(list)
-            for name in sorted(names):
-                path = Path(folder, name)
-                if _has_ending(name) and path not in taken and path.is_file():
-                    files[plain(name)].append(path)
-                    if not _has_ending(path.stem):  # converters write names without one
-                        files[plain(path.stem)].append(path)
-            self.folders[Path(folder).relative_to(root).parts] = files
-
-    def find(self, missing: dict[int, tuple[Parts, str]]) -> dict[int, list[Path]]:
-        """Find pictures by the folders and names that the file gives them.
-
-        A folder may have more or fewer folders above it than the file says, and be written in
-        another case. Names without a folder are also looked for in those that pictures were found
-        in. If no picture was found anywhere, the folder that has most of the names is theirs.
-
-        Args:
-            missing: folders and name, by id of the image.
-
-        Returns:
-            paths by id, several where a name can mean several; without those that are not there.
-        """
-        groups: dict[Parts, dict[int, str]] = defaultdict(dict)
-        for number, (folders, name) in missing.items():
-            groups[folders][number] = name
-        found: dict[int, list[Path]] = {}
-        rest = {}
-        for folders, names in groups.items():
-            near = [folder for folder in self.folders if _is_same_place(folder, folders)]
-            if paths := self._best(near, folders, names):
-                found |= paths
-            else:
-                rest[folders] = names
-        used = self.in_use | {self._folder(path) for paths in found.values() for path in paths}
-        for folders, names in rest.items():
-            if not used or not folders:
-                found |= self._best(used or self.folders, folders, names)
-        return found
-
-    def _folder(self, path: Path) -> Parts:
-        return path.parent.relative_to(self.root).parts
-
-    def _best(
-        self, candidates: Iterable[Parts], folders: Parts, names: dict[int, str]
-    ) -> dict[int, list[Path]]:
-        """Paths in the folder that has most of these names, or that is most like the file's."""
-        ranks = {
-            folder: (
-                sum(plain(name) in self.folders[folder] for name in names.values()),
-                _common_end(folder, folders),
-            )
-            for folder in candidates
-        }
-        best = [folder for folder, rank in ranks.items() if rank == max(ranks.values())]
-        found = {}
-        for number, name in names.items():
-            paths = [path for folder in best for path in self.folders[folder].get(plain(name), ())]
-            if paths:
-                found[number] = [path for path in paths if path.name == name] or paths
-        return found
+    files: dict[str, list[Path]] = defaultdict(list)
+    for folder, _, leaves in os.walk(root):
+        for path in (Path(folder, leaf) for leaf in leaves):
+            if not _is_picture(path) or path in taken or not path.is_file():
+                continue
+            name = plain(path.relative_to(root).as_posix())
+            files[name].append(path)
+            if not _is_picture(Path(path.stem)):
+                files[name.removesuffix(path.suffix.lower())].append(path)
+    parts = {number: _parts(name) for number, name in names.items()}
+    found = _look({number: "/".join(split) for number, split in parts.items()}, files)
+    if near := {path.parent for path in (*taken, *found.values())}:
+        files = {name: paths for name, paths in files.items() if paths[0].parent in near}
+    rest = {number: split for number, split in parts.items() if number not in found}
+    depth = min(max(map(len, rest.values()), default=0), MOST_FOLDERS)
+    changes = [{n: "/".join(split[k:]) for n, split in rest.items()} for k in range(1, depth)]
+    wanted = {"/".join(split) for split in rest.values()}
+    pairs = (name.partition("/")[::2] for name in files)
+    above = Counter(folder for folder, below in pairs if below in wanted).most_common(2)
+    if len(above) == 1 or (above and above[0][1] > above[1][1]):  # else it can be any of several
+        changes.append({n: "/".join((above[0][0], *split)) for n, split in rest.items()})
+    return found | max((_look(change, files) for change in changes), key=len, default={})
 
 
-def _has_ending(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
+def _look(names: dict[int, str], files: dict[str, list[Path]]) -> dict[int, Path]:
+    """The files of names that mean one each."""
+    return {n: files[name][0] for n, name in names.items() if len(files.get(name, ())) == 1}
 
 
-def _common_end(ours: Parts, theirs: Parts) -> int:
-    """How many folders at the end of two paths are the same."""
-    pairs = zip(reversed(ours), reversed(theirs), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: plain(pair[0]) == plain(pair[1]), pairs))
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_ENDINGS
 
 
-def _is_same_place(ours: Parts, theirs: Parts) -> bool:
-    """Whether a folder can be the file's, with folders above it left out or added."""
-    if not theirs:
-        return not ours
-    return _common_end(ours, theirs) == min(len(ours), len(theirs))
+def _parts(name: str) -> list[str]:
+    """The folders and the name of a path of any machine, or of an address."""
+    name = re.sub(r"[?#].*", "", name) if "://" in name else name
+    return [part for part in plain(unquote(name).replace("\\", "/")).split("/") if part != "."]
 
 
 def _sized(

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from detectron2.structures import BoxMode
 
 from ..config import InputError
 from ..files import write_text
-from .categories import match_categories, read_categories
+from .categories import match_categories, read_categories, read_keypoint_names
 from .coco_images import find_images, read_images
-from .instances import InstanceReader
-from .keypoints import read_keypoint_names, read_keypoints
+from .instances import InstanceReader, read_keypoints
 from .notes import Notes, some
 from .options import Options
 from .schema import LISTS, load_entries
@@ -47,10 +46,6 @@ class CocoData:
     """Pairs of keypoints that are joined, counted from 0."""
     num_annotations: int = 0
     """Annotations of the file, with those that were left out."""
-    image_ids: dict[Any, int] = field(default_factory=dict)
-    """The id of an image by what the file calls it."""
-    category_ids: dict[Any, int] = field(default_factory=dict)
-    """The id of a category by what the file calls it."""
     unreadable: list[str] = field(default_factory=list)
     """Pictures that were left out, with what is wrong with them."""
 
@@ -140,7 +135,6 @@ def read_coco(
     keypoints: bool = False,
     keypoint_names: Sequence[str] | None = None,
     options: Options | None = None,
-    named_in_val: Collection[str] = (),
     annotated: bool = True,
     errors: list[str] | None = None,
 ) -> CocoData:
@@ -157,7 +151,6 @@ def read_coco(
         keypoints: whether keypoints are needed; else they are not looked at.
         keypoint_names: the keypoints that a model finds, in its order; None takes the file's own.
         options: the user's decisions.
-        named_in_val: names of classes that the validation set uses; those stay.
         annotated: whether the file must have a list of annotations; COCO's test sets have none.
         errors: gets what is wrong with entries, a line each, which are then left out; None raises.
 
@@ -169,10 +162,9 @@ def read_coco(
     file, options = Path(file), options or Options()
     notes = Notes(file)
     entries = load_entries(notes, annotated)
-    used = {entry["category_id"] for entry in entries.annotations if entry}
-    own, category_ids = read_categories(notes, entries.categories, used, options, named_in_val)
+    own, category_ids = read_categories(notes, entries, options)
     if categories is not None:
-        category_ids = match_categories(notes, own, category_ids, categories, used)
+        category_ids = match_categories(notes, own, category_ids, categories, entries.used)
     data = CocoData(file, None if image_root is None else Path(image_root), dict(categories or own))
     if keypoints:
         data.keypoint_names, data.skeleton = read_keypoint_names(notes, entries.categories)
@@ -181,29 +173,29 @@ def read_coco(
                 f"its keypoints {data.keypoint_names} are not those that the model is trained on, "
                 f"{list(keypoint_names)}"
             )
-    listed, image_ids = read_images(notes, entries.images)
+    listed, image_ids = read_images(notes, entries)
     images, data.unreadable = find_images(notes, data.image_root, listed, options)
-    data.images = [
-        {"id": n, "file_name": str(i.path), "width": i.size[0], "height": i.size[1]}
-        for n, i in images.items()
-    ]
-    by_name = {entry["file_name"]: number for number, entry in listed.items()}
-    data.image_ids, data.category_ids = by_name | image_ids, category_ids
+    for number, image in images.items():
+        width, height = image.size
+        data.images.append(
+            {"id": number, "file_name": str(image.path), "width": width, "height": height}
+        )
+    data.num_annotations = len(entries.annotations)
     reader = InstanceReader(notes, masks, options)
     unlisted = []
-    for number, name, entry in entries.take_annotations():
-        image, category = entry["image_id"], category_ids.get(entry["category_id"])
+    for at, (number, name) in enumerate(zip(entries.annotation_ids, entries.names, strict=True)):
+        entry, entries.annotations[at] = entries.annotations[at], None  # its memory is free again
+        if entry is None:
+            continue
+        image, category = image_ids.get(entry["image_id"]), category_ids.get(entry["category_id"])
         if category is None:
             notes.error(f"annotation {name}: there is no category {entry['category_id']!r}")
             continue
-        if image not in data.image_ids:
+        if image is None:
             kind = "left out {n} annotations of images that are not listed"
-            notes.add(kind, f"{name} (image_id {image!r})")
-            unlisted.append(image)
+            notes.add(kind, f"{name} (image_id {entry['image_id']!r})")
+            unlisted.append(entry["image_id"])
             continue
-        if image not in image_ids:
-            notes.add("{n} annotations name their image in place of its id", name)
-        image = data.image_ids[image]
         if image not in images:
             continue  # its file is missing, and was noted
         try:
@@ -217,14 +209,17 @@ def read_coco(
             found |= {"id": number, "image_id": image, "category_id": category}
             data.annotations.append(found)
     reader.finish()
-    data.num_annotations = len(entries.annotations)
     if listed and len(unlisted) == data.num_annotations > 0:
         notes.error(
             f"no annotation is of an image that is listed: image_id is {some(unlisted)}, ids are "
             f"{some(list(image_ids))}"
         )
     notes.report()
-    _report(data, options)
+    empty = len(data.images) - len({a["image_id"] for a in data.annotations})
+    logger.info(
+        "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
+        *(file, len(data.images), empty, len(data.annotations), len(data.categories)),
+    )
     if errors is not None:
         errors += notes.errors
     elif notes.errors:
@@ -247,33 +242,3 @@ def describe_errors(data: CocoData, errors: Sequence[str], shown: int | None = S
     if shown is not None and len(errors) > shown:
         lines.append(f"and {len(errors) - shown} more; resnest-d2 check-data lists all")
     return "\n".join(lines)
-
-
-def names_in_use(file: str | Path) -> set[str]:
-    """Return the names of categories that have annotations in a file.
-
-    Raises:
-        InputError: as :func:`read_coco`, where the file is not in COCO's format.
-    """
-    entries = load_entries(Notes(Path(file)))
-    used = {entry["category_id"] for entry in entries.annotations if entry}
-    return {entry["name"] for entry in entries.categories if entry["id"] in used}
-
-
-def _report(data: CocoData, options: Options) -> None:
-    empty = len(data.images) - len({a["image_id"] for a in data.annotations})
-    logger.info(
-        "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
-        data.file,
-        len(data.images),
-        empty,
-        len(data.annotations),
-        len(data.categories),
-    )
-    if data.num_crowds:
-        logger.warning(
-            "%s: %d of %d annotations are crowds (iscrowd 1), which are not learned, and on which "
-            "detections do not count%s",
-            *(data.file, data.num_crowds, len(data.annotations)),
-            options.hint("--crowd-as-instances takes them as objects"),
-        )

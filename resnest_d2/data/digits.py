@@ -24,6 +24,8 @@ from pycocotools import mask as mask_util
 from tqdm import tqdm
 
 from ..config import FileError, import_extra, require_int
+from ..files import check_writable, make_folder
+from .rle import as_text
 
 CLASSES = tuple("0123456789")
 # Photographs without writing in them. Their left part is for training, the right for validation.
@@ -40,6 +42,9 @@ DIGIT_HEIGHT = (24, 52)  # least and greatest height of a digit, in pixels
 DIGITS_PER_IMAGE = (2, 5)
 SEED = 0
 SPLITS = ("train", "val")
+
+# An image (S, S, 3) uint8 and, per digit, its class and mask (S, S) bool.
+Scene = tuple[np.ndarray, list[tuple[int, np.ndarray]]]
 
 
 def dataset_root() -> Path:
@@ -75,10 +80,7 @@ def _load(name: str) -> list[dict[str, Any]]:
 def build_digits(
     root: str | Path | None = None, train_images: int = 1000, val_images: int = 120
 ) -> Path:
-    """Write the set, unless one is there.
-
-    Processes that call this at the same time wait for the first one. The files are written to a
-    temporary folder and put in place whole.
+    """Write the set, unless one is there; processes that do so at once wait for the first one.
 
     Args:
         root: folder of the set; None for :func:`dataset_root`.
@@ -94,35 +96,33 @@ def build_digits(
         FileError: the folder cannot be written, or holds something else, which is left alone.
     """
     root = dataset_root() if root is None else Path(root)
-    require_int("train_images", train_images, least=1)
-    require_int("val_images", val_images, least=1)
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(root)):
-            if all(_json_file(root, split).is_file() for split in SPLITS):
-                return root
-            if os.path.lexists(root) and (not root.is_dir() or any(root.iterdir())):
-                raise FileError(
-                    f"{root} holds something else than the digits data set, which would be lost; "
-                    "move it, or set DETECTRON2_DATASETS to another folder"
-                )
-            _write(root, {"train": train_images, "val": val_images})
-    except PermissionError as error:
-        raise FileError(
-            f"cannot write the digits data set to {root}: {error.strerror}; set "
-            "DETECTRON2_DATASETS to a folder that can be written"
-        ) from error
+    counts = {"train": train_images, "val": val_images}
+    for split, count in counts.items():
+        require_int(f"{split}_images", count, least=1)
+    if _is_there(root):
+        return root
+    make_folder(root.parent)
+    check_writable(Path(f"{root}.lock"))
+    with file_lock(str(root)):
+        if _is_there(root):
+            return root
+        if os.path.lexists(root) and (not root.is_dir() or any(root.iterdir())):
+            raise FileError(
+                f"{root} holds something else than the digits data set, which would be lost; "
+                "move it, or set DETECTRON2_DATASETS to another folder"
+            )
+        with TemporaryDirectory(prefix=f"{root.name}.new-", dir=root.parent) as folder:
+            new = Path(folder) / root.name
+            (new / "annotations").mkdir(parents=True)
+            for split, scenes in _scenes().items():
+                (new / split).mkdir()
+                _write_split(new, split, itertools.islice(scenes, counts[split]), counts[split])
+            new.rename(root)
     return root
 
 
-def _write(root: Path, counts: dict[str, int]) -> None:
-    with TemporaryDirectory(prefix=f"{root.name}.new-", dir=root.parent) as folder:
-        new = Path(folder) / root.name
-        (new / "annotations").mkdir(parents=True)
-        for split, scenes in _scenes().items():
-            (new / split).mkdir()
-            _write_split(new, split, itertools.islice(scenes, counts[split]), counts[split])
-        new.rename(root)
+def _is_there(root: Path) -> bool:
+    return all(_json_file(root, split).is_file() for split in SPLITS)
 
 
 def _scenes() -> dict[str, "_Scenes"]:
@@ -158,16 +158,14 @@ class _Scenes:
     photos: Sequence[np.ndarray]
     rng: np.random.Generator
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, list[tuple[int, np.ndarray]]]]:
-        """Yield an image (S, S, 3) uint8 and, per digit, its class and mask (S, S) bool."""
+    def __iter__(self) -> Iterator[Scene]:
         low, high = DIGITS_PER_IMAGE
         while True:
-            instances: list[tuple[int, np.ndarray]] = []
-            while len(instances) < low:  # the scene is drawn again if too few found a place
-                image, instances = self._draw(int(self.rng.integers(low, high + 1)))
-            yield image, instances
+            image, instances = self._draw(int(self.rng.integers(low, high + 1)))
+            if len(instances) >= low:  # else too few found a place
+                yield image, instances
 
-    def _draw(self, count: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
+    def _draw(self, count: int) -> Scene:
         image = self._crop()
         owner = np.full(image.shape[:2], -1)
         classes: list[int] = []
@@ -216,12 +214,7 @@ class _Scenes:
         window[:] = np.round(window * (1 - opacity) + colour * opacity).astype(np.uint8)
 
 
-def _write_split(
-    folder: Path,
-    split: str,
-    scenes: Iterable[tuple[np.ndarray, list[tuple[int, np.ndarray]]]],
-    count: int,
-) -> None:
+def _write_split(folder: Path, split: str, scenes: Iterable[Scene], count: int) -> None:
     images, annotations = [], []
     progress = tqdm(scenes, desc=f"digits_{split}", total=count, unit="image", leave=False)
     for index, (image, instances) in enumerate(progress, start=1):
@@ -238,7 +231,7 @@ def _write_split(
                 "bbox": mask_util.toBbox(rle).tolist(),
                 "area": int(mask_util.area(rle)),
                 "iscrowd": 0,
-                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+                "segmentation": as_text(rle),
             }
             annotations.append(annotation)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]

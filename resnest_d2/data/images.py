@@ -22,14 +22,13 @@ BACKGROUND = (255, 255, 255)
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-# Texts of a PNG in which Pillow looks for the orientation.
-EXIF_KEYWORDS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
-LONGEST_KEYWORD = max(map(len, EXIF_KEYWORDS))
-_BOMB = Image.DecompressionBombWarning
+# Where Pillow finds the orientation in a PNG; behind its pixels nothing is looked for.
+PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 # Pillow raises these on files that are damaged or no pictures.
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+# Pillow warns from half its limit on, once a picture.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -75,10 +74,11 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
             bits).
         MissingFileError: there is no such file.
     """
-    with _named(file), _open(file) as image:
+    with _open(file) as image:
+        orientation = _orientation(image)
         with _damage():
             image.load()
-        return from_pil(image, image_format)
+        return convert_PIL_to_numpy(_to_8_bits(image, orientation), image_format)
 
 
 def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
@@ -87,7 +87,7 @@ def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     Raises:
         InputError: the range of its pixels is not known.
     """
-    return convert_PIL_to_numpy(_to_8_bits(image), image_format)
+    return convert_PIL_to_numpy(_to_8_bits(image, _orientation(image)), image_format)
 
 
 def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
@@ -100,7 +100,7 @@ def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
         InputError: it is no picture, is damaged, or has labels that the data type cannot hold.
         MissingFileError: there is no such file.
     """
-    with _named(file), _open(file) as image:
+    with _open(file) as image:
         with _damage():
             image.load()
         labels = np.asarray(image if len(image.getbands()) == 1 else image.convert("L"))
@@ -116,26 +116,13 @@ def read_header(file: str | Path) -> Header:
     Raises:
         InputError, MissingFileError: as :func:`read_image`, for what the beginning tells.
     """
-    with _named(file), _open(file) as image:
+    with _open(file) as image:
         _require_known_range(image)
-        is_turned = _may_have_exif(image) and _orientation(image) >= 5
+        is_turned = _orientation(image) >= 5
         size = image.size
         with _damage():
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         return Header(size[::-1] if is_turned else size, is_turned, pages)
-
-
-@contextmanager
-def _named(file: str | Path) -> Iterator[None]:
-    """Put a file's name before what is wrong with its picture."""
-    try:
-        yield
-    except MissingFileError:
-        raise
-    except InputError as error:
-        raise InputError(f"{file} cannot be read as a picture: {error}") from error
-    except MemoryError as error:
-        raise InputError(f"{file} cannot be read as a picture: the memory is too small") from error
 
 
 @contextmanager
@@ -153,54 +140,35 @@ def _damage() -> Iterator[None]:
 
 @contextmanager
 def _open(file: str | Path) -> Iterator[Image.Image]:
-    # Pillow warns from half the limit on. The filter is set once and stays: each change of filters,
-    # and so catch_warnings for each picture, would show all warnings of the process again.
-    if not any(f[0] == "ignore" and f[2] is _BOMB and not f[1] for f in warnings.filters):
-        warnings.simplefilter("ignore", _BOMB)
+    """Open a picture; its file's name stands before what is wrong with it."""
+    wrong = f"{file} cannot be read as a picture"
     try:
         stream = PathManager.open(str(file), "rb")
     except FileNotFoundError as error:
         raise MissingFileError(f"there is no file {file}") from error
     except OSError as error:
-        raise InputError(str(error)) from error
-    with stream:
-        with _damage():
-            image = Image.open(stream)
-        with image:
-            yield image
+        raise InputError(f"{wrong}: {error}") from error
+    try:
+        with stream:
+            with _damage():
+                image = Image.open(stream)
+            with image:
+                yield image
+    except InputError as error:
+        raise InputError(f"{wrong}: {error}") from error
+    except MemoryError as error:
+        raise InputError(f"{wrong}: the memory is too small") from error
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
+    if image.format == "PNG" and not PNG_EXIF & image.info.keys():
+        return 1  # Pillow would decode all pixels to look behind them
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DAMAGED:
         return 1
     return int(value) if value in tuple(UPRIGHT) else 1
-
-
-def _may_have_exif(image: Image.Image) -> bool:
-    """Whether a file names EXIF or XMP: to look for them, Pillow decodes a PNG that has none.
-
-    The heads of a PNG's chunks are read, and no pixels (PNG, third edition, section 5).
-    """
-    if image.format != "PNG":
-        return True
-    stream = getattr(image.fp, "raw", image.fp)  # a buffer would read what stands between them
-    start = stream.tell()
-    place = len(PNG_SIGNATURE)
-    try:
-        while True:
-            stream.seek(place)
-            head = stream.read(8 + LONGEST_KEYWORD)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if kind == b"eXIf" or (kind in TEXTS and head[8:].startswith(EXIF_KEYWORDS)):
-                return True
-            if len(head) < 8 or kind == b"IEND":
-                return False
-            place += 12 + length  # length, kind and checksum stand around the content
-    finally:
-        stream.seek(start)
 
 
 def _is_16_bits(image: Image.Image) -> bool:
@@ -215,10 +183,9 @@ def _require_known_range(image: Image.Image) -> None:
         )
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, orientation: int) -> Image.Image:
     _require_known_range(image)
     is_16_bits = _is_16_bits(image)
-    orientation = _orientation(image)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if is_16_bits:

@@ -1,27 +1,22 @@
-"""Boxes and masks of annotations, repaired where that has one sensible meaning, else refused."""
+"""Boxes, masks and keypoints of annotations: repaired where they have one meaning, or refused."""
 
 from typing import Any
 
-import numpy as np
 import pycocotools.mask as mask_util
 
 from ..config import InputError
 from .coco_images import CLIPPED, ImageFile
+from .masks import Box, Mask, mask_area, mask_box, parse_mask
 from .notes import Notes, some
 from .options import Options
-from .rle import as_text, decode_counts
-from .schema import RLE, RLES, Rle, parse, parse_polygons
+from .schema import COORDINATES, MOST_PIXELS, parse
 
-Box = list[float]  # x, y, width, height
-Mask = list[list[float]] | dict[str, Any]
-ENOUGH = 20  # annotations that all lie in one part of their pictures are there for a reason
-MOST_SCALED = 2**14  # pixels of a mask's side
 STRANGE = 0.2  # from this share on, boxes that mean something else are no single mistakes
+BEYOND = "reach beyond their images"
 BEFORE_EXIF = (
     "is of a picture as it is stored, before EXIF turns it; remove the tag from the files: "
     "exiftool -Orientation= FOLDER"
 )
-RLE_MUST = "its RLE must be 'size' [height, width] and 'counts', a list of numbers or a string"
 
 
 class InstanceReader:
@@ -35,38 +30,28 @@ class InstanceReader:
 
     def __init__(self, notes: Notes, masks: bool, options: Options) -> None:
         self.notes, self.masks, self.options = notes, masks, options
-        self.num_read = self.num_boxes = self.num_compared = 0
+        self.num_compared = self.num_alone = 0
+        """Boxes with a mask, and without one."""
         self.strange: list[Any] = []
         """Annotations whose boxes are not their masks'."""
         self.beyond: list[Any] = []
-        """Annotations whose boxes reach beyond their images."""
-        self.num_corners = 0
-        """How many of those would not, were they (x1, y1, x2, y2)."""
-        self.tiny: list[Any] = []
-        """Annotations inside the first pixel, as coordinates in parts of the image are."""
-        self.smaller: ImageFile | None = None
-        """A picture that is smaller than the file says."""
-        self.in_smaller: set[Any] = set()
-        self.num_beyond_smaller = 0
+        """Annotations without a mask whose boxes reach beyond their images."""
 
     def read(self, name: Any, entry: dict[str, Any], image: ImageFile) -> dict[str, Any] | None:
         """Return "bbox", "area", "iscrowd" and "segmentation"; None if it is left out.
-
-        Args:
-            name: what messages call the annotation.
-            entry: the annotation.
-            image: its picture.
 
         Raises:
             InputError: it contradicts itself or its picture; the message does not name it.
         """
         mask, lack = self._mask(name, entry.get("segmentation"), image)
         of_mask = None if mask is None else mask_box(mask)
+        for bounds in (entry.get("bbox"), of_mask):
+            if bounds and image.is_exchanged and _excess(bounds, image.size) > CLIPPED:
+                raise InputError(BEFORE_EXIF)
         if of_mask and _is_outside(of_mask, image.size):
             mask = of_mask = None
             lack = "have a mask outside of their image"
-        of_mask = of_mask and _clip(of_mask, image.size)
-        box = self._box(name, entry.get("bbox"), image, of_mask)
+        box = self._box(name, entry.get("bbox"), image, of_mask and _clip(of_mask, image.size))
         if box is None:
             return None
         if self.masks and mask is None:
@@ -76,10 +61,9 @@ class InstanceReader:
                 name,
             )
             return None
-        attributes = entry.get("attributes")
-        if mask is None and isinstance(attributes, dict) and attributes.get("rotation"):
-            self.notes.add("{n} boxes are rotated, which is not looked at", name)
-        area = self._area(name, entry.get("area"), image, box, mask)
+        area = (entry.get("area") or 0) * image.scale[0] * image.scale[1]
+        if not 0 < area < MOST_PIXELS:
+            area = box[2] * box[3] if mask is None else mask_area(mask, image.size)
         found = {"bbox": box, "area": area, "iscrowd": self._is_crowd(name, entry)}
         return found | ({} if mask is None else {"segmentation": mask})
 
@@ -90,26 +74,19 @@ class InstanceReader:
             is_crowd = True
         if is_crowd and self.options.crowd_as_instances:
             self.notes.add("{n} crowds were taken as objects", name)
-            is_crowd = False
+            return 0
+        if is_crowd:
+            way = self.options.hint("--crowd-as-instances takes them as objects")
+            kind = "{n} annotations are crowds (iscrowd 1), which are not learned, and on which "
+            self.notes.add(f"{kind}detections do not count{way}", name)
         return int(is_crowd)
-
-    def _area(
-        self, name: Any, given: float | None, image: ImageFile, box: Box, mask: Mask | None
-    ) -> float:
-        of_box = box[2] * box[3]
-        if given and given > 0:
-            area = given * image.scale[0] * image.scale[1]
-            if of_box / 1000 < area < 1.5 * of_box + 1:
-                return area
-            self.notes.add("{n} areas do not fit their boxes and were computed anew", name)
-        return of_box if mask is None else _mask_area(mask, image.size)
 
     def _mask(self, name: Any, value: Any, image: ImageFile) -> tuple[Mask | None, str]:
         """The mask in the picture's pixels, or what is wrong with it."""
         if not value:
             return None, "have no 'segmentation'"
         try:
-            mask = _parse_mask(value, image)
+            mask = parse_mask(value, image)
         except InputError:
             if self.masks:
                 raise
@@ -122,130 +99,77 @@ class InstanceReader:
         if not kept:
             return None, "have no polygon of three points or more, each with x and y"
         if len(kept) < len(mask):
-            is_odd = any(len(polygon) >= 7 and len(polygon) % 2 for polygon in mask)
-            what = "with an x that has no y" if is_odd else "of fewer than three points"
-            self.notes.add(f"left out polygons {what}, of {{n}} annotations", name)
-        if image.scale != (1, 1) or image.is_exchanged:
-            self._check_size(name, mask_box(kept), image)
-        return _fit(kept, image), ""
+            self.notes.add("left out polygons of fewer than three points, of {n} annotations", name)
+        return kept, ""
 
     def _box(
         self, name: Any, given: Box | None, image: ImageFile, of_mask: Box | None
     ) -> Box | None:
         """The box in the picture's pixels, clipped; None if there is none."""
-        if given is None or (self.options.boxes_from_masks and of_mask):
-            if of_mask is None:
-                self.notes.add("left out {n} annotations that have neither box nor mask", name)
-                return None
-            reason = "as asked for" if given else "for they have none"
-            self.notes.add(f"{{n}} boxes were computed from their masks, {reason}", name)
-            return self._clipped(name, of_mask, image)
-        self.num_boxes += 1
-        self._check_size(name, given, image)
-        x, y, width, height = given
-        if image.scale != (1, 1):
-            across, down = image.scale
-            x, y, width, height = x * across, y * down, width * across, height * down
-        if width <= 0 or height <= 0:
-            if of_mask is None or min(of_mask[2:]) <= 0:
-                self.notes.add("left out {n} annotations that have a box without area", name)
-                return None
-            self.notes.add("{n} boxes without area were computed from their masks", name)
-            return of_mask
-        box = [x, y, width, height]
-        if of_mask:
-            self.num_compared += 1
-            if overlap(box, of_mask) < 0.5:
-                self.strange.append(name)
-        return self._clipped(name, box, image)
-
-    def _clipped(self, name: Any, box: Box, image: ImageFile) -> Box | None:
-        """The part of a box inside its picture; None if there is none."""
-        x, y, width, height = box
-        self.num_read += 1
-        if max(x + width, y + height) <= 1.01 and min(image.size) > 2:
-            self.tiny.append(name)
-        if width <= 0 or height <= 0:
-            self.notes.add("left out {n} annotations that have a mask without area", name)
+        if given is None and of_mask is None:
+            self.notes.add("left out {n} annotations that have neither box nor mask", name)
             return None
-        excess = _excess(box, image.size)
+        if given is not None:
+            given = [side * image.scale[i % 2] for i, side in enumerate(given)]
+        if of_mask and (given is None or self.options.boxes_from_masks or min(given[2:]) <= 0):
+            self.notes.add("{n} boxes were computed from their masks", name)
+            box = of_mask
+        else:
+            box = given
+        if min(box[2:]) <= 0:
+            self.notes.add("left out {n} annotations that have a box without area", name)
+            return None
         if _is_outside(box, image.size):
             self.notes.add("left out {n} annotations that lie outside of their image", name)
             return None
-        if excess > CLIPPED:
-            self.beyond.append(name)
-            self.num_corners += (
-                width > x
-                and height > y
-                and max(-x, -y, width - image.size[0], height - image.size[1]) <= CLIPPED
-            )
+        excess = _excess(box, image.size)
+        if of_mask is None:
+            self.num_alone += 1
+            if excess > CLIPPED:
+                self.beyond.append(name)
+        elif box is given:
+            self.num_compared += 1
+            if overlap(box, of_mask) < 0.5:
+                self.strange.append(name)
+            if excess > CLIPPED:
+                self.notes.add(f"{{n}} boxes {BEYOND} and were clipped", name)
         clips = excess > CLIPPED or (excess > 0 and image.declared != image.size)
         return _clip(box, image.size) if clips else box
 
-    def _check_size(self, name: Any, box: Box, image: ImageFile) -> None:
-        """See that a box or mask, in the file's pixels, fits the size that the file gives.
-
-        Raises:
-            InputError: it fits the picture as it is, and not the size in the file.
-        """
-        if image.is_exchanged and _excess(box, image.size) > CLIPPED:
-            raise InputError(BEFORE_EXIF)
-        if image.scale == (1, 1):
-            return
-        right, bottom = box[0] + box[2] - CLIPPED, box[1] + box[3] - CLIPPED
-        fits = right <= image.size[0] and bottom <= image.size[1]
-        if fits and (right > image.declared[0] or bottom > image.declared[1]):
-            raise InputError(
-                "reaches beyond the size that the file gives its image, and not beyond the "
-                f"picture's: {_times(image.declared)} and {_times(image.size)} of {image.path}; "
-                "correct 'width' and 'height', or take them out"
-            )
-        if max(image.scale) < 0.8:
-            self.smaller = image
-            self.in_smaller.add(name)
-            self.num_beyond_smaller += not fits
-
     def finish(self) -> None:
         """See that the boxes of the file mean what COCO's mean; note an error if many do not."""
-        error = self.notes.error
-        if len(self.in_smaller) >= ENOUGH and not self.num_beyond_smaller:
-            size, declared = _times(self.smaller.size), _times(self.smaller.declared)
-            error(
-                f"pictures are smaller than the file says ({self.smaller.path} is {size}, not "
-                f"{declared}), and all {len(self.in_smaller)} annotations of them lie inside of "
-                "the smaller size: correct 'width' and 'height', or take them out"
-            )
-        if len(self.tiny) > 0.5 * self.num_read:
-            error(
-                f"{len(self.tiny)} of {self.num_read} annotations lie in the first pixel of their "
-                f"images, {some(self.tiny)}: multiply coordinates that are parts of the image by "
-                "its width and height, COCO's are in pixels"
-            )
-        many_strange = len(self.strange) > STRANGE * self.num_compared
-        many_beyond = len(self.beyond) > STRANGE * self.num_boxes
-        if many_strange and not self.options.boxes_as_given:
-            way = "--boxes-from-masks makes new ones, --boxes-as-given keeps them"
-            error(
-                f"{len(self.strange)} of {self.num_compared} boxes are not those of their masks "
-                f"(annotations {some(self.strange)}); COCO's are x, y, width, height"
-                f"{self.options.hint(way)}"
-            )
-            return
-        if many_beyond and self.num_corners > 0.9 * len(self.beyond):
-            error(
-                f"{len(self.beyond)} of {self.num_boxes} boxes reach beyond their images as "
-                f"(x, y, width, height) and do not as (x1, y1, x2, y2) (annotations "
-                f"{some(self.beyond)}); write them as COCO does"
-            )
-            return
-        for name in self.strange:
-            self.notes.add("{n} boxes are not those of their masks and stay as they are", name)
-        for name in self.beyond:
-            self.notes.add("{n} boxes reach beyond their images and were clipped", name)
+        new = "--boxes-from-masks makes new ones, --boxes-as-given keeps them"
+        clip = "--boxes-as-given clips them"
+        for wrong, number, what, way, done in (
+            (self.strange, self.num_compared, "are not those of their masks", new, "stay"),
+            (self.beyond, self.num_alone, BEYOND, clip, "were clipped"),
+        ):
+            if len(wrong) > STRANGE * number and not self.options.boxes_as_given:
+                self.notes.error(
+                    f"{len(wrong)} of {number} boxes {what} (annotations {some(wrong)}); COCO's "
+                    f"are x, y, width, height in pixels{self.options.hint(way)}"
+                )
+                continue
+            for name in wrong:
+                self.notes.add(f"{{n}} boxes {what} and {done}", name)
 
 
-def _times(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+def read_keypoints(
+    entry: dict[str, Any], number: int, scale: tuple[float, float]
+) -> dict[str, Any]:
+    """Return so many "keypoints" of an annotation, in the picture's pixels, and "num_keypoints".
+
+    Raises:
+        InputError: it has another number of them, or these are none.
+    """
+    must = f"'keypoints' must be {number} times x, y and visibility, as many as its category names"
+    # All instances must have as many; without a label they count for nothing.
+    values = parse(COORDINATES, entry.get("keypoints") or [0] * 3 * number, must)
+    if len(values) != 3 * number:
+        raise InputError(f"{must}, got {len(values)} numbers")
+    if scale != (1, 1):
+        values = [value * (*scale, 1)[at % 3] for at, value in enumerate(values)]
+    return {"keypoints": values, "num_keypoints": sum(v > 0 for v in values[2::3])}
 
 
 def _excess(box: Box, size: tuple[int, int]) -> float:
@@ -275,77 +199,3 @@ def overlap(one: Box, other: Box) -> float:
         return float(one == other)
     both = width_of_both * height_of_both
     return both / (width * height + across * down - both)
-
-
-def mask_box(mask: Mask) -> Box:
-    """Return the box (x, y, width, height) of polygons or a compressed RLE."""
-    if isinstance(mask, dict):
-        return mask_util.toBbox(mask).tolist()
-    xs = [x for polygon in mask for x in polygon[::2]]
-    ys = [y for polygon in mask for y in polygon[1::2]]
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
-def _mask_area(mask: Mask, size: tuple[int, int]) -> float:
-    if isinstance(mask, list):
-        mask = mask_util.merge(mask_util.frPyObjects(mask, size[1], size[0]))
-    return float(mask_util.area(mask))
-
-
-def _parse_mask(value: Any, image: ImageFile) -> Mask:
-    """Return polygons in the file's pixels, or a compressed RLE of the picture's size.
-
-    Raises:
-        InputError: it is no mask, or of another size than the picture.
-    """
-    if isinstance(value, dict):
-        return _read_rle(parse(RLE, value, RLE_MUST), image)
-    if isinstance(value, list) and all(isinstance(v, dict) and "counts" in v for v in value):
-        parts = [_read_rle(rle, image) for rle in parse(RLES, value, RLE_MUST)]
-        return as_text(mask_util.merge(parts))
-    return parse_polygons(value)
-
-
-def _fit(outlines: list[list[float]], image: ImageFile) -> list[list[float]]:
-    """Scale polygons to the picture's size, or clip them where it is a pixel or two off."""
-    if image.declared == image.size:
-        return outlines
-    return [
-        [min(max(v * image.scale[i % 2], 0), image.size[i % 2]) for i, v in enumerate(polygon)]
-        for polygon in outlines
-    ]
-
-
-def _read_rle(rle: Rle, image: ImageFile) -> dict[str, Any]:
-    """Return a compressed RLE of the picture's size.
-
-    Raises:
-        InputError: it is of another size than the picture, or its counts are none.
-    """
-    size, counts = [*rle["size"]], rle["counts"]
-    height, width = image.declared[::-1]
-    if size == [width, height] and image.is_exchanged:
-        raise InputError(f"its RLE {BEFORE_EXIF}")
-    if size != [height, width]:
-        raise InputError(f"its RLE has size {size} (height, width), its image [{height}, {width}]")
-    try:
-        runs = decode_counts(counts) if isinstance(counts, str) else counts
-    except InputError as error:
-        raise InputError(f"its RLE cannot be decoded: {error}") from error
-    if sum(runs) != height * width or min(runs) < 0:
-        raise InputError(f"the counts of its RLE do not add up to {height} x {width}")
-    mask = {"size": size, "counts": counts}
-    if not isinstance(counts, str):
-        mask = as_text(mask_util.frPyObjects(mask, height, width))
-    return mask if image.declared == image.size else _resize(mask, image)
-
-
-def _resize(mask: dict[str, Any], image: ImageFile) -> dict[str, Any]:
-    """Scale a mask to the picture's size by its nearest pixels, or cut and fill it up."""
-    if max(image.declared) > MOST_SCALED:
-        raise InputError(f"its RLE of {_times(image.declared)} is too large to be scaled")
-    pixels = np.pad(mask_util.decode(mask), (0, CLIPPED))  # the picture may be larger by so much
-    across, down = image.scale
-    rows = (np.arange(image.size[1]) / down).astype(int)
-    columns = (np.arange(image.size[0]) / across).astype(int)
-    return as_text(mask_util.encode(np.asfortranarray(pixels[np.ix_(rows, columns)])))

@@ -30,8 +30,8 @@ class Options:
         "crowd_as_instances": "take annotations with iscrowd 1 as objects",
         "merge_classes": "make one class of categories that have the same name",
         "boxes_from_masks": "compute every box from its mask",
-        "boxes_as_given": "keep boxes that are not those of their masks, of whole objects beside "
-        "masks of their visible parts for example",
+        "boxes_as_given": "keep boxes that are not those of their masks (of whole objects beside "
+        "masks of visible parts), and clip those that reach beyond their images",
     }
 
     def __post_init__(self) -> None:

@@ -4,7 +4,6 @@ import codecs
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,6 @@ from pydantic import (
     BeforeValidator,
     Field,
     FiniteFloat,
-    NonNegativeInt,
     StrictFloat,
     StrictInt,
     StrictStr,
@@ -56,18 +54,6 @@ def _or_none(value: Any, handler: Any) -> Any:
         return None
 
 
-def _box(value: Any, handler: Any) -> list[float] | None:
-    """Read (x, y, width, height): a list, an object or a text; None where it is absent."""
-    if value is None or value in ([], ""):
-        return None
-    if isinstance(value, dict):
-        width, height = value.get("width", value.get("w")), value.get("height", value.get("h"))
-        value = [value.get("x"), value.get("y"), width, height]
-    elif isinstance(value, str):
-        value = re.split(r"[\s,;]+", value.strip(" \t\n[]()"))
-    return handler(value)
-
-
 Identity = Annotated[
     StrictInt | Annotated[StrictFloat | StrictStr, AfterValidator(_identity)],
     Field(union_mode="left_to_right"),
@@ -82,7 +68,7 @@ Name = Annotated[
 # pycocotools takes memory in proportion to the length of an outline.
 Coordinate = Annotated[float, Field(gt=-1e6, lt=1e6)]
 Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
-NothingIsNone = BeforeValidator(lambda value: None if value == "" else value)
+NothingIsNone = BeforeValidator(lambda value: None if value in ("", []) else value)
 
 
 class ImageEntry(TypedDict, total=False):
@@ -111,20 +97,12 @@ class AnnotationEntry(TypedDict, total=False):
 
     image_id: Required[Annotated[Identity | None, WrapValidator(_or_none)]]
     category_id: Required[Identity]
-    bbox: Annotated[Box | None, WrapValidator(_box)]
+    bbox: Annotated[Box | None, NothingIsNone]
     area: Annotated[FiniteFloat | None, NothingIsNone]
     iscrowd: Annotated[bool | None, NothingIsNone]
     ignore: Annotated[bool | None, NothingIsNone]
     segmentation: Any
     keypoints: Any
-    attributes: Any
-
-
-class Rle(TypedDict):
-    """A run-length encoded mask."""
-
-    size: tuple[NonNegativeInt, NonNegativeInt]
-    counts: StrictStr | list[NonNegativeInt]
 
 
 ENTRIES = {
@@ -136,9 +114,6 @@ IDENTITY = TypeAdapter(Annotated[Identity | None, WrapValidator(_or_none)])
 COORDINATES = TypeAdapter(list[Coordinate])
 NAMES = TypeAdapter(list[StrictStr])
 PAIRS = TypeAdapter(list[tuple[int, int]])
-RLE = TypeAdapter(Rle)
-RLES = TypeAdapter(list[Rle])
-POLYGONS = TypeAdapter(list[list[Coordinate]])
 
 ID = "a number or a text"
 MUST = {
@@ -161,17 +136,15 @@ class Entries:
     categories: list[CategoryEntry]
     annotations: list[AnnotationEntry | None]
     """None where an annotation is wrong."""
-    numbers: list[int]
+    image_ids: dict[int | str, int]
+    """For each id in the file one that pycocotools and hotcoco read."""
+    category_ids: dict[int | str, int]
+    annotation_ids: list[int]
     """An id for each annotation."""
     names: list[int | str]
     """What messages call each annotation: its id in the file, or its place."""
-
-    def take_annotations(self) -> Iterator[tuple[int, int | str, AnnotationEntry]]:
-        """Yield id, name and entry of each annotation; its memory is then free."""
-        for index, (number, name) in enumerate(zip(self.numbers, self.names, strict=True)):
-            entry, self.annotations[index] = self.annotations[index], None
-            if entry is not None:
-                yield number, name, entry
+    used: set[int | str]
+    """Ids of categories that have annotations."""
 
 
 def load_entries(notes: Notes, annotated: bool = True) -> Entries:
@@ -187,24 +160,29 @@ def load_entries(notes: Notes, annotated: bool = True) -> Entries:
         InputError: it is no JSON, or in another format.
     """
     content = _load_json(notes.file, annotated)
-    ids = {}
+    names = {}
     for key, entries in content.items():
-        ids[key] = [
+        ids = [
             IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
             for entry in entries
         ]
-    names = {key: _names(found) for key, found in ids.items()}
-    for key in ("categories", "images"):
-        if not content[key]:
+        names[key] = _names(ids)
+        if not entries and key != "annotations":
             notes.error(f"{key!r} is empty")
-    for key, entries in content.items():
         _check_entries(notes, key, entries, names[key])
+        if key == "annotations":
+            annotation_ids = _annotation_ids(notes, ids)
+    images = [entry for entry in content["images"] if entry is not None]
+    categories = [entry for entry in content["categories"] if entry is not None]
     return Entries(
-        [entry for entry in content["images"] if entry is not None],
-        [entry for entry in content["categories"] if entry is not None],
+        images,
+        categories,
         content["annotations"],
-        _annotation_numbers(notes, ids["annotations"]),
+        _usable_ids(notes, "images", images),
+        _usable_ids(notes, "categories", categories),
+        annotation_ids,
         names["annotations"],
+        {entry["category_id"] for entry in content["annotations"] if entry is not None},
     )
 
 
@@ -256,26 +234,28 @@ def _names(ids: list[int | str | None]) -> list[int | str]:
     ]
 
 
-def is_usable(number: Any) -> bool:
+def _is_usable(number: int | str | None) -> bool:
     """Whether pycocotools and hotcoco read an id as it is."""
     return isinstance(number, int) and 0 <= number < GREATEST_ID
 
 
-def _annotation_numbers(notes: Notes, ids: list[int | str | None]) -> list[int]:
-    """Ids of annotations; all are numbered if some are no different positive integers."""
-    problems = {
-        "are absent": sum(number is None for number in ids),
-        "are no numbers": sum(n is not None and not is_usable(n) for n in ids),
-        "are there twice": len(ids) - len(set(ids)),
-    }
-    for problem, count in problems.items():
-        if count:
-            kind = f"annotations were numbered anew, because {count} of their {{n}} ids {problem}"
-            for number in ids:
-                notes.add(kind, number)
-            return list(range(1, len(ids) + 1))
+def _usable_ids(notes: Notes, key: str, entries: list[Any]) -> dict[int | str, int]:
+    """Map a list's ids to usable ones: all are numbered if some are text, negative or huge."""
+    ids = dict.fromkeys(entry["id"] for entry in entries)
+    odd = [known for known in ids if not _is_usable(known)]
+    for known in odd:
+        notes.add(f"{{n}} ids of {key} are no numbers from 0 on; all were numbered", known)
+    return {known: at if odd else known for at, known in enumerate(ids, 1)}
+
+
+def _annotation_ids(notes: Notes, ids: list[int | str | None]) -> list[int]:
+    """Ids of annotations; all are numbered if some are no different numbers."""
+    if len(set(ids)) < len(ids) or not all(map(_is_usable, ids)):
+        for known in ids:
+            notes.add("{n} annotations were numbered, for ids are absent, double or text", known)
+        return list(range(1, len(ids) + 1))
     # pycocotools takes 0 for "not matched".
-    return [number + 1 for number in ids] if 0 in ids else list(ids)
+    return [known + 1 for known in ids] if 0 in ids else ids
 
 
 def parse(adapter: TypeAdapter, value: Any, must: str) -> Any:
@@ -288,49 +268,3 @@ def parse(adapter: TypeAdapter, value: Any, must: str) -> Any:
         return adapter.validate_python(value)
     except ValidationError:
         raise InputError(f"{must}, got {_short.repr(value)}") from None
-
-
-def parse_polygons(value: Any) -> list[list[float]]:
-    """Return polygons as lists (x1, y1, x2, y2, ...).
-
-    A single polygon may stand without its outer list, points may be pairs or objects, and all of
-    it a text.
-
-    Raises:
-        InputError: these are no polygons.
-    """
-    must = "'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
-    try:
-        polygons = POLYGONS.validate_python(value)
-        if not all(len(polygon) == 2 for polygon in polygons):
-            return polygons
-    except ValidationError:  # it is written in another way than COCO's
-        pass
-    if isinstance(value, str):
-        try:
-            value = from_json(value)
-        except ValueError:
-            raise InputError(f"{must}, got {_short.repr(value)}") from None
-    if isinstance(value, list):
-        if all(map(_is_point, value)) or not any(isinstance(part, list) for part in value):
-            value = [value]
-        value = [_flat(part) for part in value if part != []]
-    return parse(POLYGONS, value, must)
-
-
-def _is_point(value: Any) -> bool:
-    if isinstance(value, dict):
-        return "x" in value and "y" in value
-    return isinstance(value, list) and len(value) == 2 and not any(map(_is_nested, value))
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (list, dict))
-
-
-def _flat(polygon: Any) -> Any:
-    """Return a polygon whose points are pairs or objects as one list."""
-    if not isinstance(polygon, list) or not polygon or not all(map(_is_point, polygon)):
-        return polygon
-    pairs = ([p["x"], p["y"]] if isinstance(p, dict) else p for p in polygon)
-    return [coordinate for pair in pairs for coordinate in pair]

@@ -13,7 +13,7 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from ..config import ConfigError, InputError
 from ..config.load import load_config
-from ..data.coco_json import CocoData, names_in_use, read_coco
+from ..data.coco_json import CocoData, read_coco
 from ..data.options import Options
 from ..files import write_text
 from .auto import set_automatically
@@ -97,8 +97,7 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
     train = val = None
     categories, names = _classes_of_weights(classes)
     if args.train_json:
-        in_val = names_in_use(args.val_json) if args.val_json else ()
-        train = read_coco(args.train_json, args.train_images, named_in_val=lambda: in_val, **wanted)
+        train = read_coco(args.train_json, args.train_images, **wanted)
         if not args.eval_only:
             _check_trainable(train, masks, keypoints)
         categories, names = train.categories, train.keypoint_names
