@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.utils.logger import setup_logger
 from helpers import randomize_tensors
 
 from resnest_d2.data import build_digits
@@ -36,6 +37,7 @@ def _no_log_to_streams_of_other_tests():
         for handler in list(logger.handlers):
             if getattr(getattr(handler, "stream", None), "closed", False):
                 logger.removeHandler(handler)
+    setup_logger.cache_clear()  # else it adds no other handler
 
 
 @pytest.fixture(scope="session")

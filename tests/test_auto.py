@@ -4,10 +4,9 @@ import json
 import logging
 import re
 import shlex
-from pathlib import Path
 
 import pytest
-from commands import ROOT, run_tool
+from commands import ROOT, run_command
 from PIL import Image
 from short_training import arguments, use_own_data
 
@@ -125,10 +124,10 @@ def test_ranges_of_sizes(make):
 def test_the_fine_tuning_of_the_readme(tmp_path):
     """The README's command on real pictures as it stands, but for the number of steps."""
     readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    (line,) = re.findall(r"^tools/train_net.py .*--auto.*$", readme, re.MULTILINE)
-    tool, *options = shlex.split(line.replace("output/nuclei", str(tmp_path)))
+    (line,) = re.findall(r"^resnest-d2 train .*--auto.*$", readme, re.MULTILINE)
+    _, *words = shlex.split(line.replace("output/nuclei", str(tmp_path)))
     short = ("SOLVER.MAX_ITER", "2", "TEST.DETECTIONS_PER_IMAGE", "20")
-    result = run_tool(Path(tool).name, *options, *short)
+    result = run_command(*words, *short)
     assert result.returncode == 0, result.stderr
     assert "--auto sets, where the command line does not" in result.stdout
     assert "Evaluation results for finetune_val in csv format" in result.stdout

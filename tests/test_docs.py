@@ -119,6 +119,8 @@ def mistake(words: list[str]) -> str:
             return ""
         if (ROOT / f"{program.replace('.', '/')}.py").is_file():
             return ""
+    if program.startswith("examples/"):  # whose commands other tests run
+        return ""
     if program.endswith(("make", "python")) or program in OTHERS | LAUNCHERS:
         targets = [w for w in rest if program == "make" and not re.match(r"[A-Z_\d]+=", w)]
         unknown = set(targets) - TARGETS - {"..."}
@@ -146,12 +148,15 @@ def test_links_lead_somewhere(page):
     assert broken_links(page, PAGES[page]) == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+TRUE_NOW = [page for page in PAGES if page != "CHANGELOG.md"]  # which also tells what went
+
+
+@pytest.mark.parametrize("page", TRUE_NOW)
 def test_commands_exist(page):
     assert {" ".join(w): mistake(w) for w in command_lines(PAGES[page]) if mistake(w)} == {}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", TRUE_NOW)
 def test_files_and_extras_exist(page):
     named = r"\b((?:tools|tests|configs|docs|requirements|examples)/[\w./-]+\.\w+)"
     assert [f for f in re.findall(named, PAGES[page]) if not (ROOT / f).exists()] == []

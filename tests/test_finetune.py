@@ -14,6 +14,7 @@ from PIL import Image
 from short_training import arguments, use_own_data
 
 from resnest_d2 import model_zoo
+from resnest_d2.config import InputError
 from resnest_d2.engine import Trainer, load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, mirrored_keypoints
 from resnest_d2.modeling.detector import build_detector
@@ -259,9 +260,7 @@ def test_keypoints(tmp_path, caplog):
     assert MetadataCatalog.get(TRAIN).keypoint_connection_rules[1][:2] == ("nose", "right_ear")
     data["categories"][0]["keypoints"] = names[::-1]
     (tmp_path / "other.json").write_text(json.dumps(data))
-    with pytest.raises(
-        ValueError, match="other.json: its keypoints .* are not those that the model"
-    ):
+    with pytest.raises(InputError, match="other.json: 1 error:\nits keypoints .* are not those"):
         use_own_data(cfg.clone(), arguments(**files | {"val_json": tmp_path / "other.json"}))
     use_own_data(cfg, arguments(**files))
     assert "No keypoint is named as left or right" not in caplog.text
@@ -372,7 +371,7 @@ def test_wrong_data_end_in_one_line(own_data, tmp_path):
     )
     assert result.returncode == 2
     number = data["annotations"][3]["id"]
-    assert f"bad.json: annotation {number}: 'bbox' must be four numbers" in result.stderr
+    assert f"\nannotation {number}: 'bbox' must be four numbers" in result.stderr
     assert "Traceback" not in result.stderr + result.stdout
 
 

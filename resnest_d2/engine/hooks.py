@@ -62,9 +62,9 @@ def ignore_signals(training: Any = TRAINING) -> None:
 class Stop(hooks.HookBase):
     """Ends training after an iteration, in all processes at once, if one of them was told to.
 
-    A signal does nothing but set a flag, which is looked at when an iteration ends and, in a process
-    alone, before each batch of an evaluation. A second Ctrl-C ends the process. The hook stands
-    behind those that move the schedule on and save checkpoints.
+    A signal does nothing but set a flag, which is looked at when an iteration ends and, in a
+    process alone, before each batch of an evaluation. A second Ctrl-C ends the process. The hook
+    stands behind those that move the schedule on and save checkpoints.
 
     Args:
         checkpointer: saves the weights if no other hook has done so at this iteration.
