@@ -528,9 +528,8 @@ def test_the_command_exports_a_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_in_every_format(tmp_path, head, format):
+@pytest.mark.parametrize(("head", "format"), [*((h, "onnx") for h in HEADS), ("retinanet", "pt2")])
+def test_every_head(tmp_path, head, format):
     model = make(*HEADS[head], 8)  # most rows are empty
     exported = export(model, tmp_path / f"x.{format}", format)
     names = {f"x.{format}"} | ({"run_model.py"} if format == "onnx" else set())
@@ -557,13 +556,12 @@ def test_every_head_in_every_format(tmp_path, head, format):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
-@pytest.mark.parametrize("head", ["mask", "cascade mask", "retinanet"])
-def test_a_file_finds_nothing_where_nothing_is(tmp_path, head, format):
+@pytest.mark.parametrize("head", ["mask", "retinanet"])
+def test_a_file_finds_nothing_where_nothing_is(tmp_path, head):
     model = make(*HEADS[head])
     set_threshold(model, 1.0)
-    target = tmp_path / f"x.{format}"
-    export_model(model, target, format, **FACTS)
+    target = tmp_path / "x.onnx"
+    export_model(model, target, "onnx", **FACTS)
     assert (load_exported(target).run(picture(160, 192))["scores"] == -1).all()
 
 
