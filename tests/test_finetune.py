@@ -198,6 +198,26 @@ def train_files(own_data):
     return {"train_json": own_data["folder"] / "train.json", "train_images": own_data["train"]}
 
 
+def test_roboflows_category_0_is_no_class(train_files, own_data, tmp_path):
+    """Without annotations, it is the supercategory of the others, in both files; one is twice."""
+    files = {}
+    for split in ("train", "val"):
+        data = json.loads((own_data["folder"] / f"{split}.json").read_text())
+        others = [{**one, "supercategory": "things"} for one in data["categories"]]
+        data["categories"] = [{"id": 0, "name": "things", "supercategory": "none"}, *others]
+        data["categories"].append(others[0])
+        (tmp_path / f"{split}.json").write_text(json.dumps(data))
+        files |= {f"{split}_json": tmp_path / f"{split}.json", f"{split}_images": own_data[split]}
+    cfg = model_zoo.get_config("mask_resnest50")
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    use_own_data(cfg, arguments(**files))
+    assert sorted(MetadataCatalog.get(TRAIN).thing_classes) == sorted(NAMES)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
+    evaluator = Trainer.build_evaluator(cfg, VAL)  # which reads what was written
+    evaluator.reset()
+    assert set(evaluator.evaluate()) == {"bbox"}
+
+
 @pytest.mark.parametrize(
     "name", ["retinanet_resnest50", "pointrend_resnest50", "cascade_resnest50", "faster_resnest50"]
 )
