@@ -18,7 +18,7 @@ from resnest_d2 import model_zoo
 from resnest_d2.commands.predict import main
 from resnest_d2.data.images import read_header
 from resnest_d2.data.mapper import Mapper
-from resnest_d2.inference import Predictor, predict_inputs
+from resnest_d2.inference import Outputs, Predictor, predict_inputs
 from resnest_d2.inference.outputs import list_inputs, output_paths
 from resnest_d2.modeling.detector import build_detector
 
@@ -149,7 +149,8 @@ def test_video(make_predictor, video, tmp_path):
     """The drawing has the frames and the rate of its input, read by another library, PyAV."""
     path, rate = video
     predictor = make_predictor("INPUT.MIN_SIZE_TEST", 48)
-    assert predict_inputs(predictor, [path], tmp_path / "out") == []
+    outputs = Outputs(tmp_path / "out", per_image=True)
+    assert predict_inputs(predictor, [path], outputs) == []
     red, green, blue = predictor.model.input["image"].mean((1, 2)).tolist()
     assert red > 240
     assert max(green, blue) < 15
@@ -161,6 +162,9 @@ def test_video(make_predictor, video, tmp_path):
     right = frames[4][30:, 40:].mean((0, 1))
     assert right[0] > 230
     assert right[1:].max() < 25
+    found = json.loads((tmp_path / "out/clip.json").read_text())
+    assert (found["file_name"], found["width"], found["height"]) == (str(path), 64, 48)
+    assert [one["frame"] for one in found["annotations"]] == [*range(5)]
 
 
 def test_a_video_that_was_cut_short_is_named(make_predictor, video, tmp_path, caplog):
@@ -222,7 +226,9 @@ def test_inputs_and_outputs(tmp_path):
     files = list_inputs([str(tmp_path / "a"), str(tmp_path / "b")])
     names = [p.name for p in output_paths(files, tmp_path / "out").values()]
     assert names == ["x.png", "x_2.png"]
-    with pytest.raises(ValueError, match=r"a/x.png is an input and would be overwritten"):
+    with pytest.raises(
+        ValueError, match=r"--output: .*/a holds the input x.png: take another folder"
+    ):
         output_paths(files, tmp_path / "a")
     with pytest.raises(ValueError, match=r"--output: .*a/x.png is not a folder"):
         output_paths(files, tmp_path / "a/x.png")

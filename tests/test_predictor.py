@@ -29,7 +29,6 @@ from resnest_d2.config.load import load_config
 from resnest_d2.data.mapper import Mapper
 from resnest_d2.export import export_model
 from resnest_d2.inference import Outputs, predict_inputs
-from resnest_d2.inference.outputs import output_paths
 from resnest_d2.inference.result import Result
 from resnest_d2.inference.sources import Video, each_picture
 from resnest_d2.inference.tiles import predict_tiles
@@ -651,14 +650,10 @@ def test_inputs_are_not_overwritten(checkpoint, files, tmp_path, capsys):
     assert all(path.read_bytes() == content for path, content in contents.items())
 
 
-def test_frames_of_a_video_have_names_of_their_own(files, tmp_path):
-    (files / "a.png").rename(files / "clip_000001.png")
-    names = [files / "clip_000001.png", files / "clip.mp4", files / "clip_1.png"]
-    found = [path.name for path in output_paths(names, tmp_path).values()]
-    assert found == ["clip_000001_2.png", "clip.mp4", "clip_1.png"]
+def test_json_is_not_another_output(files, tmp_path):
     outputs = Outputs(tmp_path, per_image=True, json=tmp_path / "clip_1.json")
     with pytest.raises(ValueError, match="clip_1.json is one of --json-per-image: take another"):
-        outputs.check(names)
+        outputs.check([files / "clip.mp4", files / "clip_1.png"])
 
 
 def test_names_that_differ_in_their_endings_have_json_of_their_own(predictor, files, tmp_path):
@@ -671,11 +666,6 @@ def test_names_that_differ_in_their_endings_have_json_of_their_own(predictor, fi
     assert names == {"a.jpg", "a.json", "a_2.png", "a_2.json"}
     many = len(predictor(inputs[0]).instances) + len(predictor(inputs[1]).instances)
     assert len(list((tmp_path / "out/crops").rglob("*.png"))) == many
-    # What is not drawn cannot overwrite an input.
-    predict_inputs(predictor, [files / "a.png"], Outputs(files, draw=False, per_image=True))
-    assert (files / "a.json").is_file()
-    with pytest.raises(ValueError, match="a.json is there beside the inputs: take another folder"):
-        predict_inputs(predictor, [files / "a.png"], Outputs(files, draw=False, per_image=True))
 
 
 def test_a_run_that_is_interrupted_leaves_its_json(predictor, files, tmp_path, monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ class Outputs:
     draw: bool = True
     """Pictures and videos with the detections."""
     per_image: bool = False
-    """A JSON file for each picture, and for each frame of a video."""
+    """A JSON file for each picture and each video."""
     crops: bool = False
     """Each detection's part of the picture, in folders of their classes."""
     least: float = 0.0
@@ -47,27 +46,22 @@ class Outputs:
     category_ids: Mapping[str, int] | None = None
     """Ids of classes in an annotation file by their names."""
     results: list[dict[str, Any]] = field(default_factory=list)
+    _of_file: dict[str, Any] = field(default_factory=dict)
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def check(self, files: Sequence[Path]) -> dict[Path, Path]:
         """Find the path of each file's drawing, before anything is computed.
 
         Raises:
-            InputError: as :func:`output_paths`, or a file would be overwritten.
+            InputError: as :func:`output_paths`, or --json would overwrite a file.
             MissingPackageError: supervision, which draws and reads videos, is not installed.
         """
-        targets = output_paths(files, self.folder, self.draw)
-        notes = [target.with_suffix(".json") for target in targets.values() if self.per_image]
+        targets = output_paths(files, self.folder)
         if self.json and self.json.resolve() in {file.resolve() for file in files}:
             raise InputError(f"--json: {self.json} is an input and would be overwritten")
-        if self.json and self.json.resolve() in {note.resolve() for note in notes}:
+        notes = {_note_of(target).resolve() for target in targets.values() if self.per_image}
+        if self.json and self.json.resolve() in notes:
             raise InputError(f"--json: {self.json} is one of --json-per-image: take another name")
-        is_beside = self.folder.resolve() in {file.parent.resolve() for file in files}
-        for note in notes if is_beside else ():
-            if note.exists():  # labelme's, for example
-                raise InputError(
-                    f"--output: {note} is there beside the inputs: take another folder"
-                )
         if self.draw or any(map(is_video, files)):
             import_supervision()
         return targets
@@ -85,17 +79,16 @@ class Outputs:
             )
         if self.category_ids is None:
             return
-        names, ids = predictor.metadata.get("thing_classes", None) or (), dict(self.category_ids)
-        for name in names:  # another case of it is the same class, as in training
-            same = [number for known, number in ids.items() if plain(known) == plain(name)]
-            if name not in ids and len(same) == 1:
-                self.category_ids = {**self.category_ids, name: same[0]}
-        others = [name for name in names if name not in self.category_ids]
-        if others and len(others) == len(names):
+        names, ids = predictor.metadata.get("thing_classes", None) or (), self.category_ids
+        in_any_case = {plain(name): number for name, number in ids.items()}  # as in training
+        numbers = {name: ids.get(name, in_any_case.get(plain(name))) for name in names}
+        others = [name for name, number in numbers.items() if number is None]
+        if others and len(others) == len(numbers):
             raise InputError(
-                f"--input-json has none of the model's classes ({some(names)}): it has "
+                f"--input-json has none of the model's classes ({some(others)}): it has "
                 f"{some(list(ids))}"
             )
+        self.category_ids = {**ids, **{name: numbers[name] for name in names if name not in others}}
         if others:
             logger.warning(
                 "Detections of %d classes that --input-json lacks are not in the JSON: %s",
@@ -113,10 +106,10 @@ class Outputs:
             FileError: a file cannot be written.
         """
         if self.json or self.per_image:
-            self._note(result, target, frame)
+            self._note(result, frame)
         shown = result.above(self.least)
         if self.crops:
-            first = f"{target.stem}_" if frame is None else f"{target.stem}_{frame:06d}_"
+            first = f"{target.stem}_" if frame is None else f"{target.name}_{frame:06d}_"
             for index, (name, crop) in enumerate(zip(shown.names, shown.crops(), strict=True)):
                 safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in name)
                 path = self.folder / "crops" / safe / f"{first}{index}.png"
@@ -124,7 +117,7 @@ class Outputs:
                 crop.save(path)
         return shown
 
-    def _note(self, result: Result, target: Path, frame: int | None) -> None:
+    def _note(self, result: Result, frame: int | None) -> None:
         number = next(self._numbers) if self.image_ids is None else self.image_ids[result.source]
         ids = self.category_ids
         if ids is not None:
@@ -135,11 +128,21 @@ class Outputs:
             for entry, name in zip(result.to_coco(number, ids), result.names, strict=True)
         ]
         self.results += found if self.json else []
-        if self.per_image:
+        if not self._of_file:
             height, width = result.image.shape[:2]
-            content = {**which, "width": width, "height": height, "annotations": found}
-            ending = ".json" if frame is None else f"_{frame:06d}.json"
-            write_text(target.with_name(target.stem + ending), json.dumps(content, indent=1))
+            names = {"file_name": str(result.source), "width": width, "height": height}
+            self._of_file = {**names, "annotations": []}
+        self._of_file["annotations"] += found
+
+    def end_file(self, target: Path) -> None:
+        """Write what was found in a picture, or in the frames of a video that were read.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        if self.per_image and self._of_file:
+            write_text(_note_of(target), json.dumps(self._of_file, indent=1))
+        self._of_file = {}
 
     def finish(self) -> None:
         """Write the one file of all results.
@@ -167,33 +170,30 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def output_paths(files: Sequence[Path], folder: Path, drawn: bool = True) -> dict[Path, Path]:
+def output_paths(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     """A path below ``folder`` for each file, different even where names are the same.
 
-    Args:
-        files: the inputs.
-        folder: of the outputs.
-        drawn: whether these paths are written; else others are that differ in their endings.
-
     Raises:
-        InputError: an output would overwrite one of the inputs, or the folder is a file.
+        InputError: the folder holds an input, which could be overwritten, or is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: {folder} is not a folder")
-    inputs = {file.resolve() for file in files}
     taken: dict[str, Path] = {}  # by names without endings, which JSON and crops have too
-    videos = "|".join(re.escape(file.stem) for file in files if is_video(file))
     for file in files:
+        if file.resolve().parent == folder.resolve():
+            raise InputError(f"--output: {folder} holds the input {file.name}: take another folder")
         ending = ".mp4" if is_video(file) else ".png"
         if file.suffix.lower() in IMAGE_ENDINGS:
             ending = file.suffix
         stem, numbers = file.stem, count(2)
-        while stem in taken or (videos and re.fullmatch(rf"({videos})_\d{{6,}}", stem)):  # a frame
+        while stem in taken:
             stem = f"{file.stem}_{next(numbers)}"
-        taken[stem] = target = folder / f"{stem}{ending}"
-        if drawn and target.resolve() in inputs:
-            raise InputError(f"--output: {target} is an input and would be overwritten")
+        taken[stem] = folder / f"{stem}{ending}"
     return dict(zip(files, taken.values(), strict=True))
+
+
+def _note_of(target: Path) -> Path:
+    return target.with_suffix(".json")
 
 
 def predict_inputs(
@@ -240,6 +240,7 @@ def predict_inputs(
                     shown = outputs.add(result, targets[result.source])
                     if outputs.draw:
                         shown.save(targets[result.source])
+                    outputs.end_file(targets[result.source])
                     if "instances" in shown:
                         logger.info("%s: %d instances", result.source, len(shown))
                     bar.update()
@@ -292,6 +293,7 @@ def _run_video(
             if outputs.draw:
                 sink = sink or _open_sink(target, video.rate, shown.image, stack)
                 sink.write_frame(np.ascontiguousarray(shown.plot()[:, :, ::-1]))
+    outputs.end_file(target)
     if video.read and video.is_cut:
         skipped.append(file)
 
