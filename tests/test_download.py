@@ -426,7 +426,7 @@ def test_a_detector_by_name_and_by_its_old_address(
     torch.save({"model": weights, "optimizer": {}, "iteration": 5}, file)
     name = f"faster-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
     server.answers[f"c/{name}"] = content(file.read_bytes())
-    publication = Publication("faster", name, {}, publisher=Publisher("", f"{server.url}c/", 2))
+    publication = Publication(name, {}, publisher=Publisher("", f"{server.url}c/", 2))
     monkeypatch.setitem(PUBLICATIONS, "faster_resnest14", publication)
     path = PathManager.get_local_path("resnest://COCO/faster_resnest14")
     assert set(torch.load(path, weights_only=True)) == {"model", "__author__", "input", "source"}

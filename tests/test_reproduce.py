@@ -131,7 +131,7 @@ def replay(tmp_path):
 @pytest.fixture
 def publish(monkeypatch):
     def publish(name, metrics, file="the_model.pth"):
-        row = Publication("the model", file, metrics)
+        row = Publication(file, metrics)
         monkeypatch.setitem(PUBLICATIONS, name, row)
 
     return publish

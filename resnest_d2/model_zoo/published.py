@@ -32,8 +32,6 @@ MMDETECTION = Publisher(
 class Publication:
     """One row of a publisher's tables."""
 
-    reference: str
-    """The publisher's name of the configuration."""
     file: str
     """The checkpoint's path under the publisher's root; eight hex digits at its end are the start
     of the file's SHA-256, where there are any."""
@@ -62,7 +60,7 @@ def _row(
     reference: str, digest: str, *percentages: float, dataset: str = "coco_2017_val"
 ) -> Publication:
     file = f"{reference}{'-' if digest else ''}{digest}.pth"
-    return Publication(reference, file, _metrics(*percentages), dataset)
+    return Publication(file, _metrics(*percentages), dataset)
 
 
 def _mmdet(head: str, stamp: str, *percentages: float) -> Publication:
@@ -70,7 +68,7 @@ def _mmdet(head: str, stamp: str, *percentages: float) -> Publication:
     recipe = "mstrain" if len(percentages) > 1 else "mstrain-range"
     reference = f"{head}_fpn_syncbn-backbone+head_{recipe}_1x_coco"
     file = f"{reference}/{reference}_{stamp}.pth"
-    return Publication(reference, file, _metrics(*percentages), publisher=MMDETECTION)
+    return Publication(file, _metrics(*percentages), publisher=MMDETECTION)
 
 
 _FASTER = "faster_rcnn_{}_FPN_syncbn_range-scale_1x"
