@@ -439,6 +439,11 @@ def test_results_of_a_threshold_drawn_and_cut_out(predictor, pixels, tmp_path):
     assert torch.equal(kept.instances.scores, scores[:2])
     assert len(result.instances) == 5
     path = kept.save(tmp_path / "new" / "drawn.png", scale=2)
+    for name in ("drawn", "drawn.mp4", "drawn.psd"):
+        with pytest.raises(ValueError, match=f"is written to a picture, .png for .*{name}$"):
+            kept.save(tmp_path / name)
+    with pytest.raises(OSError, match=f"cannot make the folder {path}: "):
+        kept.save(path / "drawn.png")
     assert Image.open(path).size == (128, 96)
     assert (kept.plot() != pixels).any()
     assert np.array_equal(result.above(1.1).plot(), pixels)

@@ -16,7 +16,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ..config import InputError
-from ..files import write_text
+from ..files import make_folder, write_text
 from .categories import match_categories, read_categories, read_keypoint_names
 from .coco_images import find_images, read_images
 from .instances import InstanceReader, read_keypoints
@@ -122,8 +122,12 @@ class CocoData:
         return json.dumps(content)
 
     def write(self, file: Path) -> None:
-        """Write what :meth:`to_json` returns."""
-        file.parent.mkdir(parents=True, exist_ok=True)
+        """Write what :meth:`to_json` returns.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
+        make_folder(file.parent)
         write_text(file, self.to_json())
 
 

@@ -25,7 +25,7 @@ from detectron2.utils.logger import create_small_table
 
 from ..config import ConfigError, InputError
 from ..data.rle import encode_masks
-from ..files import write_text
+from ..files import make_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class CocoEvaluator(DatasetEvaluator):
         file = self._metadata.get("json_file", None)
         if file is None:
             file = str(self.folder / f"{dataset_name}_coco_format.json")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             # An earlier run's may be of other data.
             convert_to_coco_json(dataset_name, file, allow_cached=False)
         self._truth: dict[str, Any] = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -127,7 +127,7 @@ class CocoEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         found = self._with_dataset_ids(found)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         write_text(self.folder / "coco_instances_results.json", json.dumps(found))
         if "annotations" not in self._truth:
             logger.info("%s has no annotations: its results are in %s", self._file, self.folder)

@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..config import InputError
-from ..files import replacing
+from ..files import make_folder, replacing
 from .drawing import class_name, draw, import_supervision
 
 if TYPE_CHECKING:
@@ -161,13 +161,16 @@ class Result:
             the path.
 
         Raises:
+            InputError: the file's ending is not a picture's.
             FileError: the file cannot be written.
             MissingPackageError: supervision is not installed.
         """
         path = Path(file)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = Image.registered_extensions().get(path.suffix.lower())
+        if kind not in Image.SAVE:
+            raise InputError(f"a drawing is written to a picture, .png for example, not to {path}")
+        make_folder(path.parent)
         with replacing(path) as temporary:
-            kind = Image.registered_extensions()[path.suffix.lower()]
             Image.fromarray(self.plot(scale)).save(temporary, format=kind)
         return path
 
