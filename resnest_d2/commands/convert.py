@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 2 if there is nothing to convert."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
-    add("source", help="a file, an address, or a name: resnest://..., timm://<model>.<tag>")
+    add("source", help="a file, an address, or a name: resnest://, timm://, hf://")
     add("target", type=Path, help="file to write, .pth or .safetensors")
     add("--average", action="store_true", help="take the average of the weights (EMA) beside them")
     add("--overwrite", action="store_true", help="replace an existing target")

@@ -25,7 +25,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--format", choices=get_args(Format), help="(default: as the file's ending)")
     text = "pictures to compare file and model on (default: noise)"
     add("--check-images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
-    add_model_arguments(parser)
+    text = "a checkpoint, the folder of a training or a name of the zoo"
+    add_model_arguments(parser, text)
     return parser
 
 

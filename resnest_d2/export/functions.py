@@ -18,7 +18,7 @@ EMPTY = -1.0
 # Up to so many boxes torchvision's batched_nms moves groups apart, which rounds; above it runs NMS
 # on each group by itself. The limit is its own, for CPUs. Proposals, whose rows are fixed, keep it.
 # How many detections pass the threshold shows only in a run of the graph, and ONNX's NMS takes fp32
-# alone, so detections are always moved: of 7,000 in 80 classes 1 in 20,000 kept is another one.
+# alone, so detections are always moved, and a kept one is rarely another one than Detectron2's.
 MOST_MOVED = 1000
 
 Size = tuple[int, int]
