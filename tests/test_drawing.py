@@ -8,8 +8,7 @@ import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
-from resnest_d2.inference.drawing import class_color
-from resnest_d2.inference.result import Result
+from resnest_d2.inference.result import Result, class_color
 
 THINGS = Metadata(name="test", thing_classes=["cat", "dog"], stuff_classes=["things", "sky", "sea"])
 GREY = np.full((120, 200, 3), 100, np.uint8)
@@ -139,9 +138,3 @@ def test_keypoints_and_the_lines_between_them():
     assert tuple(drawn[100, 120]) == (255, 255, 255)
     assert tuple(drawn[100, 60]) == tuple(drawn[100, 180]) == (255, 0, 0)
     assert (drawn[15:60, 170:190] == 100).all()  # that of little confidence, and its line
-
-
-def test_without_supervision(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"drawing detections needs .*'resnest_d2\[draw\]'"):
-        Result({"instances": instances_of([0], [0.9])}, GREY, THINGS).plot()
