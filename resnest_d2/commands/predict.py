@@ -262,13 +262,13 @@ class Outputs:
 
     def _entries(self, result: Result) -> list[dict[str, Any]]:
         number = next(self._numbers) if self.image_ids is None else self.image_ids[result.source]
-        ids = self.category_ids
-        if ids is not None:
-            result = result.where([name in ids for name in result.names])
-        which = {"file_name": str(result.source)}
+        which, ids = {"file_name": str(result.source)}, self.category_ids
         which |= {} if result.frame is None else {"frame": result.frame}
-        pairs = zip(result.to_coco(number, ids), result.names, strict=True)
-        found = [{**entry, "category_name": name, **which} for entry, name in pairs]
+        found = []
+        for entry, name in zip(result.to_coco(number), result.names, strict=True):
+            if ids is None or name in ids:
+                entry["category_id"] = ids[name] if ids else entry["category_id"]
+                found.append({**entry, "category_name": name, **which})
         self.results += found if self.json else []
         return found
 

@@ -178,10 +178,8 @@ class Predictor:
             "registered data set of the model's classes in DATASETS.TEST",
             *(has, self.metadata.name, len(names)),
         )
-        kept = self.metadata.as_dict().items()
-        kept = {key: value for key, value in kept if key.startswith(("stuff_", "keypoint_"))}
         numbers = [str(number) for number in range(has)]
-        self.metadata = Metadata(name="numbers", thing_classes=numbers, **kept)
+        self.metadata = Metadata(name="numbers", thing_classes=numbers)
 
     @property
     def finds_instances(self) -> bool:

@@ -64,9 +64,8 @@ class Result:
             InputError: the model finds no instances.
         """
         if "instances" not in self:
-            raise InputError(
-                f"the model finds no instances; its output has {', '.join(self.output)}"
-            )
+            has = ", ".join(self.output)
+            raise InputError(f"the model finds no instances; its output has {has}")
         return self["instances"]
 
     @property
@@ -74,15 +73,6 @@ class Result:
         """The class of each instance by its name, or by its number where there is no name."""
         known = self.metadata.get("thing_classes", None)
         return [class_name(known, number) for number in self.instances.pred_classes.tolist()]
-
-    def where(self, kept: Sequence[bool] | torch.Tensor) -> "Result":
-        """The result with some of its instances.
-
-        Args:
-            kept: which of them, a boolean for each.
-        """
-        kept = torch.as_tensor(kept, dtype=torch.bool, device=self.instances.scores.device)
-        return replace(self, output={**self.output, "instances": self.instances[kept]})
 
     def above(self, threshold: float) -> "Result":
         """The result with the instances, and panoptic things, of at least this score.
@@ -100,35 +90,25 @@ class Result:
             output["panoptic_seg"] = segments.masked_fill(left_out, 0), kept
         return replace(self, output=output)
 
-    def to_coco(
-        self, image_id: int = 0, category_ids: Mapping[str, int] | None = None
-    ) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
         """The instances as COCO's results, a list of dicts that ``COCO.loadRes`` takes.
 
-        Boxes are x, y, width and height in pixels, masks compressed RLE.
+        Boxes are x, y, width and height in pixels, masks compressed RLE. Ids of classes are those
+        of the training data, and without any the classes' numbers.
 
         Args:
             image_id: of the picture in an annotation file.
-            category_ids: ids by the names of classes; by default those of the training data, and
-                without any the classes' numbers.
 
         Raises:
-            InputError: a class has no id, or the model finds no instances.
+            InputError: the model finds no instances.
         """
         from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
         contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
         original = {number: given for given, number in contiguous.items()}
         results = instances_to_coco_json(self.instances.to("cpu"), image_id)
-        for result, name in zip(results, self.names, strict=True):
-            number = result["category_id"]
-            if category_ids is None:
-                result["category_id"] = original.get(number, number)
-            elif name in category_ids:
-                result["category_id"] = category_ids[name]
-            else:
-                known = ", ".join(category_ids)
-                raise InputError(f"class {name!r} is not among the categories {known}")
+        for result in results:
+            result["category_id"] = original.get(result["category_id"], result["category_id"])
         return results
 
     def to_supervision(self) -> "supervision.Detections":
