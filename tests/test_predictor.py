@@ -283,20 +283,20 @@ def test_a_model_that_somebody_instantiated(small_detector, predictor, pixels, t
     """In Detectron2's format, such as those that a LazyConfig describes."""
     (tmp_path / "model.yaml").write_text(config(small_detector))
     model = build_detector(load_config(str(tmp_path / "model.yaml"), ["MODEL.DEVICE", "cpu"]))
-    names = [f"digit {n}" for n in range(10)]
     resize = T.ResizeShortestEdge([64, 64], 1333)
-    given = {"classes": names, "augmentation": resize, "device": "cpu"}
-    made = Predictor(model, weights=small_detector, **given)
+    made = Predictor(model, weights=small_detector, augmentation=resize, device="cpu")
     assert not model.training
     assert made.input_format == "RGB"
     result = made(pixels)
     assert torch.equal(boxes(result), boxes(predictor(pixels)))
-    assert result.names == predictor(pixels).names
+    assert result.names == predictor(pixels).names  # the checkpoint's
     with pytest.raises(InputError, match="built cannot be changed: config_file and options must"):
         Predictor(model, config_file="x.yaml", options=["A", "b"])
-    with pytest.raises(InputError, match="device 'cuda' was asked for"):
+    with pytest.raises((RuntimeError, AssertionError), match="CUDA|NVIDIA"):
         Predictor(model, device="cuda")
-    assert Predictor(model).augmentation.max_size == 1333
+    made = Predictor(model, classes=list("abcdefghij"))
+    assert made.augmentation.max_size == 1333
+    assert set(made(pixels).names) <= set("abcdefghij")
 
 
 def test_classes_of_a_semantic_model():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.modeling import ProposalNetwork, SemanticSegmentor
@@ -132,11 +132,10 @@ class Predictor:
         self, model: nn.Module, weights: Any, device: Any, allow_untrained: bool
     ) -> tuple[int, int]:
         if weights:
-            load_weights(model, str(weights), allow_untrained)
+            checkpoint = open_weights(weights)
+            load_weights(model, checkpoint, allow_untrained)
+            self.metadata = Metadata(name="classes of the checkpoint", **checkpoint.classes)
         if device is not None:
-            cfg = get_cfg()
-            cfg.MODEL.DEVICE = str(device)
-            choose_device(cfg, required=True)
             model.to(device)
         self.model = model.eval()
         self.input_format = getattr(model, "input_format", None) or "BGR"  # Detectron2's default
