@@ -301,26 +301,36 @@ def test_inputs_of_every_kind_of_badness(tmp_path, photo, capsys, monkeypatch, b
     assert "3 of 8 inputs drawn" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "least"), [([], 0.5), (["--confidence-threshold", 0.1], 0.1)])
-def test_the_threshold_of_drawings_and_of_json(
-    small_detector, photo, tmp_path, monkeypatch, words, least
-):
+@pytest.mark.parametrize(
+    ("words", "model", "drawn"),
+    [
+        ([], 0.5, 0.5),
+        (["--confidence-threshold", 0.136], 0.136, 0.136),
+        (["--json", "r.json"], 0, 0.5),
+        (["--json", "r.json", "--confidence-threshold", 0.136], 0.136, 0.136),
+    ],
+)
+def test_thresholds(small_detector, photo, tmp_path, monkeypatch, words, model, drawn):
     """By default drawings show what is likely, and JSON has all."""
-    drawn = []
+    seen = []
     original = Outputs.write
 
     def write(self, results, rate):
         results = list(results)
-        drawn.extend(result.above(self.least).instances.scores for result in results)
+        seen.append([results[0].instances.scores, results[0].above(self.least).instances.scores])
         return original(self, results, rate)
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Outputs, "write", write)
-    given = ["--input", photo, "--output", tmp_path / "out", "--json", tmp_path / "r.json", *words]
-    assert command(*given, "--model", small_detector) == 0
+    given = ["--input", photo, "--output", "out", "--model", small_detector]
+    assert command(*given, *words) == 0
     scores = Predictor(small_detector)(photo).instances.scores
-    assert torch.equal(drawn[0], scores[scores >= least])
-    found = [one["score"] for one in json.loads((tmp_path / "r.json").read_text())]
-    assert found == pytest.approx(scores[scores >= (least if words else 0)].tolist())
+    assert 0 < (scores >= 0.136).sum() < len(scores)
+    for found, least in zip(seen[0], (model, drawn), strict=True):
+        assert torch.equal(found, scores[scores >= least])
+    if "--json" in words:
+        written = [one["score"] for one in json.loads(Path("r.json").read_text())]
+        assert written == pytest.approx(scores[scores >= model].tolist())
 
 
 def test_json_of_the_command_is_that_of_evaluation(small_detector, registered_digits, tmp_path):

@@ -312,6 +312,16 @@ def test_classes_of_a_semantic_model():
     assert (predictor(image).plot() != image).any()
 
 
+def test_the_threshold_of_every_stage():
+    cfg = model_zoo.get_config("cascade_resnest50")
+    cfg.merge_from_list(["MODEL.DEVICE", "meta", "MODEL.RESNETS.DEPTH", 14])
+    predictor = Predictor(build_detector(cfg))
+    stages = predictor.model.roi_heads.box_predictor
+    for threshold, only_raise, expected in ((0.6, False, 0.6), (0.5, True, 0.6), (0.5, False, 0.5)):
+        predictor.set_score_threshold(threshold, only_raise)
+        assert [stage.test_score_thresh for stage in stages] == [expected] * 3
+
+
 @pytest.mark.slow
 def test_an_exported_file(predictor, pixels, tmp_path):
     pytest.importorskip("onnxruntime")
@@ -337,7 +347,7 @@ def test_what_an_exported_file_tells_counts(pixels, monkeypatch):
 
         metadata = SimpleNamespace(
             **{"classes": list("abcdefgh"), "category_ids": [7, 3, 1, 2, 4, 5, 6, 9]},
-            **{"input_format": "BGR", "min_size": 64, "max_size": 100},
+            **{"input_format": "BGR", "min_size": 64, "max_size": 100, "score_threshold": 0.3},
         )
 
         def __call__(self, inputs):
@@ -345,7 +355,8 @@ def test_what_an_exported_file_tells_counts(pixels, monkeypatch):
             return Camera()(inputs)
 
         def set_score_threshold(self, threshold):
-            raise InputError("exported with 0.3")
+            if threshold < 0.3:
+                raise InputError("exported with 0.3")
 
     monkeypatch.setattr("resnest_d2.export.load_exported", lambda file: Exported())
     made = Predictor("model.onnx")
@@ -353,6 +364,7 @@ def test_what_an_exported_file_tells_counts(pixels, monkeypatch):
     assert made.model.seen.shape == (3, 64, 85)
     assert np.abs(made.model.seen[2].mean() - pixels[..., 0].mean()) < 2  # BGR
     assert [one["category_id"] for one in result.to_coco()] == [9]
+    made.set_score_threshold(0.2, only_raise=True)
     with pytest.raises(InputError, match="exported with 0.3"):
         made.set_score_threshold(0.2)
     with pytest.raises(InputError, match="exported as it is and cannot be changed: weights and h"):

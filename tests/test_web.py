@@ -47,10 +47,11 @@ class Page:
                 list(map(str, command)),
                 **{"cwd": self.current, "env": environment, "stdout": stream, "stderr": stream},
             )
-        until = time.monotonic() + 180
+        until = time.monotonic() + 300
         while "The page is at" not in log.read_text():
-            assert self.process.poll() is None, log.read_text()
-            assert time.monotonic() < until, log.read_text()
+            if self.process.poll() is not None or time.monotonic() > until:
+                self.process.kill()
+                pytest.fail(f"the page did not start: {log.read_text()}")
             time.sleep(0.1)
 
     def upload(self, file):

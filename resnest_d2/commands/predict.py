@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         predictor = load_predictor(args, **options)
         if args.confidence_threshold is not None:
             predictor.set_score_threshold(args.confidence_threshold)
+        elif not (args.json or args.json_per_image):  # masks that nobody sees take time
+            predictor.set_score_threshold(outputs.least, only_raise=True)
         for problem in unreadable:
             logger.error("Skipped: %s", problem)
         skipped = predict_inputs(predictor, outputs, args.batch_size)
@@ -104,7 +106,7 @@ def inputs(args: argparse.Namespace) -> tuple["Outputs", list[str]]:
     Raises:
         InputError, FileError: as :func:`list_inputs`, :meth:`Outputs.plan` and :func:`read_coco`.
     """
-    least = 0.5 if args.confidence_threshold is None else 0.0  # else the model leaves them out
+    least = 0.5 if args.confidence_threshold is None else 0.0  # the model keeps to the option
     kinds = {"draw": not args.no_draw, "per_image": args.json_per_image, "crops": args.save_crops}
     outputs = Outputs(args.output, **kinds, least=least, json=args.json)
     if not args.input_json:

@@ -257,20 +257,26 @@ class Predictor:
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1), dtype=np.float32)
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
-    def set_score_threshold(self, threshold: float) -> None:
-        """Set the least score of a detection, 0 to 1, in heads of every kind.
+    def set_score_threshold(self, threshold: float, only_raise: bool = False) -> None:
+        """Set the least score of a detection in heads of every kind.
+
+        Args:
+            threshold: the score, 0 to 1.
+            only_raise: leave what is higher already.
 
         Raises:
             InputError: the model is exported with a higher threshold, which cannot be changed.
         """
         if not isinstance(self.model, nn.Module):
-            self.model.set_score_threshold(threshold)
+            own = self.model.metadata.score_threshold or 0.0
+            self.model.set_score_threshold(max(threshold, own) if only_raise else threshold)
             return
         for module in self.model.modules():
             # PanopticFPN's, and that of dense detectors and of FastRCNNOutputLayers in each stage.
             for name in ("combine_instances_score_thresh", "test_score_thresh"):
                 if hasattr(module, name):
-                    setattr(module, name, threshold)
+                    old = getattr(module, name) if only_raise else threshold
+                    setattr(module, name, max(old, threshold))
 
 
 def _refuse(what: str, changes: dict[str, Any]) -> None:
