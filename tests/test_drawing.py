@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import supervision
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
@@ -42,6 +43,18 @@ def test_masks_have_their_class_colour_and_keep_their_holes():
         assert np.abs(ring - mixed(number)).max() <= 1
         assert (drawn[62:68, left + 12 : left + 18] == 100).all()
     assert (drawn[100:] == 100).all()
+
+
+def test_labels_have_name_and_score(monkeypatch):
+    seen = []
+
+    def annotate(self, scene, detections, labels):
+        seen.extend(zip(labels, detections.xyxy.tolist(), strict=True))
+        return scene
+
+    monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", annotate)
+    Result({"instances": instances_of([1, 7], [0.875, 0.5])}, GREY, THINGS).plot(2)
+    assert seen == [("dog 88%", [20, 100, 80, 160]), ("7 50%", [110, 100, 170, 160])]
 
 
 def test_truth_and_prediction_have_the_same_colours():

@@ -227,10 +227,11 @@ class Predictor:
         """Return the model's outputs for one batch of images (H, W, 3), uint8, RGB."""
         if self._tiles is None:
             return self.model([self.prepare(image) for image in images])
-        return [predict_tiles(self._run_one, image, *self._tiles) for image in images]
 
-    def _run_one(self, image: np.ndarray) -> dict[str, Any]:
-        return self.model([self.prepare(image)])[0]
+        def predict(part: np.ndarray) -> dict[str, Any]:
+            return self.model([self.prepare(part)])[0]
+
+        return [predict_tiles(predict, image, *self._tiles) for image in images]
 
     def read(self, picture: Picture, color: str = "RGB") -> np.ndarray:
         """Read one picture, see :func:`read_picture`, that this model can take.
@@ -245,8 +246,8 @@ class Predictor:
         if isinstance(resize, T.ResizeShortestEdge) and min(resize.short_edge_length):
             least, most = min(resize.short_edge_length), resize.max_size
             if 0 in resize.get_output_shape(height, width, least, most):
-                name = picture if isinstance(picture, str | Path) else "the picture"
-                raise InputError(f"{name} has {width} x {height} pixels, too narrow to be resized")
+                what = picture if isinstance(picture, str | Path) else "the picture"
+                raise InputError(f"{what} has {width} x {height} pixels, too narrow to be resized")
         return image
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
