@@ -16,9 +16,11 @@ import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.logger import setup_logger
-from helpers import randomize_tensors
+from helpers import randomize, randomize_tensors
 
+from resnest_d2 import model_zoo
 from resnest_d2.data import build_digits
+from resnest_d2.modeling.detector import build_detector
 
 
 @pytest.fixture(autouse=True)
@@ -84,3 +86,21 @@ def registered_digits(tiny_digits, monkeypatch):
         monkeypatch.setitem(metadata, "json_file", str(json_file))
         monkeypatch.setitem(metadata, "image_root", str(tiny_digits / "digits" / split))
     return tiny_digits
+
+
+@pytest.fixture(scope="session")
+def small_detector(tmp_path_factory):
+    """The checkpoint of a Mask R-CNN that finds 12 instances in every picture.
+
+    It holds its config and the names of its ten classes; its weights are drawn.
+    """
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64])
+    cfg.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", 12, "MODEL.RPN.POST_NMS_TOPK_TEST", 20])
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0
+    model = build_detector(cfg)
+    randomize(model)
+    file = tmp_path_factory.mktemp("small_detector") / "model_final.pth"
+    names = {"thing_classes": [f"digit {number}" for number in range(10)]}
+    torch.save({"model": model.state_dict(), "classes": names, "config": cfg.dump()}, file)
+    return file

@@ -4,12 +4,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import supervision
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
-from resnest_d2.inference.drawing import class_color
-from resnest_d2.inference.result import Result
+from resnest_d2.inference.result import Result, class_color
 
 THINGS = Metadata(name="test", thing_classes=["cat", "dog"], stuff_classes=["things", "sky", "sea"])
 GREY = np.full((120, 200, 3), 100, np.uint8)
@@ -43,6 +43,18 @@ def test_masks_have_their_class_colour_and_keep_their_holes():
         assert np.abs(ring - mixed(number)).max() <= 1
         assert (drawn[62:68, left + 12 : left + 18] == 100).all()
     assert (drawn[100:] == 100).all()
+
+
+def test_labels_have_name_and_score(monkeypatch):
+    seen = []
+
+    def annotate(self, scene, detections, labels):
+        seen.extend(zip(labels, detections.xyxy.tolist(), strict=True))
+        return scene
+
+    monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", annotate)
+    Result({"instances": instances_of([1, 7], [0.875, 0.5])}, GREY, THINGS).plot(2)
+    assert seen == [("dog 88%", [20, 100, 80, 160]), ("7 50%", [110, 100, 170, 160])]
 
 
 def test_truth_and_prediction_have_the_same_colours():
@@ -139,9 +151,3 @@ def test_keypoints_and_the_lines_between_them():
     assert tuple(drawn[100, 120]) == (255, 255, 255)
     assert tuple(drawn[100, 60]) == tuple(drawn[100, 180]) == (255, 0, 0)
     assert (drawn[15:60, 170:190] == 100).all()  # that of little confidence, and its line
-
-
-def test_without_supervision(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
-    with pytest.raises(ImportError, match=r"drawing detections needs .*'resnest_d2\[draw\]'"):
-        Result({"instances": instances_of([0], [0.9])}, GREY, THINGS).plot()

@@ -7,15 +7,10 @@ import numpy as np
 import pytest
 import torch
 from commands import ROOT
-from helpers import randomize
 from PIL import Image
 from torch.nn import functional as F
 
 from resnest_d2 import Predictor, model_zoo
-from resnest_d2.modeling.detector import build_detector
-
-SMALL = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", 64, "TEST.DETECTIONS_PER_IMAGE", 12]
-SMALL += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "MODEL.RPN.POST_NMS_TOPK_TEST", 20]
 
 
 def load_example(name):
@@ -27,20 +22,8 @@ def load_example(name):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A model that finds something of every score; its weights are drawn."""
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.merge_from_list(SMALL)
-    model = build_detector(cfg)
-    randomize(model)
-    folder = tmp_path_factory.mktemp("model")
-    torch.save({"model": model.state_dict(), "config": cfg.dump()}, folder / "model_final.pth")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def predictor(checkpoint):
-    return Predictor(checkpoint, device="cpu")
+def predictor(small_detector):
+    return Predictor(small_detector)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +80,8 @@ def test_maps_are_those_of_autograd_by_hand(attention, predictor, picture):
         np.testing.assert_allclose(maps[name], expected[0, 0], atol=5e-3)
 
 
-def test_the_command(attention, checkpoint, picture, tmp_path, capsys):
-    attention.main([str(picture), "--model", str(checkpoint), "--output", str(tmp_path)])
+def test_the_command(attention, small_detector, picture, tmp_path, capsys):
+    attention.main([str(picture), "--model", str(small_detector), "--output", str(tmp_path)])
     for name in ("weights.png", "gradcam.png", "hirescam.png"):
         assert np.ptp(np.asarray(Image.open(tmp_path / name))) > 100
     assert f"{tmp_path}/hirescam.png: where backbone.fpn_output" in capsys.readouterr().out
@@ -110,8 +93,8 @@ def web():
     return load_example("web")
 
 
-def test_the_slider_changes_drawing_table_and_json_alike(web, checkpoint, picture):
-    (first, none), (last, result) = web.detect(str(checkpoint), str(picture))
+def test_the_slider_changes_drawing_table_and_json_alike(web, small_detector, picture):
+    (first, none), (last, result) = web.detect(str(small_detector), str(picture))
     assert first.startswith("Running")
     assert none is None
     assert last == "12 detections of any score."
@@ -127,7 +110,7 @@ def test_the_slider_changes_drawing_table_and_json_alike(web, checkpoint, pictur
     assert web.show(None, 0.5) == (None, [], "")
 
 
-def test_what_is_wrong_is_said_in_a_sentence(web, checkpoint, tmp_path, monkeypatch):
+def test_what_is_wrong_is_said_in_a_sentence(web, small_detector, tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50 * 100)
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (101, 100)).save(tmp_path / "large.png")
@@ -137,10 +120,10 @@ def test_what_is_wrong_is_said_in_a_sentence(web, checkpoint, tmp_path, monkeypa
         assert result is None
         return text
 
-    assert said(checkpoint, None).startswith("Drop a picture first")
-    text = said(checkpoint, tmp_path / "text.png")
+    assert said(small_detector, None).startswith("Drop a picture first")
+    text = said(small_detector, tmp_path / "text.png")
     assert text == "The picture cannot be read as a picture: Pillow knows no such format"
-    text = said(checkpoint, tmp_path / "large.png")
+    text = said(small_detector, tmp_path / "large.png")
     assert text.startswith("The picture cannot be read as a picture: Image size (10100 pixels)")
     assert "no model 'absent'" in said("absent", tmp_path / "text.png")
 

@@ -1,7 +1,8 @@
-"""resnest-d2 predict: colours, drawings, broken files, untrained weights."""
+"""resnest-d2 predict: what is read, drawn and written, broken files, wrong arguments."""
 
 import json
 import re
+from pathlib import Path
 
 import av
 import detectron2.data.transforms as T
@@ -10,100 +11,96 @@ import pytest
 import supervision
 import torch
 from commands import run_command
+from detectron2.data import build_detection_test_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.modeling import ProposalNetwork, SemanticSegmentor
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from safetensors.torch import save_file
 
-from resnest_d2 import model_zoo
-from resnest_d2.commands.predict import main
+from resnest_d2 import Predictor, model_zoo
+from resnest_d2.commands.predict import Outputs, inputs, list_inputs, main, make_parser
+from resnest_d2.commands.predict import predict_inputs as run_on
+from resnest_d2.config import InputError
 from resnest_d2.data.images import read_header
 from resnest_d2.data.mapper import Mapper
-from resnest_d2.inference import Outputs, Predictor, predict_inputs
-from resnest_d2.inference.outputs import list_inputs, output_paths
-from resnest_d2.modeling.detector import build_detector
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
+DIGITS = model_zoo.get_config_file("mask_resnest14_digits")
 
 
 class Camera(torch.nn.Module):
     """Stands in for a detector and keeps what it is shown; "detects" the left half."""
 
     def forward(self, inputs):
-        (self.input,) = inputs
-        height, width = self.input["height"], self.input["width"]
-        instances = Instances((height, width))
-        instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, width / 2, height]]))
-        instances.scores = torch.tensor([0.875])
-        instances.pred_classes = torch.tensor([7])
+        self.shown = inputs[-1]["image"]
+        return [{"instances": self.left_half(one["height"], one["width"])} for one in inputs]
+
+    def left_half(self, height, width):
         masks = torch.zeros(1, height, width, dtype=torch.bool)
         masks[:, :, : width // 2] = True
-        instances.pred_masks = masks
-        return [{"instances": instances}]
+        box = Boxes(torch.tensor([[0.0, 0.0, width / 2, height]]))
+        classes, scores = torch.tensor([7]), torch.tensor([0.875])
+        found = Instances((height, width), pred_boxes=box, scores=scores, pred_classes=classes)
+        found.pred_masks = masks
+        return found
 
 
 @pytest.fixture
-def make_predictor(monkeypatch):
-    def make(*opts):
-        cfg = model_zoo.get_config("mask_resnest14_digits")
-        cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
-        monkeypatch.setattr("resnest_d2.inference.predictor.build_detector", lambda cfg: Camera())
-        monkeypatch.setattr("resnest_d2.inference.predictor.load_weights", lambda *args: [])
-        return Predictor(cfg)
+def camera():
+    return Predictor(Camera())
 
-    return make
+
+@pytest.fixture(scope="module")
+def detector(small_detector):
+    return Predictor(small_detector)
 
 
 @pytest.fixture
-def red_left_blue_right(tmp_path):
+def photo(tmp_path):
+    """A picture whose left half is red and whose right one is blue."""
     pixels = np.zeros((40, 60, 3), np.uint8)
     pixels[:, :30], pixels[:, 30:] = RED, BLUE
-    Image.fromarray(pixels).save(tmp_path / "colours.png")
-    return tmp_path / "colours.png"
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos/colours.png")
+    return tmp_path / "photos/colours.png"
 
 
-@pytest.mark.parametrize(("fmt", "red_channel"), [("RGB", 0), ("BGR", 2)])
+def predict_inputs(predictor, files, folder, batch_size=1, **choices):
+    outputs = Outputs(folder, **choices)
+    outputs.plan(files)
+    return run_on(predictor, outputs, batch_size)
+
+
+def command(*words):
+    """The exit code of the command in this process."""
+    try:
+        return main([str(word) for word in words])
+    except SystemExit as end:
+        return end.code
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("fmt", "red"), [("RGB", 0), ("BGR", 2)])
 def test_the_model_gets_the_colours_that_its_config_names(
-    make_predictor, red_left_blue_right, tmp_path, fmt, red_channel
+    small_detector, photo, tmp_path, fmt, red
 ):
-    predictor = make_predictor("INPUT.FORMAT", fmt, "INPUT.MIN_SIZE_TEST", 40)
-    assert predict_inputs(predictor, [red_left_blue_right], tmp_path / "out") == []
-    image = predictor.model.input["image"]
+    options = ["INPUT.FORMAT", fmt, "INPUT.MIN_SIZE_TEST", 40]
+    predictor, shown = Predictor(small_detector, options=options), []
+    predictor.model.register_forward_pre_hook(lambda _, args: shown.append(args[0][0]["image"]))
+    assert predict_inputs(predictor, [photo], tmp_path / "out", least=1) == []
+    (image,) = shown
     assert image.shape == (3, 40, 60)
-    left, right = image[:, :, :25], image[:, :, 35:]
-    assert (left[red_channel] == 255).all()
-    assert (left[2 - red_channel] == 0).all()
-    assert (right[2 - red_channel] == 255).all()
+    assert (image[red, :, :25] == 255).all()
+    assert (image[2 - red, :, :25] == 0).all()
+    assert (image[2 - red, :, 35:] == 255).all()
     # The picture that is written keeps the colours that it was read with.
-    drawn = np.asarray(Image.open(tmp_path / "out/colours.png"))
-    assert drawn.shape == (40, 60, 3)
-    assert tuple(drawn[20, 50]) == BLUE
+    assert np.array_equal(Image.open(tmp_path / "out/colours.png"), Image.open(photo))
 
 
-def test_draws_box_mask_name_and_score(make_predictor, red_left_blue_right, monkeypatch):
-    seen = []
-    original = supervision.RichLabelAnnotator.annotate
-
-    def spy(self, scene, detections, labels):
-        seen.append((labels, detections.xyxy.tolist()))
-        return original(self, scene, detections, labels)
-
-    monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", spy)
-    image = np.asarray(Image.open(red_left_blue_right))
-    drawn = make_predictor()(image).plot()
-    assert seen == [(["7 88%"], [[0, 0, 30, 40]])]
-    assert drawn.shape == image.shape
-    assert (drawn[:, :28] != image[:, :28]).any(-1).mean() > 0.9
-    assert (drawn[:, 34:] != image[:, 34:]).mean() < 0.4  # only the label may reach over
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
-def test_wrong_arrays(make_predictor, wrong):
-    shape = re.escape(str(wrong.shape))
-    with pytest.raises(ValueError, match=rf"expected an RGB image \(H, W, 3\) uint8, got {shape}"):
-        make_predictor()(wrong)
-
-
-def test_pictures_are_read_as_in_training(make_predictor, tmp_path, caplog):
+def test_pictures_are_read_as_in_training(tmp_path, caplog):
     """Upright, 16 bits over their whole range, transparency on the same background."""
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 4), np.uint8)
     exif = Image.Exif()
@@ -112,27 +109,15 @@ def test_pictures_are_read_as_in_training(make_predictor, tmp_path, caplog):
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "16 bits.tif")
     pages = [Image.fromarray(p) for p in (pixels[..., :3], pixels[..., 1:])]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
-    predictor = make_predictor("INPUT.MIN_SIZE_TEST", 0, "INPUT.FORMAT", "RGB")
-    mapper = Mapper(is_train=False, augmentations=[T.NoOpTransform()], image_format="RGB")
+    predictor = Predictor(Camera(), augmentation=T.AugmentationList([]))
+    mapper = Mapper(is_train=False, augmentations=[T.NoOpTransform()], image_format="BGR")
     for file in list_inputs([str(tmp_path)]):
         assert predict_inputs(predictor, [file], tmp_path / "out") == []
         size = dict(zip(("width", "height"), read_header(file).size, strict=True))
         learned = mapper({"file_name": str(file), **size})["image"].numpy()
-        assert np.array_equal(predictor.model.input["image"].numpy(), learned)
-    assert (
-        caplog.messages.count(f"{tmp_path / 'pages.tif'} has 2 pages, of which the first is read")
-        == 1
-    )
-
-
-def test_a_name_that_cannot_be_written_to_becomes_png(
-    make_predictor, red_left_blue_right, tmp_path
-):
-    odd = tmp_path / "photo.jpeg~"
-    odd.write_bytes(red_left_blue_right.read_bytes())
-    assert predict_inputs(make_predictor(), [odd, red_left_blue_right], tmp_path / "out") == []
-    names = sorted(p.name for p in (tmp_path / "out").iterdir())
-    assert names == ["colours.png", "photo.png"]
+        assert np.array_equal(predictor.model.shown.numpy(), learned)
+    (warning,) = [message for message in caplog.messages if "pages, of which" in message]
+    assert str(tmp_path / "pages.tif") in warning
 
 
 @pytest.fixture(params=[10, 12.5, 29.97])
@@ -145,13 +130,12 @@ def video(tmp_path, request):
     return path, request.param
 
 
-def test_video(make_predictor, video, tmp_path):
+def test_video(camera, video, photo, tmp_path, caplog):
     """The drawing has the frames and the rate of its input, read by another library, PyAV."""
     path, rate = video
-    predictor = make_predictor("INPUT.MIN_SIZE_TEST", 48)
-    outputs = Outputs(tmp_path / "out", per_image=True)
-    assert predict_inputs(predictor, [path], outputs) == []
-    red, green, blue = predictor.model.input["image"].mean((1, 2)).tolist()
+    files, choices = [photo, path], {"per_image": True, "crops": True}
+    assert predict_inputs(camera, files, tmp_path / "out", 2, **choices) == []
+    blue, green, red = camera.model.shown.mean((1, 2)).tolist()
     assert red > 240
     assert max(green, blue) < 15
     with av.open(str(tmp_path / "out/clip.mp4")) as drawn:
@@ -165,186 +149,283 @@ def test_video(make_predictor, video, tmp_path):
     found = json.loads((tmp_path / "out/clip.json").read_text())
     assert (found["file_name"], found["width"], found["height"]) == (str(path), 64, 48)
     assert [one["frame"] for one in found["annotations"]] == [*range(5)]
-
-
-def test_a_video_that_was_cut_short_is_named(make_predictor, video, tmp_path, caplog):
-    path, _ = video
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert predict_inputs(make_predictor(), [path], tmp_path / "out") == [path]
-    assert str(path) in caplog.text
-
-
-def test_broken_files_are_named_and_skipped(
-    make_predictor, red_left_blue_right, tmp_path, caplog, capfd
-):
-    truncated = tmp_path / "truncated.png"
-    truncated.write_bytes(red_left_blue_right.read_bytes()[:60])
-    text = tmp_path / "text.jpg"
-    text.write_text("<html>404</html>")
-    empty = tmp_path / "empty.mp4"
-    empty.touch()
-    files = list_inputs([str(tmp_path)])
-    assert [f.name for f in files] == ["colours.png", "empty.mp4", "text.jpg", "truncated.png"]
-    skipped = predict_inputs(make_predictor(), files, tmp_path / "out")
-    assert skipped == [empty, text, truncated]
-    assert all(str(f) in caplog.text for f in skipped)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["colours.png"]
-    assert "4/4" in capfd.readouterr().err  # the progress bar
+    crops = [f"clip.mp4_{number:06d}_0.png" for number in range(5)]
+    assert names_in(tmp_path / "out/crops/7") == [*crops, "colours_0.png"]
+    path.write_bytes(path.read_bytes()[: round(0.9 * path.stat().st_size)])
+    assert predict_inputs(camera, files, tmp_path / "out") == [path]
+    assert f"{path} is damaged: only 2 of its 5 frames were read" in caplog.text
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ValueError, torch.AcceleratorError])
-def test_a_defect_of_the_model_is_not_skipped(
-    make_predictor, red_left_blue_right, tmp_path, monkeypatch, error
-):
+def test_a_defect_of_the_model_is_not_skipped(camera, photo, tmp_path, monkeypatch, error):
     """An assertion on a GPU, a defect of NumPy's use: not one of them is a bad picture."""
 
     def forward(self, inputs):
         raise error("device-side assert triggered")
 
-    predictor = make_predictor()
     monkeypatch.setattr(Camera, "forward", forward)
     with pytest.raises(error, match="device-side"):
-        predict_inputs(predictor, [red_left_blue_right], tmp_path / "out")
+        predict_inputs(camera, [photo], tmp_path / "out")
 
 
-def test_a_picture_that_is_too_narrow_is_named_and_skipped(
-    make_predictor, red_left_blue_right, tmp_path, caplog
-):
-    Image.new("RGB", (3012, 1)).save(tmp_path / "odd.png")
-    files = [tmp_path / "odd.png", red_left_blue_right]
-    skipped = predict_inputs(make_predictor(), files, tmp_path / "out", batch_size=2)
-    assert skipped == files[:1]
-    assert f"Skipped {files[0]}: has 3012 x 1 pixels, too narrow to be resized" in caplog.text
-    assert (tmp_path / "out/colours.png").is_file()
-
-
-def test_inputs_and_outputs(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.png").touch()
-        (tmp_path / folder / "notes.txt").touch()
-    files = list_inputs([str(tmp_path / "a"), str(tmp_path / "b")])
-    names = [p.name for p in output_paths(files, tmp_path / "out").values()]
-    assert names == ["x.png", "x_2.png"]
-    with pytest.raises(
-        ValueError, match=r"--output: .*/a holds the input x.png: take another folder"
-    ):
-        output_paths(files, tmp_path / "a")
-    with pytest.raises(ValueError, match=r"--output: .*a/x.png is not a folder"):
-        output_paths(files, tmp_path / "a/x.png")
-    with pytest.raises(FileNotFoundError, match="--input: there is no file or folder .*absent$"):
-        list_inputs([str(tmp_path / "absent")])
-    with pytest.raises(
-        FileNotFoundError, match=f"--input: folder {tmp_path} holds no image or video"
-    ):
-        list_inputs([str(tmp_path)])
-
-
-def predict(*args):
-    return run_command("predict", "--config-file", "configs/mask_resnest14_digits.yaml", *args)
-
-
-def test_the_command(tmp_path, red_left_blue_right):
-    output = tmp_path / "out put"
-    args = ["--input", red_left_blue_right, "--output", output]
-    result = predict(*args)
-    assert result.returncode == 2
-    assert "error: MODEL.WEIGHTS is empty and leaves" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not output.exists()
-
-    result = predict(*args, "--allow-untrained")
-    assert result.returncode == 0, result.stderr
-    assert "1 of 1 inputs drawn" in result.stdout
-    assert (output / "colours.png").is_file()
-
-
-def test_inputs_of_every_kind_of_badness(tmp_path, red_left_blue_right, capsys, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # is set by the command
-    (tmp_path / "broken.png").write_text("")
-    (tmp_path / "none.mp4").write_text("<html>404</html>")
-    for name, width, height in (("wide", 3012, 1), ("high", 1, 3000), ("dot", 1, 1)):
-        Image.new("RGB", (width, height)).save(tmp_path / f"{name}.png")
-    Image.new("L", (101, 100)).save(tmp_path / "bomb.png")
-    words = ["--input", tmp_path, "--output", tmp_path / "out", "--allow-untrained"]
-    words += ["--config-file", model_zoo.get_config_file("mask_resnest14_digits"), "--max-pixels"]
-    assert main([*map(str, words), "10000"]) == 1
-    said = capsys.readouterr().out
-    assert "2 of 7 inputs drawn" in said
-    names = ("bomb.png", "broken.png", "high.png", "none.mp4", "wide.png")
-    for name in names:
-        assert f"Skipped {tmp_path / name}" in said
-    last = ", ".join(str(tmp_path / name) for name in names)
-    assert said.splitlines()[-1] == f"Not drawn, or not to their end: {last}"
-    assert "bomb.png: cannot be read as a picture: " in said
-    assert "--max-pixels allows more" in said
-    assert main([*map(str, words), "10100"]) == 1
-    assert "3 of 7 inputs drawn" in capsys.readouterr().out
+def test_names_of_outputs(detector, camera, photo, tmp_path):
+    """Different for each input, also where only folders or endings differ."""
+    other = photo.parent / "other"
+    other.mkdir()
+    files = [photo, other / "colours.png", other / "colours.jpg", other / "clip.jpeg~"]
+    for file in files[1:]:
+        Image.open(photo).save(file, format="JPEG")
+    outputs = Outputs(tmp_path / "out", per_image=True, crops=True)
+    outputs.plan(files)
+    assert run_on(detector, outputs) == []
+    drawn = ["clip.png", "colours.png", "colours_2.png", "colours_3.jpg"]
+    notes = [f"{Path(name).stem}.json" for name in drawn]
+    assert names_in(tmp_path / "out") == sorted([*drawn, *notes, "crops"])
+    assert len(list((tmp_path / "out/crops").rglob("*.png"))) == 4 * 12
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--max-pixels", "0"], "error: --max-pixels must be at least 1, got 0"),
-        (
-            ["--confidence-threshold", "5"],
-            "error: --confidence-threshold must be between 0 and 1, got 5.0",
-        ),
-        (["--input", "absent.png"], "error: --input: there is no file or folder absent.png"),
-        (["--model", "mask_resnest5"], "error: no model 'mask_resnest5'; did you mean"),
-        (
-            ["--output", "/proc/none"],
-            "error: --output: cannot make /proc/none: No such file or directory",
-        ),
+        (["--output", "photos"], "--output: photos holds photos/colours.png: take another folder"),
+        (["--output", "photos/colours.png"], "--output: photos/colours.png is not a folder"),
+        (["--output", "photos/colours.png/x"], "cannot make the folder photos/colours.png/x"),
+        (["--save-crops", "--input", "out/crops/7/a.png"], "out holds out/crops/7/a.png"),
+        (["--json", "photos/colours.png"], "photos/colours.png is an input and would be overwr"),
+        (["--json", "photos/colours.png/x.json"], "cannot make the folder photos/colours.png: "),
+        (["--json", "out/colours.png"], "out/colours.png is another output and would be overwr"),
+        (["--json-per-image", "--json", "out/colours.json"], "out/colours.json is another output"),
+        (["--json-per-image", "--input-json", "out/colours.json"], "out/colours.json is an input"),
+        (["--json", "val.json", "--input-json", "val.json"], "val.json is an input"),
+        (["--json", "r.json", "--input-json", "r_annotations.json"], "r_annotations.json is an in"),
     ],
 )
-def test_wrong_arguments_are_one_line(words, message, red_left_blue_right, tmp_path, capsys):
-    given = ["--input", str(red_left_blue_right), "--output", str(tmp_path / "out"), *words]
-    if "--model" not in words:
-        given += ["--config-file", model_zoo.get_config_file("mask_resnest14_digits")]
-    with pytest.raises(SystemExit) as raised:
-        main([*given, "--allow-untrained", "--opts", "MODEL.DEVICE", "cpu"])
-    assert raised.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+def test_what_is_read_is_not_overwritten(words, message, photo, tmp_path, monkeypatch, capsys):
+    """Neither by drawings nor by what goes beside them, before anything is computed."""
+    monkeypatch.chdir(tmp_path)
+    Path("out/crops/7").mkdir(parents=True)
+    Path("out/crops/7/a.png").write_bytes(photo.read_bytes())
+    image = {"id": 1, "file_name": "colours.png"}
+    listed = json.dumps({"images": [image], "categories": [{"id": 1, "name": "7"}]})
+    for name in ("val.json", "r_annotations.json", "photos/colours.json", "out/colours.json"):
+        Path(name).write_text(listed)
+    before = {path: path.read_bytes() for path in Path().rglob("*.*")}
+    given = ["--input", "photos", "--output", "out", *words, "--allow-untrained"]
+    assert command(*given, "--config-file", DIGITS) == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])
+    assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
 
 
-@pytest.mark.parametrize("classes", [2, 12])
-def test_as_many_names_as_classes_of_a_retinanet(tmp_path, caplog, classes):
-    cfg = model_zoo.get_config("retinanet_resnest50")
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 14])
-    cfg.MODEL.RETINANET.NUM_CLASSES = classes
-    cfg.MODEL.WEIGHTS = str(tmp_path / "weights.pth")
-    names = {"thing_classes": [f"name {number}" for number in range(10)]}
-    torch.save({"model": build_detector(cfg).state_dict(), "classes": names}, cfg.MODEL.WEIGHTS)
-    predictor = Predictor(cfg)
-    assert predictor.model.num_classes == classes
-    assert predictor.metadata.thing_classes == [str(number) for number in range(classes)]
-    assert f"The model tells {classes} classes apart, but 'classes of the ch" in caplog.text
+def test_a_folder_of_crops_that_cannot_be_made(camera, photo, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/crops").touch()
+    with pytest.raises(InputError, match="cannot make the folder .*out/crops/7: "):
+        predict_inputs(camera, [photo], tmp_path / "out", crops=True)
 
 
-@pytest.mark.parametrize("classes", [2, 10, 12])
-@pytest.mark.parametrize("ending", ["pth", "safetensors", None])
-def test_as_many_names_as_classes_or_numbers(tmp_path, caplog, classes, ending):
-    """Names of a checkpoint and, without any (None), of the config's data set."""
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
+        (["--confidence-threshold", "5"], "--confidence-threshold must be between 0 and 1, got 5"),
+        (
+            ["--confidence-threshold", "nan"],
+            "--confidence-threshold must be between 0 and 1, got n",
+        ),
+        (["--input", "absent.png"], "there is no file or folder absent.png"),
+        (["--input", "/proc/self/fd"], "folder /proc/self/fd holds no image or video"),
+        (["--model", "mask_resnest5"], "no model 'mask_resnest5'; did you mean"),
+        ([], "MODEL.WEIGHTS is empty and leaves"),
+        (
+            ["--output", "/proc/none", "--allow-untrained"],
+            "cannot make the folder /proc/none: No such file",
+        ),
+        (["--no-draw"], "--no-draw leaves nothing to write: add --json FILE"),
+        (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        (["--input-json", "absent.json"], "there is no annotation file absent.json"),
+        (["--tile", "0"], "tile must be at least 32"),
+        (["--overlap", "0.5"], "--overlap is of tiles: add --tile PIXELS"),
+    ],
+)
+def test_wrong_arguments_are_one_line(words, message, photo, tmp_path, capsys):
+    given = ["--input", photo, "--output", tmp_path / "out", *words]
+    given += [] if "--model" in words else ["--config-file", DIGITS]
+    assert command(*given, "--opts", "MODEL.DEVICE", "cpu") == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_inputs_of_every_kind_of_badness(tmp_path, photo, capsys, monkeypatch, batch_size):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # is set by the command
+    folder = photo.parent
+    (folder / "cut.png").write_bytes(photo.read_bytes()[:60])
+    (folder / "empty.png").touch()
+    (folder / "none.mp4").write_text("<html>404</html>")
+    (folder / "notes.txt").touch()
+    for name, width, height in (("wide", 3012, 1), ("high", 1, 3000), ("dot", 1, 1)):
+        Image.new("RGB", (width, height)).save(folder / f"{name}.png")
+    Image.new("L", (101, 100)).save(folder / "bomb.png")
+    words = ["--input", folder, "--output", tmp_path / "out", "--allow-untrained"]
+    words += ["--config-file", DIGITS, "--batch-size", batch_size, "--max-pixels"]
+    assert command(*words, "10000") == 1
+    said, bar = capsys.readouterr()
+    assert "2 of 8 inputs drawn" in said
+    assert "8/8" in bar
+    bad = [folder / n for n in ("bomb.png", "cut.png", "empty.png", "high.png")]
+    bad += [folder / "none.mp4", folder / "wide.png"]
+    for file in bad:
+        assert f"Skipped: {file} " in said
+    assert said.splitlines()[-1] == f"Not drawn, or not to their end: {', '.join(map(str, bad))}"
+    assert "--max-pixels allows more" in said
+    assert "has 3012 x 1 pixels, too narrow to be resized" in said
+    assert names_in(tmp_path / "out") == ["colours.png", "dot.png"]
+    assert command(*words, "10100") == 1
+    assert "3 of 8 inputs drawn" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "drawn"),
+    [
+        ([], 0.5, 0.5),
+        (["--confidence-threshold", 0.136], 0.136, 0.136),
+        (["--json", "r.json"], 0, 0.5),
+        (["--json", "r.json", "--confidence-threshold", 0.136], 0.136, 0.136),
+    ],
+)
+def test_thresholds(small_detector, photo, tmp_path, monkeypatch, words, model, drawn):
+    """By default drawings show what is likely, and JSON has all."""
+    seen = []
+    original = Outputs.write
+
+    def write(self, results, rate):
+        results = list(results)
+        seen.append([results[0].instances.scores, results[0].above(self.least).instances.scores])
+        return original(self, results, rate)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Outputs, "write", write)
+    given = ["--input", photo, "--output", "out", "--model", small_detector]
+    assert command(*given, *words) == 0
+    scores = Predictor(small_detector)(photo).instances.scores
+    assert 0 < (scores >= 0.136).sum() < len(scores)
+    for found, least in zip(seen[0], (model, drawn), strict=True):
+        assert torch.equal(found, scores[scores >= least])
+    if "--json" in words:
+        written = [one["score"] for one in json.loads(Path("r.json").read_text())]
+        assert written == pytest.approx(scores[scores >= model].tolist())
+
+
+def test_json_of_the_command_is_that_of_evaluation(small_detector, registered_digits, tmp_path):
+    """Detections, ids and classes, with --input-json; boxes of what Detectron2 writes."""
+    root = registered_digits / "digits"
+    content = json.loads((root / "annotations/digits_val.json").read_text())
+    for category in content["categories"]:
+        category["name"] = f"digit {category['name']}"
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    result = run_command(
+        *("predict", "--input", root / "val", "--input-json", tmp_path / "val.json"),
+        *("--output", tmp_path / "out", "--json", tmp_path / "results.json", "--json-per-image"),
+        *("--batch-size", 2, "--opts", "MODEL.WEIGHTS", small_detector),
+    )
+    assert result.returncode == 0, result.stderr
+    predictor = Predictor(small_detector)
+    evaluator = COCOEvaluator("digits_val", output_dir=str(tmp_path / "evaluated"))
+    mapper = Mapper(
+        is_train=False, augmentations=[predictor.augmentation], image_format=predictor.input_format
+    )
     cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = classes
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
-    file = tmp_path / f"weights.{ending or 'pth'}"
-    weights = build_detector(cfg).state_dict()
-    names = {"thing_classes": [f"name {number}" for number in range(10)]}
-    if ending == "safetensors":
-        save_file(weights, file, {"classes": json.dumps(names)})
-    else:
-        torch.save({"model": weights, **({"classes": names} if ending else {})}, file)
-    cfg.MODEL.WEIGHTS = str(file)
-    predictor = Predictor(cfg)
-    expected = names["thing_classes"] if ending else [str(digit) for digit in range(10)]
-    if classes != 10:
-        expected = [str(number) for number in range(classes)]
-    assert predictor.metadata.thing_classes == expected
-    warnings = [message for message in caplog.messages if "numbers are drawn" in message]
-    source = "'classes of the checkpoint'" if ending else "'digits_val'"
-    start = f"The model tells {classes} classes apart, but {source} has 10 names"
-    assert [message.startswith(start) for message in warnings] == [True] * (classes != 10)
-    image = np.zeros((64, 64, 3), np.uint8)
-    assert predictor(image).plot().shape == image.shape
+    loader = build_detection_test_loader(cfg, "digits_val", mapper=mapper, num_workers=0)
+    inference_on_dataset(predictor.model, loader, evaluator)
+
+    def comparable(path):
+        return sorted(
+            (e["image_id"], e["category_id"], round(e["score"], 4), *(round(v) for v in e["bbox"]))
+            for e in json.loads(path.read_text())
+        )
+
+    written = comparable(tmp_path / "results.json")
+    assert len(written) == 3 * 12
+    assert written == comparable(tmp_path / "evaluated/coco_instances_results.json")
+    assert (tmp_path / "results_annotations.json").is_file()
+    pictures = names_in(root / "val")
+    drawn = names_in(tmp_path / "out")
+    assert [name for name in drawn if not name.endswith(".json")] == pictures
+    per_image = [json.loads(p.read_text()) for p in sorted((tmp_path / "out").glob("*.json"))]
+    assert sum(len(one["annotations"]) for one in per_image) == 3 * 12
+    assert Path(per_image[0]["file_name"]).is_file()
+
+
+def test_json_of_classes_that_the_annotation_file_lacks(detector, photo, tmp_path, caplog):
+    """They are left out, with a warning; the others stay."""
+    result = detector(photo)
+    name = result.names[0]
+    outputs = Outputs(tmp_path, draw=False, json=tmp_path / "r.json", category_ids={name: 9})
+    outputs.plan([photo])
+    assert run_on(detector, outputs) == []
+    assert "Detections of 9 classes that --input-json lacks are not in the JSON" in caplog.text
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert [entry["category_name"] for entry in found] == [
+        one for one in result.names if one == name
+    ]
+    assert {entry["category_id"] for entry in found} == {9}
+    outputs.category_ids = {"cat": 1}
+    with pytest.raises(ValueError, match=r"none of the model's classes \(digit 0, .*it has cat"):
+        outputs.check_model(detector)
+
+
+def test_a_list_of_images_without_annotations(photo, tmp_path, caplog):
+    """COCO's test sets; ids that are no numbers are numbered, in a file that results fit."""
+    files = [photo, photo.with_name("other.png")]
+    files[1].write_bytes(photo.read_bytes())
+    content = {
+        "images": [{"id": f"x{n}", "file_name": file.name} for n, file in enumerate(files)],
+        "categories": [{"id": 5, "name": "Digit 0 "}, {"id": 9, "name": "Digit 0 "}],
+    }
+    (tmp_path / "test.json").write_text(json.dumps(content))
+    words = ["--input", photo.parent, "--output", tmp_path, "--input-json", tmp_path / "test.json"]
+    args = make_parser().parse_args(map(str, [*words, "--json", tmp_path / "r.json"]))
+    outputs, unreadable = inputs(args)
+    assert not unreadable
+    assert list(outputs.targets) == files
+    assert list(outputs.image_ids.values()) == [1, 2]
+    repaired = json.loads((tmp_path / "r_annotations.json").read_text())
+    assert [image["id"] for image in repaired["images"]] == [1, 2]
+    assert repaired["categories"] == [{"id": 5, "name": "Digit 0 "}]  # a name has one id in results
+    photo.write_text("")
+    outputs, (problem,) = inputs(args)
+    assert list(outputs.targets) == files[1:]
+    assert problem.startswith(f"{photo} cannot be read as a picture")
+    outputs.check_model(Predictor(Camera(), classes=["digit 0"]))
+    assert outputs.category_ids == {"digit 0": 5}
+    assert "lacks" not in caplog.text
+
+
+def test_a_run_that_is_interrupted_leaves_its_json(detector, photo, tmp_path, monkeypatch):
+    run, calls = detector.run, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return run(*args)
+
+    monkeypatch.setattr(detector, "run", interrupted)
+    files = [photo, photo.with_name("other.png")]
+    files[1].write_bytes(photo.read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        predict_inputs(detector, files, tmp_path / "out", draw=False, json=tmp_path / "r.json")
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert {Path(one["file_name"]).name for one in found} == {"colours.png"}
+
+
+@pytest.mark.parametrize("kind", [SemanticSegmentor, ProposalNetwork])
+@pytest.mark.parametrize("option", ["json", "per_image", "crops"])
+def test_a_model_without_instances_has_nothing_for_json(kind, option, photo, tmp_path):
+    """It is refused before anything is computed."""
+    predictor = Predictor(Camera())
+    predictor.model = kind.__new__(kind)  # none of it is called
+    choices = {option: tmp_path / "r.json" if option == "json" else True}
+    with pytest.raises(InputError, match="finds no instances: leave out --json, --json-per-image"):
+        predict_inputs(predictor, [photo], tmp_path / "out", **choices)
+    assert not (tmp_path / "out").exists()

@@ -1,39 +1,43 @@
 """A detector for pictures of every kind that feeds the colours its config asks for."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.modeling import SemanticSegmentor
+from detectron2.modeling import ProposalNetwork, SemanticSegmentor
+from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
 from .. import model_zoo
-from ..config import InputError, require_int, require_one_of
+from ..config import InputError, require_between, require_int, require_one_of
 from ..config.load import check_device, choose_device
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
 from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.files import ENDINGS
 from ..weights.stored_config import config_to_use
-from .result import Result
-from .sources import Picture, each_picture, is_picture, read_picture, require_pictures
-from .tiles import check_tiles, predict_tiles
+from .result import Result, import_supervision
+from .sources import Picture, Pixels, each_picture, is_picture, read_picture, require_pictures
+
+if TYPE_CHECKING:
+    import supervision
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = (".yaml", ".yml")
 EXPORTED = (".onnx", ".pt2")
 # Of models that somebody instantiated: Detectron2's own sizes at test.
-DEFAULT_SIZES = {"short_edge_length": 800, "max_size": 1333}
+DEFAULT_SIZES = (800, 1333)
+SAME_OBJECT = 0.5  # two detections in tiles overlap by so much of the smaller one
 
 
 class Predictor:
@@ -89,17 +93,19 @@ class Predictor:
     ) -> None:
         require_one_of("optimize", optimize, (False, True, "compile"))
         if tile is not None:
-            check_tiles(tile, overlap)
+            require_int("tile", tile, least=32)
+            require_between("overlap", overlap, 0, 0.9)
+            import_supervision()
         self._tiles = None if tile is None else (tile, overlap)
         self.metadata = Metadata(name="no classes")
         changes = {"config_file": config_file, "options": options}
         if isinstance(model, nn.Module):
             _refuse("a model that is built", changes)
-            self._take(model, weights, device, allow_untrained)
+            sizes = self._take(model, weights, device, allow_untrained)
         elif isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
             changes |= {"weights": weights, "device": device, "optimize": optimize, "half": half}
             _refuse(f"{model} is exported as it is and", changes)
-            self._open_exported(Path(model))
+            sizes = self._open_exported(Path(model))
         else:
             cfg, checkpoint = _load(model, config_file, str(weights or ""), options)
             asked = device is not None or "MODEL.DEVICE" in options[::2]
@@ -107,55 +113,58 @@ class Predictor:
                 check_device("device", str(device))
                 cfg.MODEL.DEVICE = str(device)
             choose_device(cfg, required=asked)
-            self._build(cfg, checkpoint, allow_untrained)
-        self.augmentation = augmentation or self.augmentation
+            sizes = self._build(cfg, checkpoint, allow_untrained)
+        # Detectron2's leaves a picture as it is where the shorter side is to be 0.
+        self.augmentation = augmentation or T.ResizeShortestEdge([sizes[0]] * 2, sizes[1])
         if classes is not None:
-            self.metadata = Metadata(name="classes", thing_classes=list(classes))
+            kind = "stuff" if isinstance(self.model, SemanticSegmentor) else "thing"
+            self.metadata = Metadata(name="classes", **{f"{kind}_classes": list(classes)})
         self._check_names()
         if optimize or half:
             on_gpu = next(self.model.parameters()).is_cuda
             dtype = (torch.float16 if on_gpu else torch.bfloat16) if half else None
             self.model = optimize_for_inference(self.model, optimize == "compile", dtype=dtype)
 
-    def _take(self, model: nn.Module, weights: Any, device: Any, allow_untrained: bool) -> None:
+    # Each of these sets the model and its facts, and returns the shortest side that a picture is
+    # resized to and the longest that it may have then.
+
+    def _take(
+        self, model: nn.Module, weights: Any, device: Any, allow_untrained: bool
+    ) -> tuple[int, int]:
         if weights:
-            load_weights(model, str(weights), allow_untrained)
+            checkpoint = open_weights(weights)
+            load_weights(model, checkpoint, allow_untrained)
+            self.metadata = Metadata(name="classes of the checkpoint", **checkpoint.classes)
         if device is not None:
-            cfg = get_cfg()
-            cfg.MODEL.DEVICE = str(device)
-            choose_device(cfg, required=True)
             model.to(device)
         self.model = model.eval()
         self.input_format = getattr(model, "input_format", None) or "BGR"  # Detectron2's default
-        self.augmentation: T.Augmentation = T.ResizeShortestEdge(**DEFAULT_SIZES)
+        return DEFAULT_SIZES
 
-    def _open_exported(self, file: Path) -> None:
+    def _open_exported(self, file: Path) -> tuple[int, int]:
         from ..export import load_exported
 
         self.model = load_exported(file)
         facts = self.model.metadata
         self.input_format = facts.input_format
-        sizes = [facts.min_size] * 2, facts.max_size
-        self.augmentation = (
-            T.ResizeShortestEdge(*sizes) if facts.min_size else T.AugmentationList([])
-        )
         self.metadata = Metadata(name=str(file), thing_classes=list(facts.classes))
         if facts.category_ids:
             ids = {number: index for index, number in enumerate(facts.category_ids)}
             self.metadata.thing_dataset_id_to_contiguous_id = ids
+        return facts.min_size, facts.max_size
 
-    def _build(self, cfg: CfgNode, checkpoint: Checkpoint | None, allow_untrained: bool) -> None:
+    def _build(
+        self, cfg: CfgNode, checkpoint: Checkpoint | None, allow_untrained: bool
+    ) -> tuple[int, int]:
         self.model = build_detector(cfg).eval()
         load_weights(self.model, checkpoint or "", allow_untrained)
         self.input_format = cfg.INPUT.FORMAT
-        least = cfg.INPUT.MIN_SIZE_TEST
-        sizes = [least] * 2, cfg.INPUT.MAX_SIZE_TEST
-        self.augmentation = T.ResizeShortestEdge(*sizes) if least else T.AugmentationList([])
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         self.metadata = MetadataCatalog.get(names[0]) if names else self.metadata
         known = checkpoint.classes if checkpoint else {}
         if any(self.metadata.get(key, None) != value for key, value in known.items()):
             self.metadata = Metadata(name="classes of the checkpoint", **known)
+        return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def _check_names(self) -> None:
         """Name classes by their numbers, with a warning, if there are not as many names."""
@@ -169,17 +178,12 @@ class Predictor:
             *(has, self.metadata.name, len(names)),
         )
         numbers = [str(number) for number in range(has)]
-        others = {
-            key: value
-            for key, value in self.metadata.as_dict().items()
-            if key.startswith(("stuff_", "keypoint_"))
-        }
-        self.metadata = Metadata(name="numbers", thing_classes=numbers, **others)
+        self.metadata = Metadata(name="numbers", thing_classes=numbers)
 
     @property
     def finds_instances(self) -> bool:
-        """Whether the model finds instances; one of semantic segmentation does not."""
-        return not isinstance(self.model, SemanticSegmentor)
+        """Whether the model finds instances; of semantic segmentation or proposals it does not."""
+        return not isinstance(self.model, SemanticSegmentor | ProposalNetwork)
 
     def __call__(
         self, source: Any, color: str = "RGB", batch_size: int = 1
@@ -210,32 +214,24 @@ class Predictor:
             return next(results)
         return list(results) if isinstance(source, list | tuple) else results
 
-    def run_each(
-        self, pictures: Iterable[tuple[Any, np.ndarray]], batch_size: int = 1
-    ) -> Iterator[Result]:
-        """Run on pictures that are read, which come with what they are called."""
+    def run_each(self, pictures: Iterable[Pixels], batch_size: int = 1) -> Iterator[Result]:
+        """Run on pictures that :meth:`read` has read."""
         pictures = iter(pictures)
         while batch := list(islice(pictures, batch_size)):
-            yield from self.run([image for _, image in batch], [name for name, _ in batch])
+            outputs = self.run([one.image for one in batch])
+            for output, (image, source, frame) in zip(outputs, batch, strict=True):
+                yield Result(output, image, self.metadata, source, frame)
 
     @torch.no_grad()
-    def run(self, images: Sequence[np.ndarray], sources: Sequence[Any] = ()) -> list[Result]:
-        """Run the model on one batch.
-
-        Args:
-            images: of shape (H, W, 3), uint8, RGB.
-            sources: what the results are said to come from.
-        """
+    def run(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+        """Return the model's outputs for one batch of images (H, W, 3), uint8, RGB."""
         if self._tiles is None:
-            outputs = self.model([self.prepare(image) for image in images])
-        else:
-            outputs = [predict_tiles(self._predict, image, *self._tiles) for image in images]
-        sources = [*sources, *[None] * (len(images) - len(sources))]
-        triples = zip(outputs, images, sources, strict=True)
-        return [Result(output, image, self.metadata, name) for output, image, name in triples]
+            return self.model([self.prepare(image) for image in images])
 
-    def _predict(self, image: np.ndarray) -> dict[str, Any]:
-        return self.model([self.prepare(image)])[0]
+        def predict(part: np.ndarray) -> dict[str, Any]:
+            return self.model([self.prepare(part)])[0]
+
+        return [predict_tiles(predict, image, *self._tiles) for image in images]
 
     def read(self, picture: Picture, color: str = "RGB") -> np.ndarray:
         """Read one picture, see :func:`read_picture`, that this model can take.
@@ -246,11 +242,12 @@ class Predictor:
         """
         image = read_picture(picture, color)
         height, width = image.shape[:2]
-        if isinstance(resize := self.augmentation, T.ResizeShortestEdge):
-            least = min(resize.short_edge_length)
-            if 0 in resize.get_output_shape(height, width, least, resize.max_size):
-                name = picture if isinstance(picture, str | Path) else "the picture"
-                raise InputError(f"{name} has {width} x {height} pixels, too narrow to be resized")
+        resize = self.augmentation
+        if isinstance(resize, T.ResizeShortestEdge) and min(resize.short_edge_length):
+            least, most = min(resize.short_edge_length), resize.max_size
+            if 0 in resize.get_output_shape(height, width, least, most):
+                what = picture if isinstance(picture, str | Path) else "the picture"
+                raise InputError(f"{what} has {width} x {height} pixels, too narrow to be resized")
         return image
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
@@ -262,16 +259,25 @@ class Predictor:
         return {"image": torch.as_tensor(pixels), "height": height, "width": width}
 
     def set_score_threshold(self, threshold: float, only_raise: bool = False) -> None:
-        """Set the least score of a detection, see :func:`set_score_threshold`.
+        """Set the least score of a detection in heads of every kind.
+
+        Args:
+            threshold: the score, 0 to 1.
+            only_raise: leave what is higher already.
 
         Raises:
             InputError: the model is exported with a higher threshold, which cannot be changed.
         """
-        if isinstance(self.model, nn.Module):
-            set_score_threshold(self.model, threshold, only_raise)
-        else:
+        if not isinstance(self.model, nn.Module):
             own = self.model.metadata.score_threshold or 0.0
             self.model.set_score_threshold(max(threshold, own) if only_raise else threshold)
+            return
+        for module in self.model.modules():
+            # PanopticFPN's, and that of dense detectors and of FastRCNNOutputLayers in each stage.
+            for name in ("combine_instances_score_thresh", "test_score_thresh"):
+                if hasattr(module, name):
+                    old = getattr(module, name) if only_raise else threshold
+                    setattr(module, name, max(old, threshold))
 
 
 def _refuse(what: str, changes: dict[str, Any]) -> None:
@@ -284,8 +290,9 @@ def _load(
 ) -> tuple[CfgNode, Checkpoint | None]:
     """Read the config and the weights that a predictor is made of."""
     options = [str(option) for option in options]
-    named = dict(zip(options[::2], options[1::2], strict=False)).get("MODEL.WEIGHTS", "")
-    weights = weights or named
+    weights = weights or dict(zip(options[::2], options[1::2], strict=False)).get(
+        "MODEL.WEIGHTS", ""
+    )
     if isinstance(model, CfgNode):
         if config_file:
             raise InputError("a config and config_file are given: leave one of them out")
@@ -308,7 +315,13 @@ def _find(name: str, weights: str) -> tuple[str, str]:
     """The config file and the weights that a name, a file or a folder stands for, "" for none."""
     path = Path(name)
     if path.is_dir():
-        return "", str(_weights_in(path))
+        final = path / "model_final.pth"
+        found = [final] if final.is_file() else [p for p in path.iterdir() if p.suffix in ENDINGS]
+        if len(found) != 1:
+            names = ", ".join(sorted(file.name for file in found)) or "none"
+            reason = "must hold model_final.pth or one file of weights"
+            raise InputError(f"{name} {reason}, has {names}")
+        return "", str(found[0])
     if path.suffix in CONFIGS and path.is_file():
         return name, ""
     if path.suffix in ENDINGS or "://" in name:
@@ -317,28 +330,58 @@ def _find(name: str, weights: str) -> tuple[str, str]:
     return config_file, weights or model_zoo.get_config(name, trained=True).MODEL.WEIGHTS
 
 
-def _weights_in(folder: Path) -> Path:
-    """The weights in a folder: those of its training's end, or the only ones."""
-    final = folder / "model_final.pth"
-    found = [final] if final.is_file() else [p for p in folder.iterdir() if p.suffix in ENDINGS]
-    if len(found) != 1:
-        names = ", ".join(sorted(path.name for path in found)) or "none"
-        raise InputError(f"{folder} must hold model_final.pth or one file of weights, has {names}")
-    return found[0]
+def predict_tiles(
+    predict: Callable[[np.ndarray], Mapping[str, Any]], image: np.ndarray, size: int, overlap: float
+) -> dict[str, Instances]:
+    """Run a model on tiles of a picture and on the whole of it; a small one is one tile.
 
-
-def set_score_threshold(model: nn.Module, threshold: float, only_raise: bool = False) -> None:
-    """Set the least score of a detection in heads of every kind.
+    What tiles cut apart is merged where it overlaps, class by class, with the best piece's score.
 
     Args:
-        model: the model, changed in place.
-        threshold: the score, 0 to 1.
-        only_raise: leave what is higher already.
+        predict: gives a Detectron2 model's output for an image (H, W, 3), uint8, RGB.
+        image: the picture.
+        size: of a tile, in pixels.
+        overlap: of neighbours, as a part of the size.
+
+    Returns:
+        the output for the picture: boxes, scores, classes, and masks if the model has them, the
+        best first.
+
+    Raises:
+        InputError: the model finds something else, or keypoints, which cannot be merged.
     """
-    # PanopticFPN's, and that of dense detectors and of FastRCNNOutputLayers in each stage.
-    names = ("combine_instances_score_thresh", "test_score_thresh")
-    for module in model.modules():
-        for name in names:
-            old = getattr(module, name, None)
-            if old is not None:
-                setattr(module, name, max(old, threshold) if only_raise else threshold)
+    if max(image.shape[:2]) <= size:
+        return dict(predict(image))
+    library = import_supervision()
+
+    def detect(part: np.ndarray) -> "supervision.Detections":
+        output = predict(np.ascontiguousarray(part))
+        if output.keys() != {"instances"} or output["instances"].has("pred_keypoints"):
+            raise InputError("tiles are for models of boxes and masks alone")
+        detections = library.Detections.from_detectron2(output)
+        # Merging averages the confidences of pieces, and keeps the best one's data.
+        detections.data["score"] = detections.confidence
+        return detections.to_compact_masks() if len(detections) else detections
+
+    # Without an overlap the last tile could be too narrow to be resized.
+    between = max(1, int(overlap * size))
+    none = library.OverlapFilter.NONE
+    slicer = library.InferenceSlicer(detect, slice_wh=size, overlap_wh=between, overlap_filter=none)
+    whole, number = detect(image), None
+    found = library.Detections.merge([whole, slicer(image)])
+    while len(found) != number:  # merged ones may overlap others anew
+        number = len(found)
+        found = found.with_nmm(SAME_OBJECT, overlap_metric=library.OverlapMetric.IOS)
+        found.confidence = found.data["score"] if len(found) else found.confidence
+    found = found[np.argsort(-found.confidence, kind="stable")]
+    instances = Instances(image.shape[:2])
+    boxes, masks = found.xyxy, np.zeros((0, *image.shape[:2]), bool)
+    if whole.mask is not None and len(found):
+        tight = found.mask.repack()
+        boxes, masks = np.add(tight.bbox_xyxy, [0, 0, 1, 1]), tight.to_dense()
+    instances.pred_boxes = Boxes(torch.from_numpy(boxes).float())
+    instances.scores = torch.from_numpy(found.confidence).float()
+    instances.pred_classes = torch.from_numpy(found.class_id)
+    if whole.mask is not None:
+        instances.pred_masks = torch.from_numpy(masks)
+    return {"instances": instances}

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..config import InputError, MissingFileError, import_extra
@@ -21,8 +22,19 @@ DEFAULT_RATE = 25.0  # frames a second, of videos that do not tell
 Picture = str | Path | Image.Image | np.ndarray
 
 
+class Pixels(NamedTuple):
+    """A picture that has been read."""
+
+    image: np.ndarray
+    """Shape (H, W, 3), uint8, RGB."""
+    source: str | Path | None = None
+    """The path or address of the picture or video; None for an array or an image of Pillow."""
+    frame: int | None = None
+    """Its number in a video, from 0."""
+
+
 def is_video(source: Any) -> bool:
-    """Whether this is the path of a video, by its ending."""
+    """Whether this is the path or address of a video, by its ending."""
     return isinstance(source, str | Path) and Path(source).suffix.lower() in VIDEO_ENDINGS
 
 
@@ -62,8 +74,8 @@ def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
         shape (H, W, 3), uint8, RGB.
 
     Raises:
-        InputError: an array is not (H, W, 3) uint8, the colour or the kind of source is another, or
-            as :func:`~resnest_d2.data.images.read_image`.
+        InputError: an array is not (H, W, 3) uint8, the colour is another, or as
+            :func:`~resnest_d2.data.images.read_image`.
         MissingFileError: there is no such file.
     """
     if color not in ("RGB", "BGR"):
@@ -73,15 +85,7 @@ def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
             found = f"{source.shape} {source.dtype}"
             raise InputError(f"expected an {color} image (H, W, 3) uint8, got {found}")
         return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
-    if isinstance(source, Image.Image):
-        return from_pil(source)
-    if not isinstance(source, str | Path):
-        kinds = "a path, an address, an image of Pillow or an array"
-        raise InputError(f"a picture is {kinds}, got {type(source).__name__}")
-    try:
-        return read_image(source)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"there is no file {source}") from error
+    return from_pil(source) if isinstance(source, Image.Image) else read_image(source)
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -92,7 +96,7 @@ def list_folder(folder: Path) -> list[Path]:
 
 def each_picture(
     source: Any, read: Callable[[Picture], np.ndarray] = read_picture
-) -> Iterator[tuple[Any, np.ndarray]]:
+) -> Iterator[Pixels]:
     """Read the pictures of a source as they are asked for.
 
     A picture or video of a folder that cannot be read is named in a warning and left out. What a
@@ -102,67 +106,59 @@ def each_picture(
         source: a picture, a folder, a video or an iterable of these.
         read: reads one picture.
 
-    Yields:
-        what a picture is called (a path, an address, a frame's number or None), and its pixels, of
-        shape (H, W, 3), uint8, RGB.
-
     Raises:
         InputError, MissingFileError: as ``read`` and :func:`require_pictures`.
     """
     if is_picture(source):
-        yield source if isinstance(source, str | Path) else None, read(source)
+        yield Pixels(read(source), source if isinstance(source, str | Path) else None)
     elif is_video(source):
-        yield from enumerate(Video(Path(source)))
+        yield from Video(source)
     elif isinstance(source, str | Path):
         for file in list_folder(Path(source)):
             try:
                 yield from each_picture(file, read)
             except InputError as error:
-                logger.warning("Skipped %s: %s", file, without_name(error, file))
+                logger.warning("Skipped: %s", error)
     else:
         for part in source:
             require_pictures(part)
             yield from each_picture(part, read)
 
 
-def without_name(error: InputError, file: Path) -> str:
-    """The text of an error without the file's name before it, for messages that begin with it."""
-    return str(error).removeprefix(f"{file} ")
-
-
 class Video:
-    """The frames of a video, shape (H, W, 3), uint8, RGB; the log says if some are missing.
+    """The frames of a video; the log says if some are missing.
 
     Attributes:
         frames: their number, as the file has it or as its length says; 0 if it does not tell.
         rate: frames a second.
-        read: frames that were read so far.
+        is_cut: whether far fewer frames were read than there are; some files tell roughly.
 
     Raises:
         MissingPackageError: supervision is not installed.
-        InputError: the file is no video.
+        InputError: the file is no video, or its address cannot be fetched.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: str | Path) -> None:
         self._file, self._library = file, import_extra("supervision", "draw", "reading a video")
         try:
-            info = self._library.VideoInfo.from_video_path(str(file))
+            self._path = PathManager.get_local_path(str(file))
+        except OSError as error:
+            raise InputError(f"{file} cannot be fetched: {error}") from error
+        try:
+            info = self._library.VideoInfo.from_video_path(self._path)
         except Exception as error:  # what supervision raises where a file cannot be opened
             raise InputError(f"{file} cannot be read as a video") from error
         self.frames, self.rate = max(0, info.total_frames or 0), info.fps or DEFAULT_RATE
-        self.read = 0
+        self.is_cut = False
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for frame in self._library.get_video_frames_generator(str(self._file)):
-            self.read += 1
-            yield np.ascontiguousarray(frame[:, :, ::-1])  # supervision decodes to BGR
-        if not self.read:
+    def __iter__(self) -> Iterator[Pixels]:
+        number = 0
+        for frame in self._library.get_video_frames_generator(self._path):
+            yield Pixels(np.ascontiguousarray(frame[:, :, ::-1]), self._file, number)  # from BGR
+            number += 1
+        if not number:
             raise InputError(f"{self._file} cannot be read as a video")
+        self.is_cut = number < 0.95 * self.frames - 1
         if self.is_cut:
             message = "%s is damaged: only %d of its %d frames were read"
-            logger.error(message, self._file, self.read, self.frames)
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether far fewer frames were read than there are, of which some files tell roughly."""
-        return self.read < 0.95 * self.frames - 1
+            logger.error(message, self._file, number, self.frames)
