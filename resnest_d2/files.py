@@ -74,10 +74,10 @@ def check_writable(target: Path) -> None:
     Raises:
         FileError: it cannot; the message names it.
     """
-    if target.is_dir():
+    if os.path.isdir(target):  # pathlib's raises where a name is too long
         raise FileError(f"cannot write {target}: it is a folder")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        is_there = target.parent.is_dir()
+        is_there = os.path.isdir(target.parent)
         reason = "its folder cannot be written" if is_there else "there is no such folder"
         raise FileError(f"cannot write {target}: {reason}")
 

@@ -1,18 +1,18 @@
 """Convert published ResNeSt weights to a file in Detectron2's names."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import FileError, InputError, MissingFileError
-from ..files import sha256
+from ..config import FileError, InputError
+from ..files import check_writable, sha256
 from ..weights import open_weights
-from ..weights.convert import Conversion, check_conversion, rename
+from ..weights.convert import Conversion, check_conversion, network_of, rename
 from ..weights.files import ENDINGS, check_classes, write_checkpoint
-from ..weights.naming import network_of
 from . import running
 
 _PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+(\.[^.]+)?")
@@ -45,9 +45,8 @@ def check_target(target: Path, overwrite: bool) -> None:
     """
     if target.suffix not in ENDINGS:
         raise InputError(f"{target} must end in {' or '.join(ENDINGS)}")
-    if not target.parent.is_dir():
-        raise MissingFileError(f"there is no folder {target.parent}")
-    if target.exists() and not overwrite:
+    check_writable(target)
+    if os.path.exists(target) and not overwrite:
         raise FileError(f"{target} is there already; --overwrite replaces it")
 
 

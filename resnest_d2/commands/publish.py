@@ -17,8 +17,7 @@ from ..files import make_folder, sha256, write_text
 from ..modeling.detector import build_detector
 from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.convert import rename
-from ..weights.files import ENDINGS, write_checkpoint
-from ..weights.input_format import of_model
+from ..weights.files import ENDINGS, of_model, write_checkpoint
 from ..weights.stored_config import config_to_use
 from . import running
 
