@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,9 @@ from typing import Any
 from ..config import FileError, InputError
 from ..files import check_writable, sha256
 from ..weights import open_weights
-from ..weights.convert import Conversion, check_conversion, network_of, rename
+from ..weights.convert import Conversion, network_of, rename_resnest
 from ..weights.files import ENDINGS, check_classes, write_checkpoint
 from . import running
-
-_PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+(\.[^.]+)?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +57,7 @@ def read(source: str, average: bool = False) -> Conversion:
     Raises:
         InputError: the file is not there, cannot be fetched or is no checkpoint of a ResNeSt.
     """
-    conversion = rename(open_weights(source, average))
-    check_conversion(conversion)
+    conversion = rename_resnest(open_weights(source, average))
     checkpoint = conversion.checkpoint
     if not checkpoint.classes:
         checkpoint = replace(checkpoint, classes=_mmdetection_classes(checkpoint.meta))
@@ -78,7 +74,7 @@ def _mmdetection_classes(meta: dict[str, Any]) -> dict[str, Any]:
 
 def format_summary(conversion: Conversion) -> str:
     """Tell what was read, what it became, and what was left out."""
-    checkpoint, weights = conversion.checkpoint, conversion.weights
+    checkpoint, weights = conversion.checkpoint, conversion.checkpoint.weights
     container = f", under {checkpoint.container!r}" if checkpoint.container else ""
     network = network_of(weights) or "no ResNet"
     kind = "a backbone" if checkpoint.by_suffix else "a detector"
@@ -87,13 +83,6 @@ def format_summary(conversion: Conversion) -> str:
         f"read     {checkpoint.name}: names of {conversion.naming}{container}",
         f"holds    {network}, {kind}: {len(weights)} tensors, {millions:.2f} M values",
     ]
-    parts: dict[str, list[str]] = {}
-    for key in weights:
-        parts.setdefault(_PART.match(key).group(), []).append(key)
-    for part, keys in parts.items():
-        origin = conversion.origins.get(keys[0], keys[0])
-        example = "" if origin == keys[0] else f"   {origin} -> {keys[0]}"
-        lines.append(f"{len(keys):8} {part}{example}")
     if conversion.dropped:
         lines.append(f"left out {', '.join(conversion.dropped)}")
     return "\n".join(lines)

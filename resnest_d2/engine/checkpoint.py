@@ -132,7 +132,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
         if self.changes:
             listed = "; ".join(f"{key} {change}" for key, change in self.changes.items())
             logger.warning("Resuming %s with other settings: %s", self.save_dir, listed)
-        return self.load_opened(checkpoint)
+        return self.load(checkpoint)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save ``name.pth`` whole or not at all, and tag it as the last one unless it is the best.

@@ -109,17 +109,27 @@ class ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"GLOBAL {full}")
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
     """Rebuild what was unpickled: tensors for arrays, and dicts whose methods are a dict's.
 
     A pickle may give an OrderedDict or a tensor attributes that hide their methods.
+
+    Args:
+        value: what was unpickled.
+        done: what was rebuilt so far, by its id: what stands in many places is rebuilt once.
     """
+    done = {} if done is None else done
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, _Array):
-        return value.tensor
-    if isinstance(value, torch.Tensor):
-        return torch.Tensor.detach(value)
-    if type(value) in (dict, OrderedDict, _Dict):
-        return {key: plain(inner) for key, inner in dict.items(value)}
-    if type(value) in (list, tuple):
-        return type(value)(plain(inner) for inner in value)
-    return value
+        found = value.tensor
+    elif isinstance(value, torch.Tensor):
+        found = torch.Tensor.detach(value)
+    elif type(value) in (dict, OrderedDict, _Dict):
+        found = {key: plain(inner, done) for key, inner in dict.items(value)}
+    elif type(value) in (list, tuple):
+        found = type(value)(plain(inner, done) for inner in value)
+    else:
+        found = value
+    done[id(value)] = found
+    return found

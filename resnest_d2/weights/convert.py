@@ -125,18 +125,11 @@ class Conversion(NamedTuple):
     """The outcome of converting a checkpoint."""
 
     checkpoint: Checkpoint
-    """The checkpoint, with the weights below."""
+    """With weights under Detectron2's names; those of a backbone alone have no prefix."""
     naming: str
     """The project whose names the weights had; "" for unknown names, which are kept."""
-    origins: dict[str, str]
-    """Old names, without the prefixes of wrappers, by new names."""
-    dropped: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
     """Keys that the naming does not have."""
-
-    @property
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Tensors under Detectron2's names; those of a backbone alone have no prefix."""
-        return self.checkpoint.weights
 
 
 def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -156,33 +149,26 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         is its classifier); a detector has Detectron2's names.
 
     Raises:
-        UnreadableError: keys fit no known naming; the message lists some.
+        UnreadableError: as :func:`rename_resnest`.
     """
-    if not isinstance(checkpoint, Mapping):
-        raise UnreadableError(f"a checkpoint is a dict of tensors, got {type(checkpoint).__name__}")
     container, tensors = find_tensors(checkpoint)
-    conversion = rename(Checkpoint("the checkpoint", tensors, container))
-    check_conversion(conversion)
-    return conversion.weights
+    return rename_resnest(Checkpoint("the checkpoint", tensors, container)).checkpoint.weights
 
 
-def check_conversion(conversion: Conversion) -> None:
-    """See that a checkpoint is a ResNeSt's.
+def rename_resnest(checkpoint: Checkpoint) -> Conversion:
+    """As :func:`rename`, and see that it is a ResNeSt.
 
     Raises:
-        UnreadableError: its keys fit no known naming, or none is of a block's 3x3 convolution.
+        UnreadableError: keys fit no known naming, or none is of a block's 3x3 convolution.
     """
-    name, keys = conversion.checkpoint.name, conversion.weights
-    if not conversion.naming:
+    conversion = rename(checkpoint)
+    keys = conversion.checkpoint.weights
+    if not conversion.naming or not any(".conv2." in key for key in keys):
         raise UnreadableError(
-            f"{name} holds no known ResNeSt: {len(keys)} of {len(keys)} keys fit no known naming "
-            f"({_listed(keys)})"
+            f"{checkpoint.name} holds no known ResNeSt: its keys fit no known naming, or none is "
+            f"of a block's 3x3 convolution ({_listed(keys)})"
         )
-    if not any(".conv2." in key for key in keys):
-        raise UnreadableError(
-            f"{name} holds no known ResNeSt: keys fit the naming of {conversion.naming}, and none "
-            f"of them is of a block's 3x3 convolution ({_listed(keys)})"
-        )
+    return conversion
 
 
 def rename(checkpoint: Checkpoint) -> Conversion:
@@ -192,21 +178,18 @@ def rename(checkpoint: Checkpoint) -> Conversion:
         named = {key.partition(".")[2]: value for key, value in named.items()}
     naming, names = _recognize(named)
     if not naming:
-        return Conversion(checkpoint, "", {}, ())
-    origins: dict[str, str] = {}
+        return Conversion(checkpoint, "")
+    weights: dict[str, torch.Tensor] = {}
     unknown = []
     for old, new in names.items():
-        if new is None or new in origins:
+        if new is None or new in weights:
             unknown.append(old)
-        else:
-            origins[new] = old
+            continue
+        is_matrix = named[old].ndim == 2 and _ATTENTION_WEIGHT.fullmatch(new)
+        weights[new] = named[old][:, :, None, None] if is_matrix else named[old]
     if unknown:
         message = "%s: %d keys do not fit the naming of %s and are left out: %s"
         logger.warning(message, checkpoint.name, len(unknown), naming, _listed(unknown))
-    weights = {new: named[old] for new, old in origins.items()}
-    for key, value in weights.items():
-        if value.ndim == 2 and _ATTENTION_WEIGHT.fullmatch(key):
-            weights[key] = value[:, :, None, None]
     backbone = _backbone(weights)
     converted = replace(
         checkpoint,
@@ -214,7 +197,7 @@ def rename(checkpoint: Checkpoint) -> Conversion:
         by_suffix=checkpoint.by_suffix or backbone is not None,
         author="resnest_d2",
     )
-    return Conversion(converted, naming, origins, tuple(unknown))
+    return Conversion(converted, naming, tuple(unknown))
 
 
 def _backbone(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

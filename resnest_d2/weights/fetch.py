@@ -19,7 +19,7 @@ from ..config import FileError, InputError, import_extra
 from ..files import sha256
 from . import catalog
 from .catalog import HUB, Entry, file_name
-from .convert import network_of, rename
+from .convert import rename
 from .files import Checkpoint, read_checkpoint, write_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -141,20 +141,10 @@ def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:
         raise FetchError(f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}")
     converted = rename(checkpoint).checkpoint
     if not promised:
-        _check_network(entry.name, converted.weights)
         message = "%s has no hash to check it against; it was read as tensors only"
         logger.warning(message, source)
     facts = {"source": source, "sha256": actual, "verified": bool(promised)}
     return replace(converted, input_format=entry.input_format, source=facts)
-
-
-def _check_network(name: str, weights: Iterable[str]) -> None:
-    """Refuse weights of another depth than their name says, for which no hash vouches."""
-    said = re.search(r"(resnest|resnet)(\d+)", name.rpartition("://")[2])
-    expected = f"{'ResNeSt' if said[1] == 'resnest' else 'ResNet'}-{said[2]}" if said else ""
-    found = network_of(weights)
-    if said and found and str(found) != expected:
-        raise InputError(f"it is of a {found}, not of a {expected}")
 
 
 def _download(url: str, folder: Path) -> Path:

@@ -32,6 +32,7 @@ CLASS_METADATA = (
 # comes before an average of it (EMA).
 _TRAINED = ("model", "model_state_dict", "state_dict", "model_state", "net", "params", "blobs")
 _AVERAGED = ("model_ema", "state_dict_ema", "ema_model", "ema_state", "ema_state_dict", "ema")
+_MAX_DEPTH = 4  # of containers in containers
 # Of what a layer computes with; other tensors, such as masks, may be of any type.
 _COMPUTED = ("weight", "bias", "running_mean", "running_var")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -151,7 +152,7 @@ def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> 
     if ending == ".safetensors":
         safe_open = import_extra("safetensors", "hub", f"reading {name}").safe_open
     with _reader_errors(name), path.open("rb") as stream:
-        if text := describe_text(stream.read(512)):
+        if text := _describe_text(stream.read(512)):
             raise UnreadableError(f"{name} is {text}")
         stream.seek(0)
         if safe_open:
@@ -173,16 +174,18 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
     if not weights:
         raise UnreadableError(f"{name} holds no tensors under {', '.join(map(str, content))[:200]}")
     for key, value in weights.items():
-        is_plain = value.layout == torch.strided and not value.is_nested
         is_number = value.dtype in _FLOATS or not key.endswith(_COMPUTED)
-        if value.is_meta or value.is_quantized or not (is_plain and is_number):
-            kind = f"{value.device.type}, {value.layout}, {value.dtype}"
+        is_odd = value.is_meta or value.is_quantized or value.is_nested
+        if is_odd or value.layout != torch.strided or not is_number:
+            layout = "nested" if value.is_nested else value.layout
+            kind = f"{value.device.type}, {layout}, {value.dtype}"
             raise UnreadableError(f"{name}: {key} is a tensor of an unsupported kind ({kind})")
     author, by_suffix = str(content.get("__author__", "")), content.get("matching_heuristics")
     if container != "model" and ending == ".pkl":  # Detectron's, as Detectron2 tells them
         weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
         author, by_suffix = "Caffe2", True
-    config = content.get(CONFIG_KEY)
+    config, source = content.get(CONFIG_KEY), content.get("source")
+    is_source = isinstance(source, dict) and all(isinstance(v, str | bool) for v in source.values())
     is_config = isinstance(config, str) and re.search("^MODEL:", config, re.MULTILINE)
     return Checkpoint(
         name,
@@ -195,19 +198,19 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
         config if is_config else "",
         # Other projects use other containers, and keep other things beside them.
         {k: v for k, v in content.items() if container == "model" and k != "model"},
-        source if isinstance(source := content.get("source"), dict) else {},
+        source if is_source else {},
         meta if isinstance(meta := content.get("meta"), dict) else {},
     )
 
 
 def find_tensors(
-    content: Mapping[Any, Any], containers: tuple[str, ...] = _TRAINED + _AVERAGED
+    content: Mapping[Any, Any], containers: tuple[str, ...] = _TRAINED + _AVERAGED, depth: int = 0
 ) -> tuple[str, dict[str, torch.Tensor]]:
     """Find the tensors in a file's content, and the key that holds them ("" if none does)."""
-    for container in containers:
+    for container in containers if depth < _MAX_DEPTH else ():
         inner = content.get(container)
         if isinstance(inner, Mapping):
-            deeper, tensors = find_tensors(inner, containers)
+            deeper, tensors = find_tensors(inner, containers, depth + 1)
             if tensors:
                 return f"{container}.{deeper}".rstrip("."), tensors
     return "", {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
@@ -230,16 +233,16 @@ def _is_metadata(key: str, value: Any) -> bool:
     if not isinstance(value, list | tuple) or not value:
         return False
     if key == "keypoint_connection_rules":  # two names and a colour
-        return all(isinstance(rule, list | tuple) and len(rule) == 3 for rule in value)
+        if not all(isinstance(rule, list | tuple) and len(rule) == 3 for rule in value):
+            return False
+        value = [name for rule in value for name in rule[:2]]
     return all(isinstance(name, str) for name in value)
 
 
-def describe_text(head: bytes) -> str | None:
+def _describe_text(head: bytes) -> str | None:
     """Say what a file that begins like this is; None if it may be a checkpoint."""
-    page = re.match(rb"(?P<html>\s*<!doctype html|.*<html)|\s*<(\?xml|error)", head, re.I | re.S)
-    if page:
-        kind = "HTML" if page["html"] else "XML"
-        return f"an {kind} page: a server's answer saved in place of the weights"
+    if re.match(rb"\s*<(!doctype|html|\?xml|error)", head, re.I):
+        return "a web page: a server's answer saved in place of the weights"
     if head.lstrip().startswith(b"version https://git-lfs"):
         return "a Git LFS pointer: `git lfs pull` fetches the weights that it stands for"
     # torch and pickle write control characters early on; texts have none.

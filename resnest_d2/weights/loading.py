@@ -79,7 +79,7 @@ def _local_path(path: str) -> str:
         return PathManager.get_local_path(path)
     except InputError:
         raise
-    except (OSError, HTTPException) as error:  # of the web, or the disk
+    except (OSError, HTTPException, UnicodeEncodeError) as error:  # of the web, or the disk
         raise FetchError(f"cannot get {path}: {error}") from error
 
 
@@ -92,32 +92,26 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     incompatible: Any = None
 
-    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
-        """Load as the base class does.
-
-        Raises:
-            InputError: as :func:`open_weights` and :meth:`load_opened`.
-        """
-        if not path:
-            logger.info("No MODEL.WEIGHTS: starting from random weights")
-            return {}
-        return self.load_opened(open_weights(path), checkpointables)
-
-    def load_opened(
-        self, checkpoint: Checkpoint, checkpointables: Sequence[str] | None = None
+    def load(
+        self, path: str | Checkpoint, checkpointables: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Load a checkpoint that has been read.
+        """Load as the base class does, also a checkpoint that has been opened.
 
         Args:
-            checkpoint: the checkpoint.
+            path: the checkpoint; "" loads nothing.
             checkpointables: names of what is loaded beside the model; None for all there is.
 
         Returns:
             what the file holds besides.
 
         Raises:
+            InputError: as :func:`open_weights`.
             UnreadableError: it is of another network, or a weight is NaN or infinite.
         """
+        if not path:
+            logger.info("No MODEL.WEIGHTS: starting from random weights")
+            return {}
+        checkpoint = path if isinstance(path, Checkpoint) else open_weights(path)
         states = self.model.state_dict()
         found, expected = network_of(checkpoint.weights), network_of(states)
         if found and expected and not found.fits(expected):
@@ -136,9 +130,9 @@ class WeightsCheckpointer(DetectionCheckpointer):
             is_caffe2 = checkpoint.author == "Caffe2"
             try:
                 weights = align_and_update_state_dicts(states, weights, is_caffe2)
-            except (AssertionError, ValueError) as error:  # a key matches several, or several one
+            except (AssertionError, ValueError) as error:  # its checks on names, mostly wordless
                 raise UnreadableError(
-                    f"{checkpoint.name} does not fit the model: {error}"
+                    f"{checkpoint.name} does not fit the model: several names match alike"
                 ) from error
         self.incompatible = self._load_model({"model": weights})
         self._log_incompatible_keys(self.incompatible)
@@ -167,21 +161,6 @@ class WeightsCheckpointer(DetectionCheckpointer):
         absent = {*self.incompatible.missing_keys, *shapes}
         return [name for name in states if name in absent]
 
-    def untouched_backbone(self) -> list[str]:
-        """Name those of the backbone that its file should have had.
-
-        No file for ImageNet has the offsets of deformable convolutions, and some files of plain
-        ResNets have norms without statistics, which are folded.
-        """
-        found, untouched = [], self.untouched()
-        for prefix, module in self.model.named_modules():
-            if isinstance(module, ResNet):
-                start = f"{prefix}." if prefix else ""
-                folded = "" if isinstance(module, ResNeSt) else r"|\.norm\."
-                names = (name for name in untouched if name.startswith(start))
-                found += [name for name in names if not re.search("conv2_offset" + folded, name)]
-        return found
-
     def load_to_train(self, path: str) -> None:
         """Load the weights that a training begins with; heads may start anew, the backbone not.
 
@@ -191,34 +170,38 @@ class WeightsCheckpointer(DetectionCheckpointer):
         self.load(path, [])
         if not path:
             return
-        if absent := self.untouched_backbone():
+        untouched = self.untouched()
+        if absent := self._of_backbone(untouched):
             raise InputError(
-                f"MODEL.WEIGHTS {path} leaves {len(absent)} parameters of the backbone at random "
-                f"values, in {_submodules(absent)}{self._first_shape()}: give weights of this "
-                "backbone, or MODEL.WEIGHTS '' to train from scratch"
+                f"MODEL.WEIGHTS {path} {self.describe(absent, 'parameters of the backbone')}: give "
+                "weights of this backbone, or MODEL.WEIGHTS '' to train from scratch"
             )
-        if absent := self.untouched():
-            logger.info("%s does not hold %s, which start anew", path, _submodules(absent))
+        if untouched:
+            logger.info("%s does not hold %s, which start anew", path, _submodules(untouched))
 
-    def _first_shape(self) -> str:
+    def _of_backbone(self, untouched: Sequence[str]) -> list[str]:
+        """Name those of the backbone that its file should have had.
+
+        No file for ImageNet has the offsets of deformable convolutions, and some files of plain
+        ResNets have norms without statistics, which are folded.
+        """
+        found = []
+        for prefix, module in self.model.named_modules():
+            if isinstance(module, ResNet):
+                start = f"{prefix}." if prefix else ""
+                folded = "" if isinstance(module, ResNeSt) else r"|\.norm\."
+                names = (name for name in untouched if name.startswith(start))
+                found += [name for name in names if not re.search("conv2_offset" + folded, name)]
+        return found
+
+    def describe(self, untouched: Sequence[str], kind: str = "parameters") -> str:
+        """The middle of a message on parameters that no file has reached, and why not."""
+        text = f"leaves {len(untouched)} {kind} at random values, in {_submodules(untouched)}"
         for name, theirs, ours in (
             self.incompatible.incorrect_shapes[:1] if self.incompatible else ()
         ):
-            return f" ({name} has shape {theirs} in the file and {ours} in the model)"
-        return ""
-
-    def require_all(self, name: str) -> None:
-        """See that a file has reached the whole model.
-
-        Raises:
-            UntrainedParametersError: it has not.
-        """
-        if untouched := self.untouched():
-            raise UntrainedParametersError(
-                f"MODEL.WEIGHTS {name or 'is empty and'} leaves {len(untouched)} parameters at "
-                f"random values, in {_submodules(untouched)}{self._first_shape()}: give the "
-                "checkpoint of a trained detector, and the config that it was trained with"
-            )
+            text += f" ({name} has shape {theirs} in the file and {ours} in the model)"
+        return text
 
 
 def _fit_channels(
@@ -283,15 +266,17 @@ def load_weights(
         UntrainedParametersError: the file left something untouched.
     """
     checkpointer = WeightsCheckpointer(model)
-    is_open = isinstance(weights, Checkpoint)
-    (checkpointer.load_opened if is_open else checkpointer.load)(weights, [])
-    try:
-        checkpointer.require_all(weights.name if is_open else weights)
-    except UntrainedParametersError as error:
+    checkpointer.load(weights, [])
+    if untouched := checkpointer.untouched():
+        name = weights.name if isinstance(weights, Checkpoint) else weights or "is empty and"
+        message = (
+            f"MODEL.WEIGHTS {name} {checkpointer.describe(untouched)}: give the "
+            "checkpoint of a trained detector, and the config that it was trained with"
+        )
         if not allow_untrained:
-            raise
-        logger.warning("%s", error)
-    return checkpointer.untouched()
+            raise UntrainedParametersError(message)
+        logger.warning(message)
+    return untouched
 
 
 def _submodules(names: Iterable[str]) -> str:
