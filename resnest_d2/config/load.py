@@ -34,7 +34,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults of Detectron2, of ResNeSt and of the projects it needs.
 
     Args:
-        config_file: a path; its ``_BASE_`` may be an address.
+        config_file: a local file; its ``_BASE_`` may be an address.
         opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Returns:
@@ -45,11 +45,6 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         ConfigError: a key that does not exist, a value that does not fit its key, or a tag that
             would run code; the message names it.
     """
-    if "://" in config_file:
-        raise ConfigError(
-            f"--config-file {config_file} is an address, which Detectron2 reads only as the _BASE_ "
-            "of a local file"
-        )
     if not os.path.isfile(config_file):  # pathlib's raises where a name is too long
         root = config_dir()
         known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
@@ -108,17 +103,13 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
     Raises:
         ConfigError: a key that does not exist, or a value that does not fit its key.
     """
-    late = next((option for option in opts if str(option).startswith("--")), None)
-    if late:
-        raise ConfigError(f"{late} must stand before the config's own options: {_joined(opts)}")
+    given = " ".join(map(str, opts))
+    if late := next((option for option in opts if str(option).startswith("--")), None):
+        raise ConfigError(f"{late} must stand before the config's own options: {given}")
     if len(opts) % 2:
-        raise ConfigError(f"options must be pairs of KEY and VALUE, got {_joined(opts)!r}")
+        raise ConfigError(f"options must be pairs of KEY and VALUE, got {given!r}")
     with _merging("the command line", cfg):
         cfg.merge_from_list(list(opts))
-
-
-def _joined(opts: Sequence[Any]) -> str:
-    return " ".join(map(str, opts))
 
 
 def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
@@ -129,9 +120,9 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
         named: the keys that a user has set; a default asks for nothing.
     """
     builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
-    asked = {"RADIX": resnets.RADIX > 1, **{k: resnets[k] for k in ("AVD", "DEEP_STEM")}}
-    for key in (key for key, value in asked.items() if value and f"MODEL.RESNETS.{key}" in named):
-        if builder in PLAIN_BUILDERS:
+    asked = {"RADIX": resnets.RADIX > 1, "AVD": resnets.AVD, "DEEP_STEM": resnets.DEEP_STEM}
+    for key, is_asked in asked.items() if builder in PLAIN_BUILDERS else ():
+        if is_asked and f"MODEL.RESNETS.{key}" in named:
             raise ConfigError(
                 f"MODEL.RESNETS.{key} {resnets[key]} is a ResNeSt's, but MODEL.BACKBONE.NAME "
                 f"{builder!r} builds a plain ResNet without it: write "
