@@ -75,6 +75,8 @@ def test_what_cannot_be_written_is_named(tmp_path):
             action(tmp_path / "absent/x")
         with pytest.raises(FileError, match=f"cannot write {tmp_path}: "):
             action(tmp_path)
+    with pytest.raises(FileError, match="cannot write .*xxx: File name too long"):
+        write_text(tmp_path / ("x" * 300), "")
     for action in (make_folder, hold_folder):
         with pytest.raises(FileError, match=f"cannot make the folder {tmp_path}/file/x: Not a"):
             action(tmp_path / "file/x")
