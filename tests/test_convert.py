@@ -1,7 +1,6 @@
 """Names of published files to Detectron2's; test_timm.py and test_mmdet.py compare outputs too."""
 
 import pytest
-import timm
 import torch
 from helpers import image_shape, make_cfg
 from torch.optim.swa_utils import AveragedModel
@@ -160,23 +159,3 @@ def test_what_was_recognised(openmmlab, expected):
     assert rename(Checkpoint("x", detector)).checkpoint.by_suffix  # a backbone alone
     detector["backbone.fpn_output2.weight"] = torch.zeros(1)
     assert not rename(Checkpoint("x", detector)).checkpoint.by_suffix
-
-
-@pytest.mark.parametrize("radix", [1, 2, 4])
-def test_timm_names_with_and_without_classifier(radix):
-    model = timm.models.resnest.ResNet(
-        block=timm.models.resnest.ResNestBottleneck,
-        layers=[1, 1, 1, 1],
-        stem_type="deep",
-        stem_width=32,
-        avg_down=True,
-        base_width=64,
-        num_classes=0,
-        block_args={"radix": radix, "avd": True, "avd_first": False},
-    )
-    converted = convert(model.state_dict())
-    ours = resnest_d2.build_resnest_backbone(
-        make_cfg(*OPTS, "MODEL.RESNETS.RADIX", radix), image_shape()
-    )
-    assert converted.keys() == ours.state_dict().keys()
-    ours.load_state_dict(converted)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from commands import run_command
 from detectron2.config import get_cfg
 
 from resnest_d2 import model_zoo
@@ -111,20 +110,6 @@ def test_a_strangers_config_is_not_run(text, message, tmp_path, monkeypatch, cap
     assert config_to_use(DIGITS, [], strange) == load_config(DIGITS)
     assert f"{DIGITS} counts alone, for the config in strange.pth" in caplog.text
     assert not (tmp_path / "ran").exists()
-
-
-def test_a_lazy_config_in_a_checkpoint_calls_nothing(tmp_path):
-    """Of a command, too; the file that its target names would leave one behind."""
-    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    call = {"_target_": "detectron2.config.LazyConfig.load", "filename": str(tmp_path / "evil.py")}
-    text = json.dumps({"model": {"_target_": "torch.nn.Identity", "x": call}})
-    save(tmp_path / "evil.pth", text)
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "evil.pth"), "MODEL.DEVICE", "cpu"]
-    for options in ([], ["--config-file", DIGITS]):
-        result = run_command("train", "--eval-only", *options, *weights, cwd=tmp_path)
-        assert result.returncode == 2, result.stderr
-        assert "Traceback" not in result.stderr
-        assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])

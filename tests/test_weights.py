@@ -1,12 +1,8 @@
 """Loading weights: what fits is loaded, what does not is told."""
 
-import gzip
-import json
 import logging
 import pickle
-from pathlib import Path
 
-import mmdet_golden
 import numpy as np
 import pytest
 import torch
@@ -39,7 +35,6 @@ from resnest_d2.weights.files import write_checkpoint
 from resnest_d2.weights.loading import require_finite
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
-NAMES = Path(__file__).parent / "data/mmdet_names.json.gz"
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +127,6 @@ def test_a_checkpoint_that_was_opened_loads_many_times(imagenet_file):
     load_weights(make_resnest(14, in_channels=4), checkpoint)
     assert load_weights(small_backbone(), checkpoint) == []
     assert checkpoint.weights["conv1.0.weight"].shape[1] == 3
-
-
-def test_mmdetections_file_in_its_zoo_entry(tmp_path):
-    shapes = json.loads(gzip.decompress(NAMES.read_bytes()))["faster_resnest50"]
-    weights = mmdet_golden.draw_weights(shapes)
-    content = {"meta": {"mmdet_version": "2.7.0"}, "state_dict": weights}
-    model = zoo_model("mmdet/faster_resnest50")
-    assert load_weights(model, save(tmp_path / "epoch_12.pth", content)) == []
-    weight = model.roi_heads.box_predictor.bbox_pred.weight
-    assert torch.equal(weight, weights["roi_head.bbox_head.fc_reg.weight"])
 
 
 def test_every_zoo_config_names_weights_that_are_known():
