@@ -274,10 +274,10 @@ def test_containers_without_end(tmp_path):
     for content, reason in ((endless, "cannot be read"), (doubled, "holds no tensors under model")):
         with pytest.raises(UnreadableError, match=f"x.pth {reason}"):
             saved(content, tmp_path / "x.pth")
-    checkpoint = saved(
-        {"model": {"a": ONE}, "source": doubled, "meta": doubled}, tmp_path / "x.pth"
-    )
-    assert checkpoint.source == {}
+    others = dict.fromkeys(("source", "meta", "__author__", "classes", "config"), doubled)
+    others["input"] = {"channels": doubled, "mean": [0], "std": [1]}
+    found = saved({"model": {"a": ONE}, **others}, tmp_path / "x.pth")
+    assert (found.source, found.author, found.input_format) == ({}, "", None)
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])

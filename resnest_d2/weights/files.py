@@ -73,8 +73,9 @@ class InputFormat:
     def from_dict(cls, content: Any) -> "InputFormat | None":
         """Read what :meth:`to_dict` returned; None for anything else."""
         try:
+            channels = content["channels"]
             mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
-            return cls(str(content["channels"]), mean, std)
+            return cls(channels, mean, std) if isinstance(channels, str) else None
         except (LookupError, TypeError, ValueError):
             return None
 
@@ -180,7 +181,7 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
             layout = "nested" if value.is_nested else value.layout
             kind = f"{value.device.type}, {layout}, {value.dtype}"
             raise UnreadableError(f"{name}: {key} is a tensor of an unsupported kind ({kind})")
-    author, by_suffix = str(content.get("__author__", "")), content.get("matching_heuristics")
+    author, by_suffix = content.get("__author__"), content.get("matching_heuristics")
     if container != "model" and ending == ".pkl":  # Detectron's, as Detectron2 tells them
         weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
         author, by_suffix = "Caffe2", True
@@ -192,7 +193,7 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
         weights,
         container,
         by_suffix is True,
-        author,
+        author if isinstance(author, str) else "",
         InputFormat.from_dict(content.get(INPUT_KEY)),
         check_classes(content.get(CLASSES_KEY)),
         config if is_config else "",
