@@ -83,6 +83,10 @@ def test_a_base_at_an_address(tmp_path, monkeypatch):
             load_config(str(tmp_path / "mine.yaml"))
 
 
+# Each line holds the one before it twice.
+BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -96,7 +100,9 @@ def test_a_base_at_an_address(tmp_path, monkeypatch):
         ("", ": it, or its _BASE_, is not keys and values: "),
         ("_BASE_:", ": it, or its _BASE_, is not keys and values: "),
         ("{[1]: 2}", ": line 1 is no plain value: found unhashable key"),
-        ("a: &x {b: *x}", ": it is its own _BASE_, or nested without end"),
+        ("a: &x {b: *x}", ": it is nested without end"),
+        (BOMB, ": it is nested without end"),
+        ("a: " + "[" * 3000 + "]" * 3000, ": it is its own _BASE_, or nested too deep"),
         ("MODEL: {WEIGHTS: }", ": MODEL.WEIGHTS has no value"),
         ("MODEL: {RESNETS: {RADIX: ~}}", ": MODEL.RESNETS.RADIX has no value"),
         ("MODEL: {POINT_HEAD: {NUM_CLASSES: }}", ": MODEL.POINT_HEAD.NUM_CLASSES has no value"),

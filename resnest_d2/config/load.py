@@ -17,6 +17,7 @@ from .keys import add_project_config, add_resnest_config, flat_items, flat_keys
 
 logger = logging.getLogger(__name__)
 
+MOST_VALUES = 100_000  # of a config, which has some 700
 PLAIN_BUILDERS = (
     *("build_resnet_backbone", "build_resnet_fpn_backbone"),
     "build_retinanet_resnet_fpn_backbone",
@@ -85,8 +86,8 @@ def _build(loaded: Any, source: str, opts: Sequence[str]) -> CfgNode:
     add_resnest_config(cfg)
     if not isinstance(loaded, dict):
         raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
-    with _errors_of(source):
-        named = {*flat_keys(loaded), *opts[::2]}
+    _check_size(loaded, source)
+    named = {*flat_keys(loaded), *opts[::2]}
     add_project_config(cfg, named)
     if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
         raise ConfigError(f"{source}: VERSION must be {cfg.VERSION}, got {version!r}")
@@ -95,6 +96,17 @@ def _build(loaded: Any, source: str, opts: Sequence[str]) -> CfgNode:
     merge_options(cfg, opts)
     _check_builder(cfg, named)
     return cfg
+
+
+def _check_size(loaded: dict, source: str) -> None:
+    """Refuse what holds itself, or is doubled again and again: YAML's aliases can do both."""
+    values, count = [loaded], 0
+    while values and count <= MOST_VALUES:
+        value, count = values.pop(), count + 1
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    if values:
+        raise ConfigError(f"{source}: it is nested without end")
 
 
 def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
@@ -163,7 +175,7 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     except OSError as error:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{source}: it is its own _BASE_, or nested without end") from error
+        raise ConfigError(f"{source}: it is its own _BASE_, or nested too deep") from error
     except yaml.constructor.ConstructorError as error:  # of a tag that would run code, above all
         line = error.problem_mark.line + 1
         raise ConfigError(f"{source}: line {line} is no plain value: {error.problem}") from error
