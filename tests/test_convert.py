@@ -152,10 +152,10 @@ def test_two_names_for_one_weight(imagenet, expected):
 
 def test_what_was_recognised(openmmlab, expected):
     found = rename(Checkpoint("x", openmmlab))
-    assert (found.naming, found.dropped) == ("OpenMMLab's backbones", ())
-    assert_equal(found.checkpoint.weights, expected)
-    assert found.checkpoint.by_suffix
+    assert found.naming == "OpenMMLab's backbones"
+    assert_equal(found.weights, expected)
+    assert found.by_suffix
     detector = {f"backbone.bottom_up.{k}": v for k, v in expected.items()}
-    assert rename(Checkpoint("x", detector)).checkpoint.by_suffix  # a backbone alone
+    assert rename(Checkpoint("x", detector)).by_suffix  # a backbone alone
     detector["backbone.fpn_output2.weight"] = torch.zeros(1)
-    assert not rename(Checkpoint("x", detector)).checkpoint.by_suffix
+    assert not rename(Checkpoint("x", detector)).by_suffix

@@ -103,7 +103,7 @@ def test_a_backbone_with_a_key_of_another_head(convert_first, imagenet, tmp_path
 
 def test_a_trainer_of_another_project_gets_it_too(imagenet, tmp_path):
     """Detectron2's own checkpointer loads what the names resolve to."""
-    converted = rename(Checkpoint("x", imagenet)).checkpoint
+    converted = rename(Checkpoint("x", imagenet))
     write_checkpoint(converted, tmp_path / "converted.pth")
     model = small_detector()
     DetectionCheckpointer(model).load(str(tmp_path / "converted.pth"))

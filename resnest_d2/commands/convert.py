@@ -9,8 +9,8 @@ from typing import Any
 
 from ..config import FileError, InputError
 from ..files import check_writable, sha256
-from ..weights import open_weights
-from ..weights.convert import Conversion, network_of, rename_resnest
+from ..weights import Checkpoint, open_weights
+from ..weights.convert import network_of, rename_resnest
 from ..weights.files import ENDINGS, check_classes, write_checkpoint
 from . import running
 
@@ -26,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with running("resnest_d2"):
         check_target(args.target, args.overwrite)
-        conversion = read(args.source, args.average)
-        write_checkpoint(conversion.checkpoint, args.target)
-        print(format_summary(conversion))
+        checkpoint = read(args.source, args.average)
+        write_checkpoint(checkpoint, args.target)
+        print(format_summary(checkpoint))
         print(f"wrote    {args.target} (SHA-256 {sha256(args.target)})")
     return 0
 
@@ -47,7 +47,7 @@ def check_target(target: Path, overwrite: bool) -> None:
         raise FileError(f"{target} is there already; --overwrite replaces it")
 
 
-def read(source: str, average: bool = False) -> Conversion:
+def read(source: str, average: bool = False) -> Checkpoint:
     """Read and convert a file of published weights or of training.
 
     Args:
@@ -57,11 +57,9 @@ def read(source: str, average: bool = False) -> Conversion:
     Raises:
         InputError: the file is not there, cannot be fetched or is no checkpoint of a ResNeSt.
     """
-    conversion = rename_resnest(open_weights(source, average))
-    checkpoint = conversion.checkpoint
-    if not checkpoint.classes:
-        checkpoint = replace(checkpoint, classes=_mmdetection_classes(checkpoint.meta))
-    return conversion._replace(checkpoint=checkpoint)
+    checkpoint = rename_resnest(open_weights(source, average))
+    classes = checkpoint.classes or _mmdetection_classes(checkpoint.meta)
+    return replace(checkpoint, classes=classes)
 
 
 def _mmdetection_classes(meta: dict[str, Any]) -> dict[str, Any]:
@@ -72,17 +70,13 @@ def _mmdetection_classes(meta: dict[str, Any]) -> dict[str, Any]:
     return check_classes({"thing_classes": names}) if names else {}
 
 
-def format_summary(conversion: Conversion) -> str:
-    """Tell what was read, what it became, and what was left out."""
-    checkpoint, weights = conversion.checkpoint, conversion.checkpoint.weights
+def format_summary(checkpoint: Checkpoint) -> str:
+    """Tell what was read, and what it became."""
     container = f", under {checkpoint.container!r}" if checkpoint.container else ""
-    network = network_of(weights) or "no ResNet"
     kind = "a backbone" if checkpoint.by_suffix else "a detector"
-    millions = sum(tensor.numel() for tensor in weights.values()) / 1e6
-    lines = [
-        f"read     {checkpoint.name}: names of {conversion.naming}{container}",
-        f"holds    {network}, {kind}: {len(weights)} tensors, {millions:.2f} M values",
-    ]
-    if conversion.dropped:
-        lines.append(f"left out {', '.join(conversion.dropped)}")
-    return "\n".join(lines)
+    tensors, network = checkpoint.weights.values(), network_of(checkpoint.weights) or "no ResNet"
+    millions = sum(tensor.numel() for tensor in tensors) / 1e6
+    return (
+        f"read     {checkpoint.name}: names of {checkpoint.naming}{container}\n"
+        f"holds    {network}, {kind}: {len(tensors)} tensors, {millions:.2f} M values"
+    )

@@ -69,7 +69,7 @@ def publish(
     model = build_detector(cfg)
     load_weights(model, checkpoint)
     text = settings_text(cfg)
-    checkpoint = replace(rename(checkpoint).checkpoint, input_format=of_model(model), config=text)
+    checkpoint = replace(rename(checkpoint), input_format=of_model(model), config=text)
 
     make_folder(output)
     unnamed = output / f"{name}-unnamed.{ending}"

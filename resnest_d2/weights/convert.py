@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -121,17 +121,6 @@ _WRAPPERS = {"module", "model", "_orig_mod"}
 _PLACES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "encoder.")
 
 
-class Conversion(NamedTuple):
-    """The outcome of converting a checkpoint."""
-
-    checkpoint: Checkpoint
-    """With weights under Detectron2's names; those of a backbone alone have no prefix."""
-    naming: str
-    """The project whose names the weights had; "" for unknown names, which are kept."""
-    dropped: tuple[str, ...] = ()
-    """Keys that the naming does not have."""
-
-
 def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """Rename a ResNeSt's or a ResNeSt detector's weights to Detectron2's names.
 
@@ -152,33 +141,35 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         UnreadableError: as :func:`rename_resnest`.
     """
     container, tensors = find_tensors(checkpoint)
-    return rename_resnest(Checkpoint("the checkpoint", tensors, container)).checkpoint.weights
+    return rename_resnest(Checkpoint("the checkpoint", tensors, container)).weights
 
 
-def rename_resnest(checkpoint: Checkpoint) -> Conversion:
+def rename_resnest(checkpoint: Checkpoint) -> Checkpoint:
     """As :func:`rename`, and see that it is a ResNeSt.
 
     Raises:
         UnreadableError: keys fit no known naming, or none is of a block's 3x3 convolution.
     """
-    conversion = rename(checkpoint)
-    keys = conversion.checkpoint.weights
-    if not conversion.naming or not any(".conv2." in key for key in keys):
+    renamed = rename(checkpoint)
+    if not renamed.naming or not any(".conv2." in key for key in renamed.weights):
         raise UnreadableError(
             f"{checkpoint.name} holds no known ResNeSt: its keys fit no known naming, or none is "
-            f"of a block's 3x3 convolution ({_listed(keys)})"
+            f"of a block's 3x3 convolution ({_listed(renamed.weights)})"
         )
-    return conversion
+    return renamed
 
 
-def rename(checkpoint: Checkpoint) -> Conversion:
-    """Give a checkpoint's weights Detectron2's names; where none fits a known naming, all stay."""
+def rename(checkpoint: Checkpoint) -> Checkpoint:
+    """Give a checkpoint's weights Detectron2's names; where none fits a known naming, all stay.
+
+    Those of a backbone alone have no prefix.
+    """
     named = {k: v for k, v in checkpoint.weights.items() if not _AVERAGING.fullmatch(k)}
     while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
         named = {key.partition(".")[2]: value for key, value in named.items()}
     naming, names = _recognize(named)
     if not naming:
-        return Conversion(checkpoint, "")
+        return checkpoint
     weights: dict[str, torch.Tensor] = {}
     unknown = []
     for old, new in names.items():
@@ -191,13 +182,13 @@ def rename(checkpoint: Checkpoint) -> Conversion:
         message = "%s: %d keys do not fit the naming of %s and are left out: %s"
         logger.warning(message, checkpoint.name, len(unknown), naming, _listed(unknown))
     backbone = _backbone(weights)
-    converted = replace(
+    return replace(
         checkpoint,
         weights=weights if backbone is None else backbone,
         by_suffix=checkpoint.by_suffix or backbone is not None,
         author="resnest_d2",
+        naming=naming,
     )
-    return Conversion(converted, naming, tuple(unknown))
 
 
 def _backbone(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

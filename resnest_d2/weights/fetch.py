@@ -139,7 +139,7 @@ def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:
     actual = sha256(file)
     if not actual.startswith(promised):
         raise FetchError(f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}")
-    converted = rename(checkpoint).checkpoint
+    converted = rename(checkpoint)
     if not promised:
         message = "%s has no hash to check it against; it was read as tensors only"
         logger.warning(message, source)

@@ -115,6 +115,8 @@ class Checkpoint:
     """The file that this one was made from."""
     meta: dict[str, Any] = field(default_factory=dict)
     """MMDetection's facts about its training; they are never written here."""
+    naming: str = ""
+    """The project whose names the weights had before they were renamed; "" for unknown names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a file that ``DetectionCheckpointer`` loads."""

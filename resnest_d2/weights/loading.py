@@ -121,7 +121,7 @@ class WeightsCheckpointer(DetectionCheckpointer):
         )
         # The names of a model that was trained here may be those of another project's files.
         if not is_own:
-            checkpoint = rename(checkpoint).checkpoint
+            checkpoint = rename(checkpoint)
         weights = _fit_channels(checkpoint, states)
         if weights is None:
             weights = dict(checkpoint.weights)  # the base class takes out what does not fit
