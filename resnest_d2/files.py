@@ -7,7 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -46,7 +46,8 @@ def replacing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise FileError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is in its place, or could not be made
+            temporary.unlink()
 
 
 def _to_disk(path: Path) -> None:
@@ -74,10 +75,10 @@ def check_writable(target: Path) -> None:
     Raises:
         FileError: it cannot; the message names it.
     """
-    if target.is_dir():
+    if os.path.isdir(target):  # pathlib's raises where a name is too long
         raise FileError(f"cannot write {target}: it is a folder")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        is_there = target.parent.is_dir()
+        is_there = os.path.isdir(target.parent)
         reason = "its folder cannot be written" if is_there else "there is no such folder"
         raise FileError(f"cannot write {target}: {reason}")
 

@@ -9,10 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
-def answer(
+def content(
     body: bytes,
     code: int = 200,
-    headers: dict[str, str] | None = None,
+    headers: dict[str, str | None] | None = None,
     send: int | None = None,
     pieces: int = 1,
     seconds: float = 0.0,
@@ -34,8 +34,6 @@ def answer(
             if value is not None:
                 request.send_header(key, value)
         request.end_headers()
-        if request.command == "HEAD":
-            return
         sent = body[:send]
         size = len(sent) // pieces + 1
         for start in range(0, len(sent), size):
@@ -44,31 +42,6 @@ def answer(
             time.sleep(seconds / pieces)
 
     return reply
-
-
-def content(data: bytes, headers: dict[str, str] | None = None) -> Answer:
-    """All of it, with its length."""
-    return answer(data, headers=headers)
-
-
-def cut_off(data: bytes) -> Answer:
-    """Half of what the length promises."""
-    return answer(data, send=len(data) // 2)
-
-
-def slow(data: bytes, seconds: float) -> Answer:
-    """In twenty pieces over some seconds, without a length."""
-    return answer(data, headers={"Content-Length": None}, pieces=20, seconds=seconds)
-
-
-def silent(data: bytes, seconds: float) -> Answer:
-    """A third of it, and then nothing for a while."""
-    return answer(data, send=len(data) // 3, seconds=seconds)
-
-
-def status(code: int, page: bytes = b"<html>no</html>", headers: dict | None = None) -> Answer:
-    """A status other than 200, or a redirection with its Location."""
-    return answer(page, code, headers)
 
 
 class Server:
@@ -90,9 +63,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 outer.requests.append(self.path)
-                outer.answers.get(self.path.lstrip("/"), status(404))(self)
-
-            do_HEAD = do_GET
+                outer.answers.get(self.path.lstrip("/"), content(b"<html>no</html>", 404))(self)
 
             def log_message(self, *args: object) -> None:
                 pass

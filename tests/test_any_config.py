@@ -60,13 +60,7 @@ OTHERS = {
     "MODEL.ROI_HEADS.IN_FEATURES": st.one_of(st.just("['p2','p3','p4','p5']"), stages),
     "MODEL.RPN.IN_FEATURES": st.one_of(st.just("['p2','p3','p4','p5','p6']"), stages),
     "MODEL.ANCHOR_GENERATOR.SIZES": st.sampled_from(
-        [
-            "[[8],[16],[32],[64],[128]]",
-            "[[32]]",
-            "[[8,16],[16],[32],[64],[128]]",
-            "[[8],[16]]",
-            "[]",
-        ]
+        ["[[8],[16],[32],[64],[128]]", "[[32]]", "[[8,16],[16],[32],[64],[128]]", "[[8]]", "[]"]
     ),
     "MODEL.ROI_HEADS.NUM_CLASSES": st.sampled_from([-1, 0, 1, 2, 10]),
     "MODEL.ROI_BOX_HEAD.NORM": norms,

@@ -1,9 +1,7 @@
 """Weights by name, from servers that work and servers that do not."""
 
-import errno
 import hashlib
 import json
-import os
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +14,11 @@ from commands import run_python
 from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
 from safetensors.torch import save
-from server import Server, content, cut_off, silent, slow, status
+from server import Server, content
 
 import resnest_d2
 from resnest_d2 import model_zoo
-from resnest_d2.config import FileError, InputError
+from resnest_d2.config import InputError
 from resnest_d2.model_zoo.published import PUBLICATIONS, Publication, Publisher
 from resnest_d2.weights import (
     FetchError,
@@ -37,9 +35,8 @@ FACTS = json.loads((Path(__file__).parent / "data/weight_files.json").read_text(
 
 
 def backbone():
-    return resnest_d2.build_resnest_backbone(
-        make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN"), image_shape()
-    )
+    cfg = make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN")
+    return resnest_d2.build_resnest_backbone(cfg, image_shape())
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +47,9 @@ def data(imagenet, tmp_path_factory) -> bytes:
 
 
 @pytest.fixture
-def server():
+def server(tmp_path, monkeypatch):
+    """With an empty cache for what is fetched from it."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     with Server().running() as running:
         yield running
 
@@ -58,23 +57,23 @@ def server():
 @pytest.fixture
 def names_anew():
     """The catalogue lists its names once."""
-    catalog._entries.cache_clear()
+    catalog.entries.cache_clear()
     yield
-    catalog._entries.cache_clear()
+    catalog.entries.cache_clear()
 
 
 @pytest.fixture
-def make_tiny(server, tmp_path, monkeypatch, names_anew):
-    """Puts ``resnest://ImageNet/tiny`` at three places of the server, with an empty cache."""
+def make_tiny(server, monkeypatch, names_anew):
+    """Puts ``resnest://ImageNet/tiny`` at three places of the server."""
 
-    def make(file, **places):
-        monkeypatch.setattr(catalog, "BACKBONES", (catalog.Backbone("tiny", file, **places),))
-        catalog._entries.cache_clear()
-        return file
+    def make(body, **places):
+        digest = hashlib.sha256(body).hexdigest()[:8]
+        monkeypatch.setattr(catalog, "BACKBONES", (catalog.Backbone("tiny", digest, **places),))
+        catalog.entries.cache_clear()
+        return f"tiny-{digest}.pth"
 
     for name, folder in (("RELEASE", "a/"), ("TIMM_RELEASE", "b/"), ("BUCKET", "c/")):
         monkeypatch.setattr(catalog, name, server.url + folder)
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("RESNEST_D2_MIRROR", raising=False)
     monkeypatch.setattr(fetch, "TIMEOUT", 1.0)
     return make
@@ -83,7 +82,7 @@ def make_tiny(server, tmp_path, monkeypatch, names_anew):
 @pytest.fixture
 def tiny(make_tiny, data):
     """Its file's name."""
-    return make_tiny(f"tiny-{hashlib.sha256(data).hexdigest()[:8]}.pth")
+    return make_tiny(data)
 
 
 def cached(tmp_path) -> list[str]:
@@ -103,7 +102,7 @@ def assert_complete(path, imagenet):
     assert all(torch.equal(model[key], expected[key]) for key in expected)
 
 
-def test_the_first_source(server, tiny, data, imagenet, tmp_path, capfd):
+def test_the_first_source(server, tiny, data, imagenet, tmp_path, capfd, monkeypatch):
     server.answers[f"a/{tiny}"] = content(data)
     path = PathManager.get_local_path(NAME)
     assert_complete(path, imagenet)
@@ -113,48 +112,59 @@ def test_the_first_source(server, tiny, data, imagenet, tmp_path, capfd):
     assert open_weights(NAME).source == source
     assert open_weights(NAME).input_format == catalog.IMAGENET_RGB
     assert "100%" in capfd.readouterr().err
-    # The second time the cache does, also without any server; `force` fetches anew.
+    # The second time the cache does, also without any server, and where it can only be read;
+    # `force` fetches anew.
     server.answers.clear()
-    assert PathManager.get_local_path(NAME) == path
+    with monkeypatch.context() as patch:
+        patch.setattr(fetch, "file_lock", lambda *a: 1 / 0)
+        patch.setattr(fetch, "get_cache_dir", lambda: "/somewhere/else")
+        assert PathManager.get_local_path(NAME) == path
     assert server.requests == [f"/a/{tiny}"]
     with pytest.raises(FetchError, match=f"cannot get {tiny}: .*HTTP 404 Not Found"):
         PathManager.get_local_path(NAME, force=True)
     assert_complete(path, imagenet)
 
 
+PAGE = b"<html>sorry</html>"
+HOSTILE = b"\x80\x02cposix\nmkdir\nX\x03\x00\x00\x00ran\x85R."  # makes a folder where it may run
 BAD = {
-    "cut off": (lambda data: cut_off(data), "(it cannot be read|wrong hash)"),
-    "silent": (lambda data: silent(data, 2), "timed out"),
-    "forbidden": (lambda data: status(403), "HTTP 403 Forbidden"),
-    "absent": (lambda data: status(404), "HTTP 404 Not Found"),
+    "cut off": (lambda data: content(data, send=len(data) // 2), "(it cannot be read|wrong hash)"),
+    "silent": (lambda data: content(data, send=len(data) // 3, seconds=2), "timed out"),
+    "forbidden": (lambda data: content(PAGE, 403), "HTTP 403 Forbidden"),
+    "absent": (lambda data: content(PAGE, 404), "HTTP 404 Not Found"),
     "another file": (lambda data: content(data + b"x"), "wrong hash: SHA-256 starts with"),
-    "a page": (lambda data: content(b"<html>sorry</html>"), "it is an HTML page: a server"),
+    "a page": (lambda data: content(PAGE), "it is a web page: a server"),
+    "a program": (lambda data: content(HOSTILE), "besides tensors .posix.mkdir"),
     "empty": (lambda data: content(b""), "it is empty"),
-    "half a length": (lambda data: content(data, {"Content-Length": "abc"}), "invalid literal"),
+    "no length": (lambda data: content(data, headers={"Content-Length": "abc"}), "invalid literal"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_source_leads_to_the_next_one(kind, server, tiny, data, imagenet, tmp_path, caplog):
+def test_a_bad_source_leads_to_the_next_one(
+    kind, server, tiny, data, imagenet, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     make, reason = BAD[kind]
     server.answers = {f"a/{tiny}": make(data), f"{SECOND}{tiny}": content(data)}
     with caplog.at_level("INFO"):
         assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert server.requests == [f"/a/{tiny}", f"/{SECOND}{tiny}"]
     assert cached(tmp_path) == CONVERTED
+    assert not (tmp_path / "ran").exists()
     (message,) = [m for m in caplog.messages if f"{NAME} from {server.url}{SECOND}{tiny} is" in m]
     assert re.search(rf", after {server.url}a/{tiny} \(.*{reason}", message)
 
 
 def test_without_a_good_source(server, tiny, tmp_path, monkeypatch):
-    server.answers[f"{SECOND}{tiny}"] = content(b"<html>sorry</html>")
+    server.answers[f"{SECOND}{tiny}"] = content(PAGE)
     monkeypatch.setattr(catalog, "BUCKET", "http://127.0.0.1:9/")
-    catalog._entries.cache_clear()
+    catalog.entries.cache_clear()
     with pytest.raises(FetchError) as error:
         PathManager.get_local_path(NAME)
     for part in (
         f"cannot get {tiny}: {server.url}a/{tiny} (HTTP 404 Not Found)",
-        f"; {server.url}{SECOND}{tiny} (it is an HTML page",
+        f"; {server.url}{SECOND}{tiny} (it is a web page",
         f"; http://127.0.0.1:9/torch/{tiny} ([Errno 111] Connection refused)",
         f"save it as {tmp_path}/cache/resnest_d2/{tiny}, or put it into a folder that "
         "$RESNEST_D2_MIRROR names",
@@ -164,8 +174,8 @@ def test_without_a_good_source(server, tiny, tmp_path, monkeypatch):
     assert cached(tmp_path) == []
 
 
-@pytest.mark.parametrize("kind", [TypeError, KeyError, AttributeError, RuntimeError, ValueError])
-@pytest.mark.parametrize("step", ["_download", "sha256", "read_checkpoint", "rename"])
+@pytest.mark.parametrize("kind", [TypeError, KeyError, RuntimeError, ValueError])
+@pytest.mark.parametrize("step", ["_download", "read_checkpoint", "rename"])
 def test_a_defect_surfaces(kind, step, server, tiny, data, tmp_path, monkeypatch):
     """It says nothing of the source: no other one is asked, and nothing is left behind."""
     server.answers = {f"{folder}{tiny}": content(data) for folder in ("a/", SECOND, "c/torch/")}
@@ -175,7 +185,7 @@ def test_a_defect_surfaces(kind, step, server, tiny, data, tmp_path, monkeypatch
 
     monkeypatch.setattr(fetch, step, broken)
     with pytest.raises(kind, match="a defect") as error:
-        fetch.local_path(catalog.find(NAME))  # PathManager would ask twice after a TypeError
+        fetch.local_path(NAME)  # PathManager would ask twice after a TypeError
     assert type(error.value) is kind
     assert server.requests == ([] if step == "_download" else [f"/a/{tiny}"])
     assert cached(tmp_path) == []
@@ -190,15 +200,6 @@ def test_names_that_do_not_exist():
         assert not PathManager.exists(name)
         with pytest.raises(InputError, match=f"unknown weights '{name}'; {suggestion}"):
             open_weights(name)
-
-
-def test_redirected_and_slow(server, tiny, data, imagenet):
-    server.answers = {
-        f"a/{tiny}": status(302, headers={"Location": "/elsewhere"}),
-        "elsewhere": slow(data, 1.5),  # in all longer than the timeout
-    }
-    assert_complete(PathManager.get_local_path(NAME), imagenet)
-    assert server.requests == [f"/a/{tiny}", "/elsewhere"]
 
 
 def test_a_file_that_was_fetched_by_hand(tiny, data, imagenet, tmp_path):
@@ -229,7 +230,7 @@ def test_a_mirror_comes_first(server, tiny, data, imagenet, tmp_path, monkeypatc
 
 MIRRORS = {
     "~nosuchuser/w": "no such file",
-    "x" * 300: "File name too long",
+    "x" * 300: "no such file",
     "nothing://x": "unknown url type",
     "http://[::bad/": "Invalid IPv6",
 }
@@ -244,46 +245,6 @@ def test_a_bad_mirror_hides_no_source(mirror, server, tiny, data, imagenet, monk
     assert MIRRORS[mirror] in caplog.text
 
 
-class Hostile:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.target),)
-
-
-def test_what_it_downloads_is_never_executed(server, make_tiny, tmp_path):
-    """Also if its hash is right: who gave the name its hash may be hostile."""
-    target, file = tmp_path / "executed", tmp_path / "file"
-    torch.save({"model": Hostile(target)}, file)
-    hostile = file.read_bytes()
-    name = make_tiny(f"tiny-{hashlib.sha256(hostile).hexdigest()[:8]}.pth")
-    server.answers[f"a/{name}"] = content(hostile)
-    with pytest.raises(FetchError, match=r"holds Python objects besides tensors \(posix.mkdir\)"):
-        PathManager.get_local_path(NAME)
-    assert not target.exists()
-    assert cached(tmp_path) == []
-
-
-def test_a_file_without_a_hash_is_told_of(server, make_tiny, data, imagenet, caplog):
-    server.answers["a/" + make_tiny("tiny.pth")] = content(data)
-    assert_complete(PathManager.get_local_path(NAME), imagenet)
-    assert "has no hash to check it against; it was read as tensors only" in caplog.text
-    assert open_weights(NAME).source["verified"] is False
-
-
-def test_a_full_disk(server, tiny, data, tmp_path, monkeypatch):
-    server.answers[f"a/{tiny}"] = content(data)
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(FileError, match=r"cannot write .*tiny.pth: No space left on device"):
-        PathManager.get_local_path(NAME)
-    assert cached(tmp_path) == []
-
-
 def test_no_permission(tiny, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/resnest_d2").write_text("a file in its way")  # root may write everywhere
@@ -295,36 +256,20 @@ FETCH = """
 import sys
 from detectron2.utils.file_io import PathManager
 from resnest_d2.weights import catalog
-file, catalog.RELEASE = sys.argv[1:]
-catalog.BACKBONES = (catalog.Backbone("tiny", file),)
+digest, catalog.RELEASE = sys.argv[1:]
+catalog.BACKBONES = (catalog.Backbone("tiny", digest),)
 print(PathManager.get_local_path("resnest://ImageNet/tiny"))
 """
 
 
 def test_processes_wait_for_each_other(server, tiny, data):
-    server.answers[f"a/{tiny}"] = slow(data, 5)  # longer than two starts are apart
+    server.answers[f"a/{tiny}"] = content(data, pieces=20, seconds=5)  # longer than between starts
+    arguments = tiny[5:13], f"{server.url}a/"
     with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda url: run_python(FETCH, tiny, url), [f"{server.url}a/"] * 2))
+        results = list(pool.map(lambda _: run_python(FETCH, *arguments), range(2)))
     assert [result.returncode for result in results] == [0, 0], results
     assert len({result.stdout for result in results}) == 1
     assert server.requests == [f"/a/{tiny}"]
-
-
-def test_a_cache_that_is_only_to_be_read(server, tiny, data, monkeypatch):
-    server.answers[f"a/{tiny}"] = content(data)
-    path = PathManager.get_local_path(NAME)
-    monkeypatch.setattr(fetch, "file_lock", lambda *a: 1 / 0)
-    monkeypatch.setattr(fetch, "get_cache_dir", lambda: "/somewhere/else")
-    assert PathManager.get_local_path(NAME) == path
-
-
-def test_names_are_not_written_to(server, tiny, data):
-    server.answers[f"a/{tiny}"] = content(data)
-    path = PathManager.get_local_path(NAME)
-    with pytest.raises(ValueError, match="is a name of published weights and cannot be written"):
-        PathManager.open(NAME, "wb")
-    with PathManager.open(NAME, "rb") as stream:
-        assert stream.read() == Path(path).read_bytes()
 
 
 @pytest.fixture
@@ -350,7 +295,7 @@ def hub(imagenet, tmp_path, monkeypatch):
     return stub
 
 
-def test_from_the_hub(hub, make_tiny, imagenet, tmp_path):
+def test_from_the_hub(hub, make_tiny, data, imagenet, tmp_path):
     path = PathManager.get_local_path("timm://resnest14d.test")
     assert_complete(path, imagenet)
     assert hub.asked == [("timm/resnest14d.test", "model.safetensors")]
@@ -358,8 +303,13 @@ def test_from_the_hub(hub, make_tiny, imagenet, tmp_path):
     assert (source["verified"], source["sha256"]) == (True, hashlib.sha256(hub.data).hexdigest())
     assert load_weights(backbone(), "timm://resnest14d.test") == []
     # As one of the sources of another name.
-    make_tiny("tiny.pth", timm="resnest14d.test")
+    make_tiny(data, timm="resnest14d.test")
     assert_complete(PathManager.get_local_path(NAME), imagenet)
+    # Damaged, in the hub's own cache.
+    (blob,) = (tmp_path / "hub/blobs").iterdir()
+    blob.write_bytes(hub.data[:-1] + b"x")
+    with pytest.raises(FetchError, match="model.safetensors .wrong hash: SHA-256 starts with"):
+        PathManager.get_local_path("timm://resnest14d.test", force=True)
 
 
 def test_any_file_of_the_hub(hub, make_tiny):
@@ -368,20 +318,12 @@ def test_any_file_of_the_hub(hub, make_tiny):
     assert PathManager.exists(name)
     assert load_weights(backbone(), name) == []
     assert hub.asked == [("somebody/detectors", "models/resnest14.safetensors")]
-    for wrong in ("hf://somebody", "hf://somebody/detectors", "hf://somebody/detectors/"):
-        with pytest.raises(InputError, match=f"'{wrong}' is not of the form hf://user/repository/"):
+    for wrong in ("hf://some", "hf://some/body", "hf://some/body/", "hf://some\nbody", "hf://"):
+        with pytest.raises(InputError, match=r"' is not of the form hf://user/repository/"):
             open_weights(wrong)
     hub.error = RuntimeError("401 Client Error\nand more")
-    with pytest.raises(FetchError, match=f"cannot get {name}: 401 Client Error$"):
-        open_weights(name)
-
-
-def test_a_damaged_file_in_the_hubs_cache(hub, make_tiny, tmp_path):
-    PathManager.get_local_path("timm://resnest14d.test")
-    (blob,) = (tmp_path / "hub/blobs").iterdir()
-    blob.write_bytes(hub.data[:-1] + b"x")
-    with pytest.raises(FetchError, match="model.safetensors .wrong hash: SHA-256 starts with"):
-        PathManager.get_local_path("timm://resnest14d.test", force=True)
+    with pytest.raises(FetchError, match="^cannot get hf://a/b/c\nd: 401 Client Error$"):
+        open_weights("hf://a/b/c\nd")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("closed"), ValueError("closed"), OSError("closed")])
@@ -389,37 +331,32 @@ def test_whatever_the_hubs_client_raises_leads_to_the_next_source(
     error, hub, server, make_tiny, data, imagenet, caplog
 ):
     hub.error = error
-    tiny = make_tiny(f"tiny-{hashlib.sha256(data).hexdigest()[:8]}.pth", timm="resnest14d.test")
+    tiny = make_tiny(data, timm="resnest14d.test")
     server.answers[f"c/torch/{tiny}"] = content(data)
     with caplog.at_level("INFO"):
         assert_complete(PathManager.get_local_path(NAME), imagenet)
     assert "model.safetensors: closed)" in caplog.text
 
 
-def test_without_huggingface_hub(make_tiny, monkeypatch):
+def test_without_huggingface_hub(make_tiny, imagenet, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for name in ("timm://resnest14d.test", "hf://a/b/c.pth"):
         with pytest.raises(ImportError if "hf" in name else OSError, match=r"'resnest_d2\[hub\]'"):
             PathManager.get_local_path(name)
-
-
-def test_weights_of_another_depth_without_a_hash(make_tiny, imagenet, tmp_path, monkeypatch):
-    file = tmp_path / "mirror/timm/resnest26d.test/model.safetensors"
+    # A mirror has the file without the hash that the hub's cache names it by.
+    file = tmp_path / "mirror/timm/resnest14d.test/model.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()}))
     monkeypatch.setenv("RESNEST_D2_MIRROR", str(tmp_path / "mirror"))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(FetchError, match=r"it is of a ResNeSt-14, not of a ResNeSt-26"):
-        PathManager.get_local_path("timm://resnest26d.test")
-    file.parent.rename(file.parents[1] / "resnest14d.test")
     assert_complete(PathManager.get_local_path("timm://resnest14d.test"), imagenet)
+    assert "has no hash to check it against; it was read as tensors only" in caplog.text
+    assert open_weights("timm://resnest14d.test").source["verified"] is False
 
 
 def test_a_detector_by_name_and_by_its_old_address(
     server, names_anew, tmp_path, monkeypatch, imagenet
 ):
     """The reference's users have the dead bucket's address in their configs."""
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     weights = {f"backbone.bottom_up.{k}": v for k, v in convert(imagenet).items()}
     weights["roi_heads.box_predictor.cls_score.bias"] = torch.rand(5)
     file = tmp_path / "detector.pth"
@@ -440,12 +377,11 @@ def test_a_detector_by_name_and_by_its_old_address(
 
 def test_old_addresses_stand_for_names():
     old = "https://s3.us-west-1.wasabisys.com/resnest/"
+    detector = "mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x-62448b9c.pth"
     for address, name in {
         "detectron/resnest50_detectron-255b5649.pth": "ImageNet/resnest50_detectron",
         "torch/resnest101-22405ba7.pth": "ImageNet/resnest101",
-        "detectron/mask_cascade_rcnn_ResNeSt_101_FPN_syncBN_1x-62448b9c.pth": (
-            "COCO/cascade_resnest101"
-        ),
+        f"detectron/{detector}": "COCO/cascade_resnest101",
     }.items():
         assert catalog.find(old + address).name == f"resnest://{name}"
         assert PathManager.exists(old + address)
@@ -453,12 +389,11 @@ def test_old_addresses_stand_for_names():
 
 def test_the_catalog_has_the_facts():
     """Each known address is a source of a name, in the order of what is likeliest to be alive."""
-    listed = [address(s) for name in catalog.names() for s in catalog.find(name).sources]
+    listed = [web_address(s) for entry in catalog.entries().values() for s in entry.sources]
     assert set(FACTS) <= set(listed)
-    for name in catalog.names():
-        entry = catalog.find(name)
+    for name, entry in catalog.entries().items():
         assert entry.sources
-        assert entry.name == name
+        assert catalog.find(name) == entry
     order = catalog.find("resnest://ImageNet/resnest50").sources
     kinds = ["zhanghang1989", "v0.1-resnest", "openmmlab", "hf://timm", "wasabisys"]
     assert all(kind in source for kind, source in zip(kinds, order, strict=True))
@@ -467,28 +402,24 @@ def test_the_catalog_has_the_facts():
     assert urls <= set(listed)
 
 
-def address(source: str) -> str:
+def web_address(source: str) -> str:
     """The web's address of a source on the hub."""
     user, repository, file = source.removeprefix("hf://").split("/", 2)
     page = f"https://huggingface.co/{user}/{repository}/resolve/main/{file}"
     return page if source.startswith("hf://") else source
 
 
-def test_a_page_in_place_of_weights_says_where_it_lies(server, tmp_path, monkeypatch):
+def test_a_page_in_place_of_weights_says_where_it_lies(server, tmp_path):
     """Detectron2's handler keeps what it has fetched."""
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     server.answers["w.pth"] = content(b"<!DOCTYPE html><html>please log in</html>")
-    with pytest.raises(UnreadableError, match=rf"w.pth \(at {tmp_path}/cache/.*\) is an HTML page"):
+    with pytest.raises(UnreadableError, match=rf"w.pth \(at {tmp_path}/cache/.*\) is a web page"):
         open_weights(f"{server.url}w.pth")
     with pytest.raises(FetchError, match=r"cannot get .*none.pth: HTTP Error 404"):
         open_weights(f"{server.url}none.pth")
 
 
 @pytest.mark.parametrize("query", ["dl=1", "Expires=1700000000&Signature=a%2Fb%3D"])
-def test_addresses_with_a_query_are_fetched_as_they_stand(
-    query, server, data, imagenet, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
+def test_addresses_with_a_query_are_fetched_as_they_stand(query, server, data, imagenet):
     tensors = save({k: v.contiguous() for k, v in imagenet.items()})
     for name, body in (("w.pth", data), ("w.safetensors", tensors)):
         server.answers[f"{name}?{query}"] = content(body)

@@ -64,11 +64,8 @@ def test_detections(family):
 def test_settings(name):
     """What mmdet 3.3.0's configs say, in Detectron2's keys."""
     cfg = model_zoo.get_config(f"mmdet/{name}")
-    model, cascade, mask = (
-        cfg.MODEL,
-        "cascade" in name,
-        name.startswith(("mask", "cascade_resnest")),
-    )
+    model, cascade = cfg.MODEL, "cascade" in name
+    mask = name.startswith(("mask", "cascade_resnest"))
     assert (cfg.INPUT.FORMAT, model.PIXEL_MEAN) == ("RGB", [123.68, 116.779, 103.939])
     assert model.PIXEL_STD == [58.393, 57.12, 57.375]
     # 12 epochs over 117,266 images, 2 on each of 8 GPUs; the rate falls after 8 and 11.

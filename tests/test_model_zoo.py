@@ -33,29 +33,16 @@ def flatten(node, prefix=""):
             yield prefix + key, json.loads(json.dumps(value))
 
 
+FAST = ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
 # What the reference does not have.
 NEW = {
-    "retinanet_resnest50",
-    "retinanet_resnest101",
-    "keypoint_resnest50",
-    "mask_resnest14",
-    "mask_resnest26",
-    "mask_resnest269",
-    "cascade_resnest269",
-    "mask_resnest50_dcn",
-    "panoptic_resnest50",
-    "faster_resnest50_dc5",
+    *(f"retinanet_resnest{depth}" for depth in (50, 101)),
+    *(f"mask_resnest{name}" for name in (14, 26, 269, "50_dcn", "14_digits")),
+    *(f"mask_resnest50_fast_{variant}" for variant in FAST),
+    *(f"deeplabv3plus_resnest{depth}" for depth in (50, 101)),
+    *("keypoint_resnest50", "cascade_resnest269", "panoptic_resnest50", "faster_resnest50_dc5"),
     "pointrend_resnest50",
-    "deeplabv3plus_resnest50",
-    "deeplabv3plus_resnest101",
-    "mask_resnest14_digits",
-    *(
-        f"mask_resnest50_fast_{variant}"
-        for variant in ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
-    ),
 }
-
-
 MMDET = {
     f"mmdet/{head}_resnest{depth}"
     for head in ("faster", "mask", "cascade_box", "cascade")
@@ -125,26 +112,18 @@ def test_a_stock_trainer_trains_a_config_as_it_stands(tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_variants_are_the_ones_in_their_names():
-    for name in NEW:
-        cfg = model_zoo.get_config(name)
-        resnets = cfg.MODEL.RESNETS
-        assert resnets.DEPTH == int(re.search(r"resnest(\d+)", name).group(1))
-        assert cfg.MODEL.WEIGHTS == (
-            "" if "digits" in name else f"resnest://ImageNet/{variant(name)}"
-        )
-        fast = re.search(r"(\d)s(\d)x(\d+)d", name)
-        assert resnets.AVD_FIRST == bool(fast)
-        radix, groups, width = map(int, fast.groups()) if fast else (2, 1, 64)
-        assert (resnets.RADIX, resnets.NUM_GROUPS, resnets.BOTTLENECK_WIDTH) == (
-            radix,
-            groups,
-            width,
-        )
-
-
-def variant(name):
-    return re.search(r"resnest\d+(_fast_\w+)?", name).group()
+@pytest.mark.parametrize("name", sorted(NEW))
+def test_variants_are_the_ones_in_their_names(name):
+    cfg = model_zoo.get_config(name)
+    resnets = cfg.MODEL.RESNETS
+    backbone, depth = re.search(r"resnest(\d+)(?:_fast_\w+)?", name).group(0, 1)
+    assert resnets.DEPTH == int(depth)
+    is_scratch = "digits" in name
+    assert cfg.MODEL.WEIGHTS == ("" if is_scratch else f"resnest://ImageNet/{backbone}")
+    fast = re.search(r"(\d)s(\d)x(\d+)d", name)
+    assert resnets.AVD_FIRST == bool(fast)
+    expected = [*map(int, fast.groups())] if fast else [2, 1, 64]
+    assert [resnets.RADIX, resnets.NUM_GROUPS, resnets.BOTTLENECK_WIDTH] == expected
 
 
 # Parameters of the ImageNet networks, in millions, without their classifier (2.049 M).
@@ -300,31 +279,18 @@ def test_figures_are_of_the_data_set_that_the_config_tests_on():
         assert model_zoo.get_config(name).DATASETS.TEST == (tested_on,)
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        model_zoo.get_config_file,
-        model_zoo.get_config,
-        model_zoo.get,
-        model_zoo.get_checkpoint_url,
-        model_zoo.published,
-    ],
-)
+VERBS = ("get_config_file", "get_config", "get", "get_checkpoint_url", "published")
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_name_lists_the_closest(verb):
-    with pytest.raises(ValueError, match="no model 'cascade_resnet101'; did you mean .*cascade_r"):
-        verb("cascade_resnet101")
-
-
-@pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("mask_resnet50", "baselines/mask_resnet50"),
-        ("MASK_RESNEST50", "mask_resnest50"),
-        ("lazy/mask_resnest50", "mask_resnest50 or mmdet/mask_resnest50"),
-    ],
-)
-def test_hints_know_folders_and_cases(name, hint):
-    with pytest.raises(ValueError, match=f"no model '{name}'; did you mean {hint}"):
-        model_zoo.get_config(name)
-    with pytest.raises(ValueError, match="a model's name is a string, got 5"):
-        model_zoo.get_config(5)
+    """Which may lie in another folder, or be written in other letters."""
+    for name, message in {
+        "cascade_resnet101": "no model 'cascade_resnet101'; did you mean .*cascade_r",
+        "mask_resnet50": "no model 'mask_resnet50'; did you mean baselines/mask_resnet50",
+        "MASK_RESNEST50": "no model 'MASK_RESNEST50'; did you mean mask_resnest50",
+        "lazy/mask_resnest50": "did you mean mask_resnest50 or mmdet/mask_resnest50",
+        5: "a model's name is a string, got 5",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            getattr(model_zoo, verb)(name)

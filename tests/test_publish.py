@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import run_python
 from helpers import randomize
 from safetensors import safe_open
 
@@ -55,8 +54,6 @@ def test_a_published_file(source, imagenet, tmp_path, capsys, ending):
     for part in (
         "names of the ImageNet files and timm, under 'state_dict'",
         "holds    ResNeSt-14, a backbone: 152 tensors, 10.6",
-        "layer1.0.conv1.weight -> res2.0.conv1.weight",
-        "       2 linear   fc.weight -> linear.weight",
         f"wrote    {target} (SHA-256 {hashlib.sha256(target.read_bytes()).hexdigest()})",
     ):
         assert part in out
@@ -64,10 +61,8 @@ def test_a_published_file(source, imagenet, tmp_path, capsys, ending):
     classifier = make_resnest(14, num_classes=1000)
     assert load_weights(classifier, str(target)) == []
     assert all(torch.equal(v, expected[k]) for k, v in classifier.state_dict().items())
-    again = tmp_path / "again.pth"
-    assert run(convert_command, target, again) == 0
-    assert "       2 linear\n" in capsys.readouterr().out
-    assert open_weights(again).weights.keys() == expected.keys()
+    assert run(convert_command, target, tmp_path / "again.pth") == 0
+    assert open_weights(tmp_path / "again.pth").weights.keys() == expected.keys()
 
 
 def test_mmdetections_classes_come_along(source, tmp_path):
@@ -94,55 +89,26 @@ def test_the_average_or_what_was_trained(imagenet, tmp_path, capsys):
     assert f"{file} has no average of its weights" in line
 
 
-def test_a_disk_that_is_full(source, tmp_path):
-    """A quota shows only while writing."""
-    code = (
-        "import resource, signal, sys;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000));"
-        "from resnest_d2.commands.convert import main; sys.exit(main(sys.argv[1:]))"
-    )
-    target = tmp_path / "converted.pth"
-    result = run_python(code, source, target)
-    assert result.returncode == 2, result.stderr
-    assert f"cannot write {target}" in result.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in result.stderr
-    assert sorted(tmp_path.iterdir()) == [source]
-
-
-def test_what_cannot_be_converted(source, tmp_path, capsys):
+def test_what_cannot_be_converted(source, tmp_path, capsys, caplog):
     target = tmp_path / "target.pth"
-
-    def line(*arguments):
-        return fails(convert_command, capsys, *arguments)
-
-    assert "there is no file absent.pth" in line("absent.pth", target)
-    assert "must end in .pth or .safetensors" in line(source, "x.onnx")
-    folder = tmp_path / "no/x.pth"
-    assert f"there is no folder {folder.parent}" in line(source, folder)
-    assert "--overwrite replaces it" in line(source, source)
     (tmp_path / "page.pth").write_text("<html>")
-    assert "is an HTML page" in line(tmp_path / "page.pth", target)
     torch.save({"fc1.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    assert f"{tmp_path}/other.pth holds no known ResNeSt" in line(tmp_path / "other.pth", target)
-    assert "did you mean resnest://ImageNet/resnest50" in line(
-        "resnest://ImageNet/resnst50", target
-    )
+    for given, wanted, message in (
+        ("absent.pth", target, "there is no file absent.pth"),
+        (source, "x.onnx", "must end in .pth or .safetensors"),
+        (source, tmp_path / "no/x.pth", f"cannot write {tmp_path}/no/x.pth: there is no such fol"),
+        (source, source, "--overwrite replaces it"),
+        (source, tmp_path / f"{'x' * 300}.pth", "File name too long"),
+        (tmp_path / "page.pth", target, "is a web page"),
+        (tmp_path / "other.pth", target, f"{tmp_path}/other.pth holds no known ResNeSt"),
+        ("resnest://ImageNet/resnst50", target, "did you mean resnest://ImageNet/resnest50"),
+    ):
+        assert message in fails(convert_command, capsys, given, wanted)
     assert not target.exists()
     content = torch.load(source, weights_only=True)["state_dict"]
-    torch.save({**content, "extra.key": torch.zeros(1)}, tmp_path / "more.pth")
-    assert run(convert_command, tmp_path / "more.pth", target) == 0
-    assert "left out extra.key" in capsys.readouterr().out
-
-
-def test_detectors_of_older_detectron2s_are_converted(tmp_path, capsys):
-    """Their checkpoints have the colours' mean and deviation beside the weights."""
-    weights = {f"backbone.bottom_up.{k}": v for k, v in make_resnest(14).state_dict().items()}
-    weights |= {"pixel_mean": torch.zeros(3, 1, 1), "pixel_std": torch.ones(3, 1, 1)}
-    old = tmp_path / "old.pth?dl=1"  # as wget calls it
-    torch.save({"model": weights}, old)
-    assert run(convert_command, old, tmp_path / "new.pth") == 0
-    assert "pixel_mean" in capsys.readouterr().out
+    torch.save({**content, "extra.key": torch.zeros(1)}, tmp_path / "more.pth?dl=1")  # wget's name
+    assert run(convert_command, tmp_path / "more.pth?dl=1", target) == 0
+    assert "left out: extra.key" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -203,22 +169,24 @@ def test_publication(trained, tmp_path, capsys, ending):
 
 def test_what_cannot_be_published(trained, tmp_path, capsys):
     checkpoint, out = trained[0] / "model_final.pth", tmp_path / "out"
-
-    def line(*arguments):
-        return fails(publish_command, capsys, *arguments)
-
-    assert "there is no file absent.pth" in line("absent.pth", out)
-    other = model_zoo.get_config_file("mask_resnest14")
-    assert "at random values" in line(checkpoint, out, "--config-file", other)
-    found = line(checkpoint, out, "--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "3")
-    assert "has shape (11, 128) in the file and (4, 128) in the model" in found
-    assert "got 'a/b'" in line(checkpoint, out, "--name", "a/b")
-    assert "--config-file: there is no file" in line(checkpoint, out, "--config-file", "no.yaml")
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "bare.pth")
-    assert "bare.pth holds no config" in line(tmp_path / "bare.pth", out)
+    other = model_zoo.get_config_file("mask_resnest14")
+    for file, options, message in (
+        ("absent.pth", [], "there is no file absent.pth"),
+        (checkpoint, ["--config-file", other], "at random values"),
+        (
+            *(checkpoint, ["--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]),
+            "has shape (11, 128) in the file and (4, 128) in the model",
+        ),
+        (checkpoint, ["--name", "a/b"], "got 'a/b'"),
+        (checkpoint, ["--config-file", "no.yaml"], "--config-file: there is no file"),
+        (tmp_path / "bare.pth", [], "bare.pth holds no config"),
+    ):
+        assert message in fails(publish_command, capsys, file, out, *options)
     assert not out.exists()
     out.write_text("a file")
-    assert f"cannot make the folder {out}: File exists" in line(checkpoint, out)
+    line = fails(publish_command, capsys, checkpoint, out)
+    assert f"cannot make the folder {out}: File exists" in line
 
 
 def test_from_inside_the_folder_of_a_run_that_was_never_evaluated(trained, tmp_path, monkeypatch):

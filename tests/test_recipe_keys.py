@@ -1,7 +1,6 @@
 """Keys for recipes that Detectron2 has in its LazyConfigs or projects only."""
 
 import math
-from collections import Counter
 
 import pytest
 import torch
@@ -88,28 +87,3 @@ def test_defaults_change_nothing():
     assert cfg.SOLVER.BACKBONE_MULTIPLIER == 1
     assert large_scale_jitter(cfg) == {}
     assert set(rates(cfg).values()) == {cfg.SOLVER.BASE_LR}
-
-
-def test_rare_classes_are_repeated(tmp_path, registered_digits):
-    """Images of the rarest class come as often as max(1, sqrt(threshold / its frequency)) says."""
-    keys = {"DATALOADER.SAMPLER_TRAIN": "RepeatFactorTrainingSampler"}
-    threshold = 1.0
-    keys["DATALOADER.REPEAT_THRESHOLD"] = str(threshold)
-    trainer = make(tmp_path, keys=keys)
-    entries = DatasetCatalog.get("digits_train")
-    classes = [{a["category_id"] for a in entry["annotations"]} for entry in entries]
-    frequency = Counter(number for one in classes for number in one)
-    expected = [
-        max(max(1.0, (threshold / (frequency[n] / len(entries))) ** 0.5) for n in one)
-        for one in classes
-    ]
-    loader = trainer._trainer.data_loader
-    counts, epochs = Counter(), 40
-    stream = iter(loader)
-    for _ in range(round(epochs * sum(expected) / 2)):
-        counts.update(image["file_name"] for image in next(stream))
-    for entry, factor in zip(entries, expected, strict=True):
-        assert counts[entry["file_name"]] / epochs == pytest.approx(factor, rel=0.2)
-    trainer = make(tmp_path, keys={**keys, "SOLVER.MAX_ITER": "1"})
-    trainer.train()
-    assert make(tmp_path, keys=keys, resume=True).start_iter == 1

@@ -1,12 +1,8 @@
 """Loading weights: what fits is loaded, what does not is told."""
 
-import gzip
-import json
 import logging
 import pickle
-from pathlib import Path
 
-import mmdet_golden
 import numpy as np
 import pytest
 import torch
@@ -15,7 +11,6 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.file_io import PathHandler, PathManager
 from detectron2.utils.logger import _LOG_COUNTER
 from helpers import image_shape, make_cfg
-from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.models import resnet50
@@ -26,6 +21,7 @@ from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import (
     Checkpoint,
+    FetchError,
     UnreadableError,
     UntrainedParametersError,
     WeightsCheckpointer,
@@ -37,10 +33,8 @@ from resnest_d2.weights.catalog import input_format_of
 from resnest_d2.weights.convert import rename
 from resnest_d2.weights.files import write_checkpoint
 from resnest_d2.weights.loading import require_finite
-from resnest_d2.weights.stored_config import config_text
 
 OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
-NAMES = Path(__file__).parent / "data/mmdet_names.json.gz"
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +44,27 @@ def imagenet_file(imagenet, tmp_path_factory):
     return str(file)
 
 
-def small_backbone():
-    return resnest_d2.build_resnest_backbone(make_cfg(*OPTS), image_shape())
+def small_backbone(channels=3):
+    return resnest_d2.build_resnest_backbone(make_cfg(*OPTS), image_shape(channels))
 
 
-def small_detector(*opts):
-    cfg = model_zoo.get_config("mask_resnest14")
+def zoo_model(name, *opts):
+    cfg = model_zoo.get_config(name)
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", *opts])
     return build_detector(cfg)
 
 
+def small_detector(*opts):
+    return zoo_model("mask_resnest14", *opts)
+
+
 def load_to_train(model, path):
     WeightsCheckpointer(model).load_to_train(str(path))
+
+
+def save(file, content):
+    torch.save(content, file)
+    return str(file)
 
 
 def test_a_detector_gets_its_backbone(imagenet_file, imagenet):
@@ -76,21 +79,12 @@ def test_a_detector_gets_its_backbone(imagenet_file, imagenet):
     assert "bottom_up" not in str(error.value)
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.bottom_up."])
-def test_wrapped_files_in_model_weights(prefix, imagenet, tmp_path):
-    file = tmp_path / "wrapped.pth"
-    wrapped = {prefix + k: v for k, v in imagenet.items()}
-    torch.save({"epoch": 3, "state_dict": wrapped, "optimizer": {"state": {}}}, file)
-    assert load_weights(small_backbone(), str(file)) == []
-
-
 @pytest.mark.parametrize("place", ["backbone.", "bottom_up.", "backbone.bottom_up."])
 def test_a_backbone_from_any_place(place, imagenet, tmp_path):
     """In Detectron2's names it fits a detector and a bare backbone alike."""
     backbone = {k: v for k, v in convert(imagenet).items() if not k.startswith("linear.")}
-    file = tmp_path / "backbone.pth"
-    torch.save({"model": {place + key: value for key, value in backbone.items()}}, file)
-    assert load_weights(small_backbone(), str(file)) == []
+    file = save(tmp_path / "x.pth", {"model": {place + k: v for k, v in backbone.items()}})
+    assert load_weights(small_backbone(), file) == []
     load_to_train(small_detector(), file)
 
 
@@ -99,9 +93,8 @@ def test_a_backbone_with_a_key_of_another_head(convert_first, imagenet, tmp_path
     """As self-supervised training leaves it; Detectron2 warns of such keys, and loads."""
     weights = convert(imagenet) if convert_first else dict(imagenet)
     weights["projector.0.weight"] = torch.zeros(8, 8)
-    torch.save(weights, tmp_path / "pretrained.pth")
     model = small_detector()
-    load_to_train(model, tmp_path / "pretrained.pth")
+    load_to_train(model, save(tmp_path / "pretrained.pth", weights))
     weight = model.backbone.bottom_up.res5[0].conv2.fc2.weight
     assert torch.equal(weight, imagenet["layer4.0.conv2.fc2.weight"])
     assert "1 keys do not fit" in caplog.text
@@ -110,7 +103,7 @@ def test_a_backbone_with_a_key_of_another_head(convert_first, imagenet, tmp_path
 
 def test_a_trainer_of_another_project_gets_it_too(imagenet, tmp_path):
     """Detectron2's own checkpointer loads what the names resolve to."""
-    converted = rename(Checkpoint("x", imagenet)).checkpoint
+    converted = rename(Checkpoint("x", imagenet))
     write_checkpoint(converted, tmp_path / "converted.pth")
     model = small_detector()
     DetectionCheckpointer(model).load(str(tmp_path / "converted.pth"))
@@ -130,33 +123,10 @@ def test_a_classifier_is_kept_for_models_that_classify(imagenet_file, imagenet):
 def test_a_checkpoint_that_was_opened_loads_many_times(imagenet_file):
     """It is a value: loading it into one model takes nothing away from it."""
     checkpoint = open_weights(imagenet_file)
-    narrow = make_resnest(14, width_per_group=32)
-    load_weights(narrow, checkpoint, allow_untrained=True)
+    load_weights(make_resnest(14, width_per_group=32), checkpoint, allow_untrained=True)
     load_weights(make_resnest(14, in_channels=4), checkpoint)
-    model = small_backbone()
-    assert load_weights(model, checkpoint) == []
-    assert load_weights(small_backbone(), open_weights(imagenet_file)) == []
+    assert load_weights(small_backbone(), checkpoint) == []
     assert checkpoint.weights["conv1.0.weight"].shape[1] == 3
-
-
-def test_safetensors(imagenet, tmp_path):
-    save_file({k: v.contiguous() for k, v in imagenet.items()}, tmp_path / "model.safetensors")
-    model = small_backbone()
-    assert load_weights(model, str(tmp_path / "model.safetensors")) == []
-    assert torch.equal(model.stem.conv1_1.weight, imagenet["conv1.0.weight"])
-
-
-def test_mmdetections_file_in_its_zoo_entry(tmp_path):
-    shapes = json.loads(gzip.decompress(NAMES.read_bytes()))["faster_resnest50"]
-    weights = mmdet_golden.draw_weights(shapes)
-    file = tmp_path / "epoch_12.pth"
-    torch.save({"meta": {"mmdet_version": "2.7.0"}, "state_dict": weights}, file)
-    cfg = model_zoo.get_config("mmdet/faster_resnest50")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_detector(cfg)
-    assert load_weights(model, str(file)) == []
-    weight = model.roi_heads.box_predictor.bbox_pred.weight
-    assert torch.equal(weight, weights["roi_head.bbox_head.fc_reg.weight"])
 
 
 def test_every_zoo_config_names_weights_that_are_known():
@@ -172,37 +142,31 @@ def test_every_zoo_config_names_weights_that_are_known():
 def test_loading_reports_what_it_left(tmp_path, caplog):
     backbone = small_backbone()
     state_dict = backbone.state_dict()
-    complete = tmp_path / "complete.pth"
-    torch.save({"model": state_dict}, complete)
-    assert load_weights(backbone, str(complete)) == []
+    assert load_weights(backbone, save(tmp_path / "complete.pth", {"model": state_dict})) == []
 
     del state_dict["res5.0.conv1.weight"]
     state_dict["res4.0.conv1.weight"] = torch.zeros(3)
-    partial = tmp_path / "partial.pth"
-    torch.save({"model": state_dict}, partial)
-    with pytest.raises(UntrainedParametersError, match="leaves 2 parameters .* in res4.0, res5.0"):
-        load_weights(backbone, str(partial))
-    untouched = load_weights(backbone, str(partial), allow_untrained=True)
+    partial = save(tmp_path / "partial.pth", {"model": state_dict})
+    message = r"leaves 2 parameters .* in res4.0, res5.0 \(res4.0.conv1.weight has shape \(3,\) in"
+    with pytest.raises(UntrainedParametersError, match=message):
+        load_weights(backbone, partial)
+    untouched = load_weights(backbone, partial, allow_untrained=True)
     assert untouched == ["res4.0.conv1.weight", "res5.0.conv1.weight"]
     assert "at random values" in caplog.text
-    with pytest.raises(
-        UntrainedParametersError, match="MODEL.WEIGHTS is empty and leaves 127 parameters"
-    ):
+    message = "MODEL.WEIGHTS is empty and leaves 127 parameters"
+    with pytest.raises(UntrainedParametersError, match=message):
         load_weights(backbone, "")
 
 
 def test_detectron2s_pickles(tmp_path):
     """The ResNets of the baselines come as such files."""
-    cfg = model_zoo.get_config("baselines/mask_resnet50")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_detector(cfg)
+    model = zoo_model("baselines/mask_resnet50")
     arrays = {k: v.numpy() for k, v in model.backbone.bottom_up.state_dict().items()}
     arrays["res2.0.conv1.weight"] = arrays["res2.0.conv1.weight"] + 1
-    file = tmp_path / "R-50.pkl"
     content = {"model": arrays, "__author__": "somebody", "matching_heuristics": True}
-    file.write_bytes(pickle.dumps(content))
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(UntrainedParametersError) as error:
-        load_weights(model, str(file))
+        load_weights(model, str(tmp_path / "R-50.pkl"))
     assert "bottom_up" not in str(error.value)
     weight = model.backbone.bottom_up.res2[0].conv1.weight
     assert np.array_equal(weight.detach(), arrays["res2.0.conv1.weight"])
@@ -211,9 +175,7 @@ def test_detectron2s_pickles(tmp_path):
 @pytest.mark.parametrize("wrap", [lambda arrays: arrays, lambda arrays: {"blobs": arrays}])
 def test_files_in_caffe2s_names(wrap, tmp_path):
     """Detectron's backbones are bare dicts, its detectors lie under "blobs"."""
-    cfg = model_zoo.get_config("baselines/mask_resnet50")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_detector(cfg).backbone.bottom_up
+    model = zoo_model("baselines/mask_resnet50").backbone.bottom_up
     weight = np.random.rand(64, 3, 7, 7).astype("float32")
     arrays = {"conv1_w": weight, "conv1_w_momentum": weight + 1, "conv1_bn_s": np.ones(64)}
     (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(wrap(arrays)))
@@ -224,15 +186,31 @@ def test_files_in_caffe2s_names(wrap, tmp_path):
 
 
 def test_other_names_in_such_files(imagenet, tmp_path):
-    """A model's own names and a ResNeSt's are not taken for Caffe2's, nor for those of pycls."""
-    model = small_backbone()
-    own = {key: value.numpy() for key, value in model.state_dict().items()}
+    """A model's own names and a ResNeSt's are not taken for Caffe2's."""
+    own = {key: value.numpy() for key, value in small_backbone().state_dict().items()}
     theirs = {key: value.numpy() for key, value in imagenet.items()}
-    (tmp_path / "own.pkl").write_bytes(pickle.dumps(own))
-    (tmp_path / "theirs.pkl").write_bytes(pickle.dumps(theirs))
-    torch.save({"model_state": imagenet}, tmp_path / "theirs.pyth")
-    for name in ("own.pkl", "theirs.pkl", "theirs.pyth"):
+    for name, arrays in (("own.pkl", own), ("theirs.pkl", theirs)):
+        (tmp_path / name).write_bytes(pickle.dumps(arrays))
         assert load_weights(small_backbone(), str(tmp_path / name)) == []
+
+
+class Twice(nn.Module):
+    """Two parts of which one name is the end of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+def test_names_that_match_several(tmp_path):
+    content = {"model": {"weight": torch.ones(2, 2)}, "matching_heuristics": True}
+    array = np.ones((2, 2), "f4")
+    same = {"conv1_w": array, "conv1.w": array}  # to Detectron2, which renames both alike
+    (tmp_path / "same.pkl").write_bytes(pickle.dumps(same))
+    for file in (save(tmp_path / "x.pth", content), str(tmp_path / "same.pkl")):
+        message = f"^{file} does not fit the model: several names match alike$"
+        with pytest.raises(UnreadableError, match=message):
+            load_weights(Twice(), file)
 
 
 def state_dict_of(depth, **kwargs):
@@ -250,19 +228,17 @@ def state_dict_of(depth, **kwargs):
         (lambda: state_dict_of(14, radix=0), "is of a ResNet with .*, the model has a ResNeSt"),
     ],
 )
-@pytest.mark.parametrize("loader", [load_weights, load_to_train])
-def test_another_network_is_refused(tmp_path, weights, message, loader):
+def test_another_network_is_refused(tmp_path, weights, message):
     """Also a deeper one, in which Detectron2 finds every parameter that the model has."""
-    file = tmp_path / "other.pth"
-    torch.save(weights(), file)
-    with pytest.raises(UnreadableError, match=f"^{file} {message}"):
-        loader(small_backbone(), str(file))
+    file = save(tmp_path / "other.pth", weights())
+    for loader in (load_weights, load_to_train):
+        with pytest.raises(UnreadableError, match=f"^{file} {message}"):
+            loader(small_backbone(), file)
 
 
 def test_a_model_may_end_earlier_than_its_file(imagenet_file):
-    backbone = resnest_d2.build_resnest_backbone(
-        make_cfg(*OPTS, "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"]), image_shape()
-    )
+    cfg = make_cfg(*OPTS, "MODEL.RESNETS.OUT_FEATURES", ["res3", "res4"])
+    backbone = resnest_d2.build_resnest_backbone(cfg, image_shape())
     assert load_weights(backbone, imagenet_file) == []
 
 
@@ -270,22 +246,18 @@ def test_training_needs_the_whole_backbone(imagenet, imagenet_file, tmp_path, ca
     model = small_detector()
     with caplog.at_level(logging.INFO):
         load_to_train(model, imagenet_file)
-    (line,) = [r.getMessage() for r in caplog.records if "does not hold" in r.getMessage()]
+    (line,) = [m for m in caplog.messages if "does not hold" in m]
     assert "backbone.fpn_lateral2" in line
     assert "roi_heads.mask_head" in line
     assert len(line) < 600
 
     partial = {k: v for k, v in imagenet.items() if not k.startswith("layer3.0.conv2.")}
-    torch.save(partial, tmp_path / "partial.pth")
-    with pytest.raises(ValueError, match=r"leaves 13 parameters of the backbone at random values"):
-        load_to_train(model, tmp_path / "partial.pth")
-    torch.save({"something": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"of the backbone .* MODEL.WEIGHTS '' to train"):
-        load_to_train(model, tmp_path / "other.pth")
+    for content, number in ((partial, 13), ({"something": torch.zeros(1)}, r"\d+")):
+        message = rf"leaves {number} parameters of the backbone at random .* MODEL.WEIGHTS '' to tr"
+        with pytest.raises(ValueError, match=message):
+            load_to_train(model, save(tmp_path / "partial.pth", content))
     narrow = small_detector("MODEL.RESNETS.WIDTH_PER_GROUP", 32)
-    with pytest.raises(
-        ValueError, match="imagenet.pth leaves 67 parameters of the backbone at random values"
-    ):
+    with pytest.raises(ValueError, match="imagenet.pth leaves 67 parameters of the backbone"):
         load_to_train(narrow, imagenet_file)
     # Offsets of deformable convolutions are new to every file for ImageNet.
     deformable = small_detector("MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, True, True, True])
@@ -293,30 +265,16 @@ def test_training_needs_the_whole_backbone(imagenet, imagenet_file, tmp_path, ca
 
 
 def test_a_plain_resnet_needs_its_convolutions(tmp_path):
-    cfg = model_zoo.get_config("baselines/faster_resnet50")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_detector(cfg)
+    model = zoo_model("baselines/faster_resnet50")
     weights = model.backbone.state_dict()
     folded = {"backbone." + k: v for k, v in weights.items() if "running" not in k}
-    torch.save({"model": folded}, tmp_path / "folded.pth")
-    load_to_train(model, tmp_path / "folded.pth")
-    for name, broken in {
-        "partial": {k: v for k, v in folded.items() if ".conv3." not in k},
-        "elsewhere": {f"x.{k}": v for k, v in folded.items()},
-    }.items():
-        torch.save({"model": broken}, tmp_path / f"{name}.pth")
-        message = f"{name}.pth leaves .* parameters of the backbone at random values"
-        with pytest.raises(ValueError, match=message):
-            load_to_train(model, tmp_path / f"{name}.pth")
-
-
-def test_a_failed_load_leaves_the_checkpointer_usable(imagenet_file, tmp_path):
-    (tmp_path / "bad.pth").write_text("<html>")
-    checkpointer = WeightsCheckpointer(small_backbone())
-    with pytest.raises(UnreadableError, match=f"{tmp_path}/bad.pth is an HTML page: a server's"):
-        checkpointer.load(str(tmp_path / "bad.pth"))
-    checkpointer.load(imagenet_file)
-    assert checkpointer.untouched() == []
+    load_to_train(model, save(tmp_path / "folded.pth", {"model": folded}))
+    for broken in (
+        {k: v for k, v in folded.items() if ".conv3." not in k},
+        {f"x.{k}": v for k, v in folded.items()},
+    ):
+        with pytest.raises(ValueError, match="x.pth leaves .* parameters of the backbone at rand"):
+            load_to_train(model, save(tmp_path / "x.pth", {"model": broken}))
 
 
 @pytest.mark.parametrize("key", ["ema_state", "model_ema"])
@@ -325,10 +283,10 @@ def test_a_resumed_checkpoint_with_an_average_goes_on_with_the_model(key, tmp_pa
     model, average = small_backbone(), small_backbone()
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
     content = {"model": model.state_dict(), key: average.state_dict(), "iteration": 77}
-    torch.save({**content, "optimizer": optimizer.state_dict()}, tmp_path / "model_0000077.pth")
+    file = save(tmp_path / "x.pth", {**content, "optimizer": optimizer.state_dict()})
     resumed = small_backbone()
     other = torch.optim.SGD(resumed.parameters(), 0.1)
-    rest = WeightsCheckpointer(resumed, optimizer=other).load(str(tmp_path / "model_0000077.pth"))
+    rest = WeightsCheckpointer(resumed, optimizer=other).load(file)
     assert rest["iteration"] == 77
     assert other.param_groups[0]["lr"] == 0.5
     assert torch.equal(resumed.stem.conv1_1.weight, model.stem.conv1_1.weight)
@@ -341,11 +299,11 @@ def test_old_detectron2_checkpoints(tmp_path):
         key: value.flatten(1) if ".conv2.fc" in key and value.ndim == 4 else value
         for key, value in model.state_dict().items()
     }
-    file = tmp_path / "old.pth"
-    torch.save({"model": old, "optimizer": {"state": {}}, "iteration": 90000}, file)
+    content = {"model": old, "optimizer": {"state": {}}, "iteration": 90000}
+    file = save(tmp_path / "old.pth", content)
     other = small_detector()
-    assert load_weights(other, str(file)) == []
-    assert WeightsCheckpointer(other).load(str(file))["iteration"] == 90000
+    assert load_weights(other, file) == []
+    assert WeightsCheckpointer(other).load(file)["iteration"] == 90000
     assert convert(old).keys() == model.state_dict().keys()
 
 
@@ -363,8 +321,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize("name", ["backbone", "model", "net"])
 def test_a_models_own_names_are_taken_as_they_are(tmp_path, name):
     model, other = Wrapped(name), Wrapped(name)
-    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
-    assert load_weights(other, str(tmp_path / "model_final.pth")) == []
+    assert load_weights(other, save(tmp_path / "x.pth", {"model": model.state_dict()})) == []
     for key, value in model.state_dict().items():
         assert torch.equal(other.state_dict()[key], value)
 
@@ -380,20 +337,23 @@ def test_queries(imagenet_file):
 def test_weights_that_are_not_finite(imagenet, tmp_path, value):
     weights = {key: tensor.clone() for key, tensor in imagenet.items()}
     weights["layer2.0.conv1.weight"].view(-1)[3] = value
-    torch.save(weights, tmp_path / "diverged.pth")
+    file = save(tmp_path / "diverged.pth", weights)
     with pytest.raises(UnreadableError, match=r"diverged.pth: res3.0.conv1.weight has values that"):
-        load_weights(small_backbone(), str(tmp_path / "diverged.pth"))
+        load_weights(small_backbone(), file)
 
 
-def test_masks_may_be_infinite_and_statistics_not_nan(tmp_path):
-    model = small_backbone()
-    mask = torch.full((4, 4), -float("inf")).triu(1)
-    model.register_buffer("causal_mask", mask)
-    torch.save({"model": model.state_dict()}, tmp_path / "x.pth")
-    other = small_backbone()
-    other.register_buffer("causal_mask", torch.zeros(4, 4))
-    assert load_weights(other, str(tmp_path / "x.pth")) == []
-    assert torch.equal(other.causal_mask, mask)
+def test_masks_may_be_infinite_weights_large_and_statistics_not_nan(tmp_path):
+    def masked(mask):
+        model = small_backbone()
+        model.register_buffer("causal_mask", mask)
+        return model
+
+    model = masked(torch.full((4, 4), -float("inf")).triu(1))
+    model.causal_mask[3, 0] = float("inf")  # the sum of both is NaN
+    model.stem.conv1_1.weight.data.fill_(3e38)  # whose sum is infinite
+    other = masked(torch.zeros(4, 4))
+    assert load_weights(other, save(tmp_path / "x.pth", {"model": model.state_dict()})) == []
+    assert torch.equal(other.causal_mask, model.causal_mask)
     require_finite(other, "a model")
     other.stem.conv1_1.norm.running_mean[0] = float("nan")
     with pytest.raises(UnreadableError, match="a model: stem.conv1_1.norm.running_mean has values"):
@@ -435,59 +395,93 @@ def test_builders_warn_of_detectron2s_own_colours(weights, opts, is_warned, capl
 def test_a_trained_model_remembers_its_colours(tmp_path, caplog):
     weights = small_detector(*RGB).state_dict()
     images = {"channels": "RGB", "mean": [123.68, 116.779, 103.939], "std": RGB[-1]}
-    torch.save({"model": weights, "input": images}, tmp_path / "x.pth")
-    load_weights(small_detector(*RGB), str(tmp_path / "x.pth"))
+    file = save(tmp_path / "x.pth", {"model": weights, "input": images})
+    load_weights(small_detector(*RGB), file)
     assert "made for" not in caplog.text
-    load_weights(small_detector(*RGB, "INPUT.FORMAT", "BGR"), str(tmp_path / "x.pth"))
-    assert f"{tmp_path}/x.pth was made for RGB with mean 123.68" in caplog.text
+    load_weights(small_detector(*RGB, "INPUT.FORMAT", "BGR"), file)
+    assert f"{file} was made for RGB with mean 123.68" in caplog.text
     assert "are those of BGR with mean 123.68" in caplog.text
 
 
 def test_what_is_known_of_colours_is_what_the_files_were_trained_with():
     """Torchvision's constants, and those in the published configs."""
-    mean, std = (
-        [255 * v for v in values] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
+    constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    mean, std = ([255 * value for value in values] for values in constants)
     for name in ("resnest://ImageNet/resnest50", "timm://resnest14d.gluon_in1k"):
         assert input_format_of(name).mean == pytest.approx(mean)
         assert input_format_of(name).std == pytest.approx(std)
-    for name in model_zoo.names():
-        if model_zoo.published(name):
-            cfg = model_zoo.get_config(name)
-            known = input_format_of(f"resnest://COCO/{name}")
-            assert known.channels == cfg.INPUT.FORMAT
-            assert list(known.mean) == cfg.MODEL.PIXEL_MEAN
-            assert list(known.std) == cfg.MODEL.PIXEL_STD
+    for name in filter(model_zoo.published, model_zoo.names()):
+        cfg = model_zoo.get_config(name)
+        known = input_format_of(f"resnest://COCO/{name}")
+        found = (known.channels, list(known.mean), list(known.std))
+        assert found == (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
     bgr = input_format_of("detectron2://ImageNetPretrained/MSRA/R-50.pkl")
-    baseline = model_zoo.get_config("baselines/mask_resnet50")
-    assert list(bgr.mean) == baseline.MODEL.PIXEL_MEAN
+    assert list(bgr.mean) == model_zoo.get_config("baselines/mask_resnet50").MODEL.PIXEL_MEAN
 
 
 class Company(PathHandler):
     """An address that only a handler of the user's can open."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, answer) -> None:
         super().__init__()
-        self.file, self.asked = file, []
+        self.answer, self.asked = answer, []
 
     def _get_supported_prefixes(self):
         return ["https://", "company://"]
 
     def _get_local_path(self, path, force=False, **kwargs):
         self.asked.append(path)
-        return self.file
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def company(monkeypatch):
+    def register(answer):
+        monkeypatch.setattr(PathManager, "_path_handlers", dict(PathManager._path_handlers))
+        handler = Company(answer)
+        PathManager.register_handler(handler, allow_override=True)
+        return handler
+
+    return register
+
+
+@pytest.mark.parametrize("address", ["https://a.example/w.pth?token=a%2F1", "company://a/w.pth"])
+def test_an_address_goes_through_the_users_handler(address, imagenet_file, company):
+    handler = company(imagenet_file)
+    assert load_weights(small_backbone(), address) == []
+    assert handler.asked == [address]
 
 
 @pytest.mark.parametrize(
-    "address", ["https://models.example/w.pth?token=a%2F1", "company://models/w.pth"]
+    ("error", "expected"),
+    [
+        (ValueError("a defect"), ValueError),
+        (RuntimeError("a defect"), RuntimeError),
+        (KeyError("a defect"), KeyError),
+        (OSError("a defect"), FetchError),
+        (FetchError("a defect"), FetchError),
+    ],
 )
-def test_an_address_goes_through_the_users_handler(address, imagenet_file, monkeypatch):
-    handlers = dict(PathManager._path_handlers)
-    monkeypatch.setattr(PathManager, "_path_handlers", handlers)
-    company = Company(imagenet_file)
-    PathManager.register_handler(company, allow_override=True)
-    assert load_weights(small_backbone(), address) == []
-    assert company.asked == [address]
+def test_what_the_users_handler_raises(error, expected, company):
+    """Only what tells of the web or the disk is ours to put into a sentence."""
+    company(error)
+    with pytest.raises(expected, match="a defect") as found:
+        open_weights("https://a.example/w.pth")
+    assert type(found.value) is expected
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("catalog://x", "catalog://ImageNetPretrained/x", "catalog://Caffe2Detectron/COCO/x"),
+        *("http://[::bad/x.pth", "http://127.0.0.1:x/x.pth", "http://127.0.0.1:9/\u732b.pth"),
+    ],
+)
+def test_addresses_that_make_no_sense(address):
+    with pytest.raises(FetchError, match="^(there is no|cannot get) "):
+        open_weights(address)
 
 
 def test_an_error_inside_a_users_backbone_keeps_its_traceback():
@@ -498,9 +492,8 @@ def test_an_error_inside_a_users_backbone_keeps_its_traceback():
 
     BACKBONE_REGISTRY.register(build_their_backbone)
     try:
-        cfg = make_cfg("MODEL.BACKBONE.NAME", "build_their_backbone")
         with pytest.raises(KeyError) as error:
-            build_detector(cfg)
+            build_detector(make_cfg("MODEL.BACKBONE.NAME", "build_their_backbone"))
         assert type(error.value) is KeyError
         assert error.value.args == (2,)
     finally:
@@ -509,23 +502,20 @@ def test_an_error_inside_a_users_backbone_keeps_its_traceback():
 
 def test_grey_and_many_channels_answer_equal_channels_as_colours(tmp_path, caplog):
     model = small_backbone().eval()
-    torch.save({"model": model.state_dict()}, tmp_path / "colours.pth")
+    file = save(tmp_path / "colours.pth", {"model": model.state_dict()})
     image = torch.rand(1, 1, 64, 64)
     expected = model(image.expand(-1, 3, -1, -1))
     for channels in (1, 2, 4):
-        other = resnest_d2.build_resnest_backbone(make_cfg(*OPTS), image_shape(channels)).eval()
-        assert load_weights(other, str(tmp_path / "colours.pth")) == []
+        other = small_backbone(channels).eval()
+        assert load_weights(other, file) == []
         found = other(image.expand(-1, channels, -1, -1))
         for name in expected:
             torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
         assert f"summed and divided among {channels}, in stem.conv1_1.weight" in caplog.text
 
 
-def test_the_config_comes_with_the_weights(tmp_path):
-    """Opened once, a checkpoint has all that the commands ask for."""
-    text = config_text(model_zoo.get_config("mask_resnest14"))
-    classes = {"thing_classes": ["cat", "dog"]}
-    content = {"model": {"a": torch.zeros(1)}, "classes": classes, "config": text}
-    torch.save(content, tmp_path / "x.pth")
-    checkpoint = open_weights(f"{tmp_path}/x.pth?matching_heuristics=True")
-    assert (checkpoint.config, checkpoint.classes) == (text, classes)
+@pytest.mark.parametrize("shape", [(), (3,), (32, 3)])
+def test_a_stem_of_another_shape_fits_no_number_of_channels(shape, tmp_path):
+    weights = {**small_backbone().state_dict(), "stem.conv1_1.weight": torch.ones(shape)}
+    with pytest.raises(UntrainedParametersError, match=r"leaves 1 .* and \(32, 4, 3, 3\) in the m"):
+        load_weights(small_backbone(4), save(tmp_path / "x.pth", weights))

@@ -1,21 +1,18 @@
 """Convert published ResNeSt weights to a file in Detectron2's names."""
 
 import argparse
-import re
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import FileError, InputError, MissingFileError
-from ..files import sha256
-from ..weights import open_weights
-from ..weights.convert import Conversion, check_conversion, rename
+from ..config import FileError, InputError
+from ..files import check_writable, sha256
+from ..weights import Checkpoint, open_weights
+from ..weights.convert import network_of, rename_resnest
 from ..weights.files import ENDINGS, check_classes, write_checkpoint
-from ..weights.naming import network_of
 from . import running
-
-_PART = re.compile(r"stem|res\d|linear|backbone\.[a-z_]+|[^.]+(\.[^.]+)?")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with running("resnest_d2"):
         check_target(args.target, args.overwrite)
-        conversion = read(args.source, args.average)
-        write_checkpoint(conversion.checkpoint, args.target)
-        print(format_summary(conversion))
+        checkpoint = read(args.source, args.average)
+        write_checkpoint(checkpoint, args.target)
+        print(format_summary(checkpoint))
         print(f"wrote    {args.target} (SHA-256 {sha256(args.target)})")
     return 0
 
@@ -45,13 +42,12 @@ def check_target(target: Path, overwrite: bool) -> None:
     """
     if target.suffix not in ENDINGS:
         raise InputError(f"{target} must end in {' or '.join(ENDINGS)}")
-    if not target.parent.is_dir():
-        raise MissingFileError(f"there is no folder {target.parent}")
-    if target.exists() and not overwrite:
+    check_writable(target)
+    if os.path.exists(target) and not overwrite:
         raise FileError(f"{target} is there already; --overwrite replaces it")
 
 
-def read(source: str, average: bool = False) -> Conversion:
+def read(source: str, average: bool = False) -> Checkpoint:
     """Read and convert a file of published weights or of training.
 
     Args:
@@ -61,12 +57,9 @@ def read(source: str, average: bool = False) -> Conversion:
     Raises:
         InputError: the file is not there, cannot be fetched or is no checkpoint of a ResNeSt.
     """
-    conversion = rename(open_weights(source, average))
-    check_conversion(conversion)
-    checkpoint = conversion.checkpoint
-    if not checkpoint.classes:
-        checkpoint = replace(checkpoint, classes=_mmdetection_classes(checkpoint.meta))
-    return conversion._replace(checkpoint=checkpoint)
+    checkpoint = rename_resnest(open_weights(source, average))
+    classes = checkpoint.classes or _mmdetection_classes(checkpoint.meta)
+    return replace(checkpoint, classes=classes)
 
 
 def _mmdetection_classes(meta: dict[str, Any]) -> dict[str, Any]:
@@ -77,24 +70,13 @@ def _mmdetection_classes(meta: dict[str, Any]) -> dict[str, Any]:
     return check_classes({"thing_classes": names}) if names else {}
 
 
-def format_summary(conversion: Conversion) -> str:
-    """Tell what was read, what it became, and what was left out."""
-    checkpoint, weights = conversion.checkpoint, conversion.weights
+def format_summary(checkpoint: Checkpoint) -> str:
+    """Tell what was read, and what it became."""
     container = f", under {checkpoint.container!r}" if checkpoint.container else ""
-    network = network_of(weights) or "no ResNet"
     kind = "a backbone" if checkpoint.by_suffix else "a detector"
-    millions = sum(tensor.numel() for tensor in weights.values()) / 1e6
-    lines = [
-        f"read     {checkpoint.name}: names of {conversion.naming}{container}",
-        f"holds    {network}, {kind}: {len(weights)} tensors, {millions:.2f} M values",
-    ]
-    parts: dict[str, list[str]] = {}
-    for key in weights:
-        parts.setdefault(_PART.match(key).group(), []).append(key)
-    for part, keys in parts.items():
-        origin = conversion.origins.get(keys[0], keys[0])
-        example = "" if origin == keys[0] else f"   {origin} -> {keys[0]}"
-        lines.append(f"{len(keys):8} {part}{example}")
-    if conversion.dropped:
-        lines.append(f"left out {', '.join(conversion.dropped)}")
-    return "\n".join(lines)
+    tensors, network = checkpoint.weights.values(), network_of(checkpoint.weights) or "no ResNet"
+    millions = sum(tensor.numel() for tensor in tensors) / 1e6
+    return (
+        f"read     {checkpoint.name}: names of {checkpoint.naming}{container}\n"
+        f"holds    {network}, {kind}: {len(tensors)} tensors, {millions:.2f} M values"
+    )

@@ -17,8 +17,7 @@ from ..files import make_folder, sha256, write_text
 from ..modeling.detector import build_detector
 from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.convert import rename
-from ..weights.files import ENDINGS, write_checkpoint
-from ..weights.input_format import of_model
+from ..weights.files import ENDINGS, of_model, write_checkpoint
 from ..weights.stored_config import config_to_use
 from . import running
 
@@ -70,7 +69,7 @@ def publish(
     model = build_detector(cfg)
     load_weights(model, checkpoint)
     text = settings_text(cfg)
-    checkpoint = replace(rename(checkpoint).checkpoint, input_format=of_model(model), config=text)
+    checkpoint = replace(rename(checkpoint), input_format=of_model(model), config=text)
 
     make_folder(output)
     unnamed = output / f"{name}-unnamed.{ending}"

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,8 +65,8 @@ def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[Checkpoint, bo
         checkpoint = open_weights(f"resnest://COCO/{name}")
         return checkpoint, bool(checkpoint.source.get("verified"))
     file, own = weights_dir / PUBLICATIONS[name].checkpoint, weights_dir / f"{name}.pth"
-    if not file.is_file():
-        if not own.is_file():
+    if not os.path.isfile(file):
+        if not os.path.isfile(own):
             raise MissingFileError(f"--weights-dir: there is neither {file} nor {own}")
         return open_weights(own), False
     promised = promised_hash(file.name)

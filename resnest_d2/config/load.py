@@ -1,6 +1,7 @@
 """From files and command lines to configs that fit the machine."""
 
 import logging
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +13,11 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from . import ConfigError, FileError, MissingFileError, did_you_mean, require_int
-from .keys import add_project_config, add_resnest_config, flat_keys
+from .keys import add_project_config, add_resnest_config, flat_items, flat_keys
 
 logger = logging.getLogger(__name__)
 
+MOST_VALUES = 100_000  # of a config, which has some 700
 PLAIN_BUILDERS = (
     *("build_resnet_backbone", "build_resnet_fpn_backbone"),
     "build_retinanet_resnet_fpn_backbone",
@@ -33,7 +35,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Read a YAML file over the defaults of Detectron2, of ResNeSt and of the projects it needs.
 
     Args:
-        config_file: a path; its ``_BASE_`` may be an address.
+        config_file: a local file; its ``_BASE_`` may be an address.
         opts: overrides, ``["SOLVER.BASE_LR", "0.01", ...]``.
 
     Returns:
@@ -44,12 +46,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         ConfigError: a key that does not exist, a value that does not fit its key, or a tag that
             would run code; the message names it.
     """
-    if "://" in config_file:
-        raise ConfigError(
-            f"--config-file {config_file} is an address, which Detectron2 reads only as the _BASE_ "
-            "of a local file"
-        )
-    if not Path(config_file).is_file():
+    if not os.path.isfile(config_file):  # pathlib's raises where a name is too long
         root = config_dir()
         known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
         hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
@@ -62,13 +59,9 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     # One of Detectron2's own files, Base-RetinaNet.yaml, computes its anchors. It is code like the
     # rest of Detectron2; tags in any other file are refused.
     own = Path(detectron2.__file__).parent in Path(config_file).resolve().parents
-    cfg = _own_defaults()
-    with _errors_of(config_file, cfg):
+    with _errors_of(config_file):
         loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=own)
-    _add_keys(cfg, loaded, config_file, opts)
-    with _errors_of(config_file, cfg):
-        cfg.merge_from_file(config_file, allow_unsafe=own)
-    return _merge_options(cfg, loaded, opts)
+    return _build(loaded, config_file, opts)
 
 
 def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -82,37 +75,53 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    cfg = _own_defaults()
-    with _errors_of(source, cfg):
+    with _errors_of(source):
         loaded = yaml.safe_load(text)
-    _add_keys(cfg, loaded, source, opts)
-    with _errors_of(source, cfg):
-        cfg.merge_from_other_cfg(CfgNode(loaded))
-    return _merge_options(cfg, loaded, opts)
+    return _build(loaded, source, opts)
 
 
-def _own_defaults() -> CfgNode:
+def _build(loaded: Any, source: str, opts: Sequence[str]) -> CfgNode:
+    """Merge what was loaded, and then the options, over the defaults."""
     cfg = get_cfg()
     add_resnest_config(cfg)
-    return cfg
-
-
-def _add_keys(cfg: CfgNode, loaded: Any, source: str, opts: Sequence[str]) -> None:
     if not isinstance(loaded, dict):
         raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
-    add_project_config(cfg, {*flat_keys(loaded), *opts[::2]})
-
-
-def _merge_options(cfg: CfgNode, loaded: dict, opts: Sequence[str]) -> CfgNode:
-    late = next((option for option in opts if str(option).startswith("--")), None)
-    if late:
-        raise ConfigError(f"{late} must stand before the config's own options: {' '.join(opts)}")
-    if len(opts) % 2:
-        raise ConfigError(f"options must be pairs of KEY and VALUE, got {' '.join(opts)!r}")
-    with _errors_of("the command line", cfg):
-        cfg.merge_from_list(list(opts))
-    _check_builder(cfg, {*flat_keys(loaded), *opts[::2]})
+    _check_size(loaded, source)
+    named = {*flat_keys(loaded), *opts[::2]}
+    add_project_config(cfg, named)
+    if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
+        raise ConfigError(f"{source}: VERSION must be {cfg.VERSION}, got {version!r}")
+    with _merging(source, cfg):
+        cfg.merge_from_other_cfg(CfgNode(loaded))
+    merge_options(cfg, opts)
+    _check_builder(cfg, named)
     return cfg
+
+
+def _check_size(loaded: dict, source: str) -> None:
+    """Refuse what holds itself, or is doubled again and again: YAML's aliases can do both."""
+    values, count = [loaded], 0
+    while values and count <= MOST_VALUES:
+        value, count = values.pop(), count + 1
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    if values:
+        raise ConfigError(f"{source}: it is nested without end")
+
+
+def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
+    """Merge overrides into a config, KEY, VALUE, KEY, VALUE, ...
+
+    Raises:
+        ConfigError: a key that does not exist, or a value that does not fit its key.
+    """
+    given = " ".join(map(str, opts))
+    if late := next((option for option in opts if str(option).startswith("--")), None):
+        raise ConfigError(f"{late} must stand before the config's own options: {given}")
+    if len(opts) % 2:
+        raise ConfigError(f"options must be pairs of KEY and VALUE, got {given!r}")
+    with _merging("the command line", cfg):
+        cfg.merge_from_list(list(opts))
 
 
 def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
@@ -123,9 +132,9 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
         named: the keys that a user has set; a default asks for nothing.
     """
     builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
-    asked = {"RADIX": resnets.RADIX > 1, **{k: resnets[k] for k in ("AVD", "DEEP_STEM")}}
-    for key in (key for key, value in asked.items() if value and f"MODEL.RESNETS.{key}" in named):
-        if builder in PLAIN_BUILDERS:
+    asked = {"RADIX": resnets.RADIX > 1, "AVD": resnets.AVD, "DEEP_STEM": resnets.DEEP_STEM}
+    for key, is_asked in asked.items() if builder in PLAIN_BUILDERS else ():
+        if is_asked and f"MODEL.RESNETS.{key}" in named:
             raise ConfigError(
                 f"MODEL.RESNETS.{key} {resnets[key]} is a ResNeSt's, but MODEL.BACKBONE.NAME "
                 f"{builder!r} builds a plain ResNet without it: write "
@@ -134,7 +143,21 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
 
 
 @contextmanager
-def _errors_of(source: str, cfg: CfgNode) -> Iterator[None]:
+def _merging(source: str, cfg: CfgNode) -> Iterator[None]:
+    """Let a config be changed, and refuse settings that are left without their value.
+
+    yacs takes None for any key.
+    """
+    empty = {key for key, value in flat_items(cfg) if value is None}
+    with _errors_of(source, cfg):
+        yield
+    for key, value in flat_items(cfg):
+        if value is None and key not in empty:
+            raise ConfigError(f"{source}: {key} has no value")
+
+
+@contextmanager
+def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn what yacs and PyYAML raise on a wrong config into a ConfigError; only their calls.
 
     Args:
@@ -145,24 +168,26 @@ def _errors_of(source: str, cfg: CfgNode) -> Iterator[None]:
         yield
     except KeyError as error:
         name = str(error.args[0]).rpartition(" ")[2]
-        hint = did_you_mean(name, flat_keys(cfg))
+        hint = did_you_mean(name, flat_keys(cfg or {}))
         raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
     except FileNotFoundError as error:
         raise MissingFileError(f"{source}: its _BASE_ {error.filename} is not there") from error
     except OSError as error:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{source}: it is its own _BASE_, or nested without end") from error
-    except yaml.constructor.ConstructorError as error:
-        where = f"line {error.problem_mark.line + 1}" if error.problem_mark else "a tag"
-        raise ConfigError(
-            f"{source}: {where} has a tag that would run code, and was not read: {error.problem}"
-        ) from error
+        raise ConfigError(f"{source}: it is its own _BASE_, or nested too deep") from error
+    except yaml.constructor.ConstructorError as error:  # of a tag that would run code, above all
+        line = error.problem_mark.line + 1
+        raise ConfigError(f"{source}: line {line} is no plain value: {error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
-    # yacs checks by assertions, evaluates values and reads attributes of what should be a node.
-    except (AssertionError, AttributeError, SyntaxError, TypeError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}") from error
+    except (AttributeError, TypeError) as error:  # of what should be a dict, or a path
+        what = "it, or its _BASE_, is" if cfg is None else "it is"
+        raise ConfigError(f"{source}: {what} not keys and values: {error}") from error
+    except (AssertionError, SyntaxError, ValueError) as error:
+        # yacs checks by assertions, evaluates values, and puts whole nodes into its messages.
+        first, *others = str(error).splitlines() or [""]
+        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from error
 
 
 def check_device(name: str, device: str) -> None:

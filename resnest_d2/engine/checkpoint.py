@@ -13,8 +13,14 @@ from torch import nn
 from ..config import InputError
 from ..files import replacing, write_text
 from ..weights import WeightsCheckpointer, open_weights
-from ..weights.files import CLASS_METADATA, CLASSES_KEY, CONFIG_KEY, INPUT_KEY, save_content
-from ..weights.input_format import of_model
+from ..weights.files import (
+    CLASS_METADATA,
+    CLASSES_KEY,
+    CONFIG_KEY,
+    INPUT_KEY,
+    of_model,
+    save_content,
+)
 from ..weights.loading import require_finite
 from ..weights.stored_config import describe_changes
 
@@ -126,7 +132,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
         if self.changes:
             listed = "; ".join(f"{key} {change}" for key, change in self.changes.items())
             logger.warning("Resuming %s with other settings: %s", self.save_dir, listed)
-        return self.load_opened(checkpoint)
+        return self.load(checkpoint)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Save ``name.pth`` whole or not at all, and tag it as the last one unless it is the best.

@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import model_zoo
 from ..config import InputError, require_between, require_int, require_one_of
-from ..config.load import check_device, choose_device
+from ..config.load import check_device, choose_device, merge_options
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
 from ..weights import Checkpoint, load_weights, open_weights
@@ -298,7 +298,7 @@ def _load(
             raise InputError("a config and config_file are given: leave one of them out")
         cfg = model.clone()
         cfg.defrost()
-        cfg.merge_from_list(options)
+        merge_options(cfg, options)
         weights = weights or cfg.MODEL.WEIGHTS
         return cfg, open_weights(weights) if weights else None
     own_config, own_weights = _find(str(model), weights) if model else ("", "")

@@ -1,6 +1,6 @@
 """Models by name, with the four verbs of ``detectron2.model_zoo`` and their meanings.
 
-A name is a config's path under ``configs/`` without its ending: ``"cascade_resnest101"``,
+A name is a config's path under ``configs/``, with or without its ending: ``"cascade_resnest101"``,
 ``"baselines/mask_resnet50"``. What was published about them is in
 :mod:`resnest_d2.model_zoo.published`.
 """
@@ -39,9 +39,6 @@ def _known(name: str) -> str:
 def get_config_file(name: str) -> str:
     """Path of a model's config file.
 
-    Args:
-        name: a name of :func:`names`, with or without its ending.
-
     Raises:
         InputError: there is no such model; the message lists the closest names.
     """
@@ -52,7 +49,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     """A model's full config.
 
     Args:
-        name: as in :func:`get_config_file`.
+        name: of the model.
         trained: set ``MODEL.WEIGHTS`` to the published checkpoint; else it is the config's, for
             most models a backbone for ImageNet.
 
@@ -62,7 +59,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     cfg = load_config(get_config_file(name))
     if trained:
         get_checkpoint_url(name)  # names a model that nobody has published
-        cfg.MODEL.WEIGHTS = f"resnest://COCO/{_known(name)}"
+        cfg.MODEL.WEIGHTS = f"resnest://COCO/{name.removesuffix('.yaml')}"
     return cfg
 
 
@@ -70,7 +67,7 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     """Build a model and load the ``MODEL.WEIGHTS`` of its config; it is in training mode.
 
     Args:
-        name: as in :func:`get_config_file`.
+        name: of the model.
         trained: load the published checkpoint.
         device: as ``MODEL.DEVICE``; None takes the config's, or the CPU where there is no GPU.
 
@@ -98,9 +95,10 @@ def get_checkpoint_url(name: str) -> str:
     Raises:
         InputError: there is no such model, or nobody has published a checkpoint of it.
     """
-    if publication := PUBLICATIONS.get(_known(name)):
-        return publication.url
-    raise InputError(f"no checkpoint of {_known(name)!r} was published")
+    name = _known(name)
+    if name not in PUBLICATIONS:
+        raise InputError(f"no checkpoint of {name!r} was published")
+    return PUBLICATIONS[name].url
 
 
 def published(name: str) -> dict[str, float]:

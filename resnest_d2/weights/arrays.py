@@ -8,16 +8,22 @@ tensors of numbers from raw bytes and nothing else.
 import io
 import pickle
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
 _KINDS = "biuf"  # booleans, integers, floats
-
-
 # Stands for the class, which is an argument here; a text can be neither called nor changed.
 _ARRAY_TYPE = "numpy.ndarray"
+
+
+class _Dict(dict):
+    """A dict that drops the state of an OrderedDict, such as a module's ``_metadata``."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
 class _Dtype:
@@ -54,40 +60,37 @@ class _Array:
         self.tensor = dtype.read(raw, shape, is_fortran)
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Python 2's bytes."""
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    """Python 3's empty bytes in pickle's second protocol."""
-    return b""
-
-
-def _from_buffer(raw: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> torch.Tensor:
-    """Arrays of pickle's fifth protocol."""
-    return dtype.read(bytes(raw), shape, order == "F")
-
-
-def _scalar(dtype: _Dtype, raw: bytes) -> float:
-    return dtype.read(raw, (1,)).item()
-
-
-_GLOBALS: dict[str, Any] = {
-    "numpy.ndarray": _ARRAY_TYPE,
+_FUNCTIONS: dict[str, Callable] = {
     "numpy.dtype": _Dtype,
-    "collections.OrderedDict": OrderedDict,
-    "_codecs.encode": _encode,
-    "__builtin__.bytes": _no_bytes,
+    "collections.OrderedDict": _Dict,
+    # Python 2's bytes, and Python 3's empty ones in pickle's second protocol.
+    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
+    "__builtin__.bytes": lambda: b"",
 }
 for _module in ("numpy.core", "numpy._core"):  # in NumPy 1 and 2
-    _GLOBALS[f"{_module}.multiarray._reconstruct"] = _Array
-    _GLOBALS[f"{_module}.multiarray.scalar"] = _scalar
-    _GLOBALS[f"{_module}.numeric._frombuffer"] = _from_buffer
+    _FUNCTIONS[f"{_module}.multiarray._reconstruct"] = _Array
+    _FUNCTIONS[f"{_module}.multiarray.scalar"] = lambda dtype, raw: dtype.read(raw, (1,)).item()
+    # Arrays of pickle's fifth protocol.
+    _FUNCTIONS[f"{_module}.numeric._frombuffer"] = lambda raw, dtype, shape, order: dtype.read(
+        bytes(raw), shape, order == "F"
+    )
+
+
+class _Function:
+    """Stands for a function or class: a pickle can call it, and not change it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *arguments: Any) -> Any:
+        return _FUNCTIONS[self.name](*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError(f"GLOBAL {self.name} with a state")
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists and plain values around arrays, which become tensors.
+    """Reads dicts, lists and plain values around arrays; :func:`plain` makes these tensors.
 
     Args:
         content: of a file.
@@ -98,23 +101,35 @@ class ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a function or class; refuse all others."""
-        if f"{module}.{name}" in _GLOBALS:
-            return _GLOBALS[f"{module}.{name}"]
-        raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
-
-    def load(self) -> Any:
-        """Read the content.
-
-        Raises:
-            pickle.UnpicklingError: it holds other objects.
-        """
-        return _plain(super().load())
+        full = f"{module}.{name}"
+        if full == _ARRAY_TYPE:
+            return _ARRAY_TYPE
+        if full in _FUNCTIONS:
+            return _Function(full)
+        raise pickle.UnpicklingError(f"GLOBAL {full}")
 
 
-def _plain(value: Any) -> Any:
-    """Replace arrays by their tensors."""
+def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """Rebuild what was unpickled: tensors for arrays, and dicts whose methods are a dict's.
+
+    A pickle may give an OrderedDict or a tensor attributes that hide their methods.
+
+    Args:
+        value: what was unpickled.
+        done: what was rebuilt so far, by its id: what stands in many places is rebuilt once.
+    """
+    done = {} if done is None else done
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, _Array):
-        return value.tensor
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        found = value.tensor
+    elif isinstance(value, torch.Tensor):
+        found = torch.Tensor.detach(value)
+    elif type(value) in (dict, OrderedDict, _Dict):
+        found = {key: plain(inner, done) for key, inner in dict.items(value)}
+    elif type(value) in (list, tuple):
+        found = type(value)(plain(inner, done) for inner in value)
+    else:
+        found = value
+    done[id(value)] = found
+    return found

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..config import InputError, did_you_mean
 from ..model_zoo.published import AUTHORS, PUBLICATIONS
-from .input_format import DETECTRON2_FILES, DETECTRON2_RGB, IMAGENET_RGB, MSRA_BGR, InputFormat
+from .files import InputFormat
 
 RESNEST, TIMM, HUB = "resnest://", "timm://", "hf://"
 
@@ -21,72 +21,49 @@ OPENMMLAB = "https://download.openmmlab.com/"
 # Reported dead since 2021. Its addresses stand in the reference's configs.
 BUCKET = AUTHORS.root.removesuffix("detectron/")
 
+# The authors' and timm's files for ImageNet, in torchvision's constants times 255.
+IMAGENET_RGB = InputFormat("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+# The reference's and MMDetection's detectors.
+DETECTRON2_RGB = InputFormat("RGB", (123.68, 116.779, 103.939), (58.393, 57.12, 57.375))
+# Detectron2's defaults, with which its MSRA ResNets go.
+MSRA_BGR = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+# Detectron2's files whose format is in its documentation, by the start of their names.
+DETECTRON2_FILES = {
+    "detectron2://ImageNetPretrained/MSRA/R-": MSRA_BGR,
+    "detectron2://ImageNetPretrained/torchvision/": IMAGENET_RGB,
+}
+
 
 class Backbone(NamedTuple):
-    """The files of one backbone."""
+    """The files of one backbone, by the hashes at the ends of their names; "" where there is none.
+
+    All but timm's are of the authors; OpenMMLab has converted them.
+    """
 
     name: str
     imagenet: str
-    """The authors' file for ImageNet; gluon_ begins those of GluonCV, which are on timm's page."""
     timm: str = ""
     """timm's name on the hub."""
     openmmlab: str = ""
-    """OpenMMLab's conversion of the authors' file."""
     detectron2: str = ""
-    """The authors' backbone in Detectron2's names."""
+    """Of the file in Detectron2's names."""
     openmmlab_detectron2: str = ""
-    """OpenMMLab's conversion of that."""
 
 
 BACKBONES = (
-    Backbone(
-        "resnest50",
-        "resnest50-528c19ca.pth",
-        "resnest50d.in1k",
-        "resnest50_imagenet_converted-1ebf0afe.pth",
-        "resnest50_detectron-255b5649.pth",
-        "resnest50_d2-7497a55b.pth",
-    ),
-    Backbone(
-        "resnest101",
-        "resnest101-22405ba7.pth",
-        "resnest101e.in1k",
-        "resnest101_imagenet_converted-032caa52.pth",
-        "resnest101_detectron-486f69a8.pth",
-        "resnest101_d2-f3b931b2.pth",
-    ),
-    Backbone(
-        "resnest200",
-        "resnest200-75117900.pth",
-        "resnest200e.in1k",
-        "resnest200_imagenet_converted-581a60f2.pth",
-        "resnest200_detectron-02644020.pth",
-        "resnest200_d2-ca88e41f.pth",
-    ),
-    Backbone(
-        "resnest269",
-        "resnest269-0cc87c48.pth",
-        "resnest269e.in1k",
-        "resnest269_imagenet_converted-59930960.pth",
-        "resnest269_detectron-69df4066.pth",
-    ),
-    Backbone("resnest14", "gluon_resnest14-9c8fe254.pth", "resnest14d.gluon_in1k"),
-    Backbone("resnest26", "gluon_resnest26-50eb607c.pth", "resnest26d.gluon_in1k"),
-    Backbone("resnest50_fast_1s1x64d", "resnest50_fast_1s1x64d-d8fbf808.pth"),
-    Backbone("resnest50_fast_2s1x64d", "resnest50_fast_2s1x64d-44938639.pth"),
-    Backbone("resnest50_fast_4s1x64d", "resnest50_fast_4s1x64d-f74f3fc3.pth"),
-    Backbone("resnest50_fast_1s2x40d", "resnest50_fast_1s2x40d-32830b84.pth"),
-    Backbone("resnest50_fast_2s2x40d", "resnest50_fast_2s2x40d-9d126481.pth"),
-    Backbone(
-        "resnest50_fast_4s2x40d",
-        "resnest50_fast_4s2x40d-41d14ed0.pth",
-        "resnest50d_4s2x40d.in1k",
-    ),
-    Backbone(
-        "resnest50_fast_1s4x24d",
-        "resnest50_fast_1s4x24d-d4a4f76f.pth",
-        "resnest50d_1s4x24d.in1k",
-    ),
+    Backbone("resnest50", "528c19ca", "resnest50d.in1k", "1ebf0afe", "255b5649", "7497a55b"),
+    Backbone("resnest101", "22405ba7", "resnest101e.in1k", "032caa52", "486f69a8", "f3b931b2"),
+    Backbone("resnest200", "75117900", "resnest200e.in1k", "581a60f2", "02644020", "ca88e41f"),
+    Backbone("resnest269", "0cc87c48", "resnest269e.in1k", "59930960", "69df4066"),
+    Backbone("resnest14", "9c8fe254", "resnest14d.gluon_in1k"),
+    Backbone("resnest26", "50eb607c", "resnest26d.gluon_in1k"),
+    Backbone("resnest50_fast_1s1x64d", "d8fbf808"),
+    Backbone("resnest50_fast_2s1x64d", "44938639"),
+    Backbone("resnest50_fast_4s1x64d", "f74f3fc3"),
+    Backbone("resnest50_fast_1s2x40d", "32830b84"),
+    Backbone("resnest50_fast_2s2x40d", "9d126481"),
+    Backbone("resnest50_fast_4s2x40d", "41d14ed0", "resnest50d_4s2x40d.in1k"),
+    Backbone("resnest50_fast_1s4x24d", "d4a4f76f", "resnest50d_1s4x24d.in1k"),
 )
 
 
@@ -105,28 +82,23 @@ def file_name(source: str) -> str:
     return source.removeprefix(HUB) if source.startswith(HUB) else source.rpartition("/")[2]
 
 
-def names() -> list[str]:
-    """Return all names of weights; those of ``timm://`` are timm's own ResNeSts."""
-    return list(_entries())
-
-
 def find(name: str) -> Entry:
     """Look weights up by their name, or by the address that they had in the reference's bucket.
 
     Raises:
         InputError: there is nothing of that name; the message has the closest ones.
     """
-    entries = _entries()
-    if name in entries:
-        return entries[name]
+    known = entries()
+    if name in known:
+        return known[name]
     model = name.removeprefix(TIMM).strip("/")
     if name.startswith(TIMM) and "." in model and "/" not in model:  # timm adds new tags
         return Entry(name, (_on_hub(model),), IMAGENET_RGB)
     if name.startswith(BUCKET):
         file = file_name(name)
-        same = (e for e in entries.values() if file in map(file_name, e.sources))
+        same = (e for e in known.values() if file in map(file_name, e.sources))
         return next(same, None) or Entry(name, (name,), None)
-    hint = did_you_mean(name, entries) or f"; known are {', '.join(entries)}"
+    hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
     raise InputError(f"unknown weights {name!r}{hint}")
 
 
@@ -135,12 +107,13 @@ def input_format_of(name: str) -> InputFormat | None:
     for start, input_format in DETECTRON2_FILES.items():
         if name.startswith(start):
             return input_format
-    is_ours = name in _entries() or name.startswith((BUCKET, TIMM))
+    is_ours = name in entries() or name.startswith((BUCKET, TIMM))
     return find(name).input_format if is_ours else None
 
 
 @cache
-def _entries() -> dict[str, Entry]:
+def entries() -> dict[str, Entry]:
+    """All weights that have a name; those of ``timm://`` are timm's own ResNeSts."""
     return {entry.name: entry for entry in _list()}
 
 
@@ -165,18 +138,18 @@ def _on_hub(timm: str) -> str:
 
 def _imagenet(backbone: Backbone) -> tuple[str, ...]:
     """The release, its mirrors, the hub and the old bucket, as far as they have the file."""
-    file = backbone.imagenet
-    hub = (_on_hub(backbone.timm),) if backbone.timm else ()
-    if file.startswith("gluon_"):
-        return f"{TIMM_RELEASE}v0.1-weights/{file}", *hub
-    converted = (
-        backbone.openmmlab and f"{OPENMMLAB}mmclassification/v0/resnest/{backbone.openmmlab}"
-    )
-    mirrors = (RELEASE + file, f"{TIMM_RELEASE}v0.1-resnest/{file}", converted)
-    return *filter(None, mirrors), *hub, f"{BUCKET}torch/{file}"
+    name, timm, converted = backbone.name, backbone.timm, backbone.openmmlab
+    file = f"{name}-{backbone.imagenet}.pth"
+    hub = (_on_hub(timm),) if timm else ()
+    if timm.endswith(".gluon_in1k"):  # GluonCV's, which are on timm's page alone
+        return f"{TIMM_RELEASE}v0.1-weights/gluon_{file}", *hub
+    folder = f"{OPENMMLAB}mmclassification/v0/resnest/"
+    mirror = (f"{folder}{name}_imagenet_converted-{converted}.pth",) if converted else ()
+    releases = RELEASE + file, f"{TIMM_RELEASE}v0.1-resnest/{file}"
+    return *releases, *mirror, *hub, f"{BUCKET}torch/{file}"
 
 
 def _detectron2(backbone: Backbone) -> tuple[str, ...]:
-    mirror = backbone.openmmlab_detectron2
-    mirrors = (f"{OPENMMLAB}pretrain/third_party/{mirror}",) if mirror else ()
-    return *mirrors, f"{BUCKET}detectron/{backbone.detectron2}"
+    name, mirror = backbone.name, backbone.openmmlab_detectron2
+    mirrors = (f"{OPENMMLAB}pretrain/third_party/{name}_d2-{mirror}.pth",) if mirror else ()
+    return *mirrors, f"{BUCKET}detectron/{name}_detectron-{backbone.detectron2}.pth"

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
@@ -22,7 +21,6 @@ from . import catalog
 from .catalog import HUB, Entry, file_name
 from .convert import rename
 from .files import Checkpoint, read_checkpoint, write_checkpoint
-from .naming import network_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +56,8 @@ class WeightsHandler(PathHandler):
         except InputError:
             return False
 
-    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
-        if set(mode) & set("wax+"):
-            raise InputError(f"{path} is a name of published weights and cannot be written")
-        return open(self._get_local_path(path), mode, buffering)
-
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        if path.startswith(HUB):
-            return str(_from_hub(path))
-        return str(local_path(catalog.find(path), force))
+        return str(_from_hub(path) if path.startswith(HUB) else local_path(path, force))
 
 
 def register_handlers() -> None:
@@ -74,23 +65,32 @@ def register_handlers() -> None:
     PathManager.register_handler(WeightsHandler(), allow_override=True)
 
 
-def local_path(entry: Entry, force: bool = False) -> Path:
+def local_path(name: str, force: bool = False) -> Path:
     """Return the converted file of published weights; fetch it if it is not cached, or forced.
 
     Raises:
+        InputError: there are no weights of that name.
         FetchError: no source has a file of a ResNeSt, or the cache cannot be written.
     """
+    entry = catalog.find(name)
     file = Path("resnest_d2", f"v{CACHE_VERSION}", f"{entry.name.replace('://', '/')}.pth")
     wanted = Path(os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache")))
     if (wanted / file).is_file() and not force:  # also where it can only be read
         return wanted / file
     folder = Path(get_cache_dir())  # another one if the wanted one cannot be written
     target = folder / file
-    with _cache_errors(folder):
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with file_lock(str(target)):
             if force or not target.is_file():
                 _fetch(entry, target, folder / "resnest_d2")
+    except InputError:
+        raise
+    except OSError as error:
+        raise FetchError(
+            f"cannot write weights to {folder}: {error.strerror or error}; $FVCORE_CACHE names "
+            "another folder for the cache"
+        ) from error
     return target
 
 
@@ -133,7 +133,7 @@ def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:
     else:
         file = _download(source, folder) if "://" in source else Path(source)
         promised = promised_hash(file_name(source))
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise FetchError("there is no such file")
     checkpoint = read_checkpoint(file, "it")
     actual = sha256(file)
@@ -141,20 +141,10 @@ def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:
         raise FetchError(f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}")
     converted = rename(checkpoint)
     if not promised:
-        _check_network(entry.name, converted.weights)
         message = "%s has no hash to check it against; it was read as tensors only"
         logger.warning(message, source)
     facts = {"source": source, "sha256": actual, "verified": bool(promised)}
-    return replace(converted.checkpoint, input_format=entry.input_format, source=facts)
-
-
-def _check_network(name: str, weights: Iterable[str]) -> None:
-    """Refuse weights of another depth than their name says, for which no hash vouches."""
-    said = re.search(r"(resnest|resnet)(\d+)", name.rpartition("://")[2])
-    expected = f"{'ResNeSt' if said[1] == 'resnest' else 'ResNet'}-{said[2]}" if said else ""
-    found = network_of(weights)
-    if said and found and str(found) != expected:
-        raise InputError(f"it is of a {found}, not of a {expected}")
+    return replace(converted, input_format=entry.input_format, source=facts)
 
 
 def _download(url: str, folder: Path) -> Path:
@@ -163,7 +153,7 @@ def _download(url: str, folder: Path) -> Path:
     socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none
     try:
         torch.hub.download_url_to_file(url, str(file))
-    except ValueError as error:  # an address that makes no sense
+    except ValueError as error:  # an address, or the length in an answer, that makes no sense
         raise FetchError(str(error)) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -171,9 +161,7 @@ def _download(url: str, folder: Path) -> Path:
 
 
 def _from_hub(path: str) -> Path:
-    user, repository, file = re.fullmatch(
-        r"([^/]*)/?([^/]*)/?(.*)", path.removeprefix(HUB)
-    ).groups()
+    user, repository, file = [*path.removeprefix(HUB).split("/", 2), "", ""][:3]
     if not file:
         raise InputError(f"{path!r} is not of the form {HUB}user/repository/file")
     hub = import_extra("huggingface_hub", "hub", f"fetching {path}")
@@ -193,17 +181,3 @@ def _reason(error: Exception) -> str:
     """The first line of an error's message, without urllib's brackets."""
     text = str(getattr(error, "reason", "") or error).strip().partition("\n")[0]
     return f"HTTP {error.code} {text}" if hasattr(error, "code") else text or type(error).__name__
-
-
-@contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    """Turn errors of the disk into a FetchError that tells how to choose another folder."""
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as error:
-        raise FetchError(
-            f"cannot write weights to {folder}: {error.strerror or error}; $FVCORE_CACHE names "
-            "another folder for the cache"
-        ) from error

@@ -1,22 +1,23 @@
 """Files of weights: one schema, read without executing anything in a file, written as a whole."""
 
 import json
+import math
+import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config import FileError, InputError, MissingFileError, import_extra
 from ..files import replacing
-from . import input_format
-from .arrays import ArrayUnpickler
-from .input_format import InputFormat
-from .naming import is_known
+from .arrays import ArrayUnpickler, plain
 
 ENDINGS = (".pth", ".safetensors")
 # Training keeps under these keys what it knows of its classes and its images, and its config.
@@ -32,10 +33,61 @@ CLASS_METADATA = (
 _TRAINED = ("model", "model_state_dict", "state_dict", "model_state", "net", "params", "blobs")
 _AVERAGED = ("model_ema", "state_dict_ema", "ema_model", "ema_state", "ema_state_dict", "ema")
 _MAX_DEPTH = 4  # of containers in containers
+# Of what a layer computes with; other tensors, such as masks, may be of any type.
+_COMPUTED = ("weight", "bias", "running_mean", "running_var")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Images in steps of 0 to 255. ImageNet's own mean differs by up to 0.5 from what Detectron2's RGB
+# models are given, a hundredth of the deviation: not worth a warning.
+_TOLERANCE = 1.0
 
 
 class UnreadableError(InputError):
     """A file is no checkpoint, is damaged, asks to execute something or holds other weights."""
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """Images as a network sees them, in values from 0 to 255."""
+
+    channels: str
+    """``INPUT.FORMAT``; "" where it is not known."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __str__(self) -> str:
+        mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
+        return f"{self.channels or 'images'} with mean {mean} and std {std}"
+
+    def fits(self, other: "InputFormat") -> bool:
+        """Return whether weights for one of them work with the other."""
+        if self.channels and other.channels and self.channels != other.channels:
+            return False
+        pairs = zip_longest(self.mean + self.std, other.mean + other.std, fillvalue=math.inf)
+        return all(abs(a - b) <= _TOLERANCE for a, b in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Any) -> "InputFormat | None":
+        """Read what :meth:`to_dict` returned; None for anything else."""
+        try:
+            channels = content["channels"]
+            mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
+            return cls(channels, mean, std) if isinstance(channels, str) else None
+        except (LookupError, TypeError, ValueError):
+            return None
+
+
+def of_model(model: nn.Module) -> InputFormat | None:
+    """Return what a model of Detectron2 is fed; None if it does not say."""
+    mean, std = getattr(model, "pixel_mean", None), getattr(model, "pixel_std", None)
+    if mean is None or std is None or mean.is_meta:
+        return None
+    # Six digits are the config's values; fp32 has added more.
+    values = (tuple(float(f"{v:.6g}") for v in t.flatten().tolist()) for t in (mean, std))
+    return InputFormat(getattr(model, "input_format", None) or "", *values)
 
 
 @dataclass(frozen=True)
@@ -63,6 +115,8 @@ class Checkpoint:
     """The file that this one was made from."""
     meta: dict[str, Any] = field(default_factory=dict)
     """MMDetection's facts about its training; they are never written here."""
+    naming: str = ""
+    """The project whose names the weights had before they were renamed; "" for unknown names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a file that ``DetectionCheckpointer`` loads."""
@@ -93,22 +147,23 @@ def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> 
         UnreadableError: the file is something else, is damaged or holds other objects.
     """
     path, name = Path(path), name or str(path)
-    if not path.is_file():
-        raise MissingFileError(f"there is no file {name}")
+    if not os.path.isfile(path):  # pathlib's raises where a name is too long
+        is_folder = " (it is a folder)" if os.path.isdir(path) else ""
+        raise MissingFileError(f"there is no file {name}{is_folder}")
     ending = Path(path.name.partition("?")[0]).suffix  # files of addresses keep their query
     safe_open = None
     if ending == ".safetensors":
         safe_open = import_extra("safetensors", "hub", f"reading {name}").safe_open
     with _reader_errors(name), path.open("rb") as stream:
-        if text := describe_text(stream.read(512)):
+        if text := _describe_text(stream.read(512)):
             raise UnreadableError(f"{name} is {text}")
         stream.seek(0)
         if safe_open:
             content = _read_safetensors(path, safe_open)
         elif ending == ".pkl":
-            content = ArrayUnpickler(stream.read()).load()
+            content = plain(ArrayUnpickler(stream.read()).load())
         else:
-            content = torch.load(stream, map_location="cpu", weights_only=True)
+            content = plain(torch.load(stream, map_location="cpu", weights_only=True))
     if not isinstance(content, dict):
         raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
     return _sort(content, ending, name, average)
@@ -117,35 +172,36 @@ def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> 
 def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Checkpoint:
     containers = (*_AVERAGED, *_TRAINED) if average else (*_TRAINED, *_AVERAGED)
     container, weights = find_tensors(content, containers)
-    if average and container.partition(".")[0] not in _AVERAGED:
+    if average and not {*container.split(".")} & {*_AVERAGED}:
         raise UnreadableError(f"{name} has no average of its weights: {', '.join(_AVERAGED)}")
     if not weights:
         raise UnreadableError(f"{name} holds no tensors under {', '.join(map(str, content))[:200]}")
     for key, value in weights.items():
-        if value.is_meta or value.is_quantized or value.layout != torch.strided:
-            kind = f"{value.device.type}, {value.layout}, {value.dtype}"
+        is_number = value.dtype in _FLOATS or not key.endswith(_COMPUTED)
+        is_odd = value.is_meta or value.is_quantized or value.is_nested
+        if is_odd or value.layout != torch.strided or not is_number:
+            layout = "nested" if value.is_nested else value.layout
+            kind = f"{value.device.type}, {layout}, {value.dtype}"
             raise UnreadableError(f"{name}: {key} is a tensor of an unsupported kind ({kind})")
-    author = str(content.get("__author__", ""))
-    by_suffix = content.get("matching_heuristics") is True
-    if container != "model" and ending in (".pkl", ".pyth") and not is_known(weights):
-        # Detectron's files are in Caffe2's names, files of pycls in their own.
-        kept = {k: v for k, v in weights.items() if not k.endswith(("_momentum", "_tracked"))}
-        weights, by_suffix = kept, True
-        author = "Caffe2" if ending == ".pkl" else "pycls"
-    classes, config = content.get(CLASSES_KEY), content.get(CONFIG_KEY)
+    author, by_suffix = content.get("__author__"), content.get("matching_heuristics")
+    if container != "model" and ending == ".pkl":  # Detectron's, as Detectron2 tells them
+        weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
+        author, by_suffix = "Caffe2", True
+    config, source = content.get(CONFIG_KEY), content.get("source")
+    is_source = isinstance(source, dict) and all(isinstance(v, str | bool) for v in source.values())
     is_config = isinstance(config, str) and re.search("^MODEL:", config, re.MULTILINE)
     return Checkpoint(
         name,
         weights,
         container,
-        by_suffix,
-        author,
-        input_format.from_dict(content.get(INPUT_KEY)),
-        check_classes(classes),
+        by_suffix is True,
+        author if isinstance(author, str) else "",
+        InputFormat.from_dict(content.get(INPUT_KEY)),
+        check_classes(content.get(CLASSES_KEY)),
         config if is_config else "",
         # Other projects use other containers, and keep other things beside them.
         {k: v for k, v in content.items() if container == "model" and k != "model"},
-        source if isinstance(source := content.get("source"), dict) else {},
+        source if is_source else {},
         meta if isinstance(meta := content.get("meta"), dict) else {},
     )
 
@@ -167,21 +223,29 @@ def check_classes(classes: Any) -> dict[str, Any]:
     """Return the classes that a checkpoint was trained on; {} if it does not name them our way."""
     if not isinstance(classes, Mapping):
         return {}
-    for key in {"thing_classes", "stuff_classes"} & classes.keys():
-        names = classes[key]
-        is_list = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
-        if not is_list or not names:
-            return {}
     found = {key: classes[key] for key in CLASS_METADATA if key in classes}
+    if not all(_is_metadata(key, value) for key, value in found.items()):
+        return {}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
-def describe_text(head: bytes) -> str | None:
+def _is_metadata(key: str, value: Any) -> bool:
+    if key.endswith("_id"):
+        pairs = value.items() if isinstance(value, Mapping) else [("", "")]
+        return all(isinstance(number, int) for pair in pairs for number in pair)
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    if key == "keypoint_connection_rules":  # two names and a colour
+        if not all(isinstance(rule, list | tuple) and len(rule) == 3 for rule in value):
+            return False
+        value = [name for rule in value for name in rule[:2]]
+    return all(isinstance(name, str) for name in value)
+
+
+def _describe_text(head: bytes) -> str | None:
     """Say what a file that begins like this is; None if it may be a checkpoint."""
-    page = re.match(rb"(?P<html>\s*<!doctype html|.*<html)|\s*<(\?xml|error)", head, re.I | re.S)
-    if page:
-        kind = "HTML" if page["html"] else "XML"
-        return f"an {kind} page: a server's answer saved in place of the weights"
+    if re.match(rb"\s*<(!doctype|html|\?xml|error)", head, re.I):
+        return "a web page: a server's answer saved in place of the weights"
     if head.lstrip().startswith(b"version https://git-lfs"):
         return "a Git LFS pointer: `git lfs pull` fetches the weights that it stands for"
     # torch and pickle write control characters early on; texts have none.
@@ -253,11 +317,11 @@ def _reader_errors(name: str) -> Iterator[None]:
     """Turn what a reader raises into an UnreadableError; put nothing but its call inside."""
     try:
         yield
-    except (MemoryError, UnreadableError):
+    except UnreadableError:
         raise
     except PermissionError as error:
         raise FileError(f"{name} cannot be read: {error.strerror}") from error
-    except Exception as error:  # torch.load, pickle and safetensors meet damage with any type
+    except Exception as error:  # damage makes torch.load, pickle and safetensors raise any type
         if unsafe := _UNSAFE.search(str(error)):
             found = unsafe[unsafe.lastindex].strip("`'\".,")
             reason = (

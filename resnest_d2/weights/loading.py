@@ -7,21 +7,23 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 from torch import nn
 
-from ..config import FileError, InputError
+from ..config import InputError
 from ..modeling.resnest import ResNeSt
 from .catalog import input_format_of
-from .convert import rename
+from .convert import network_of, rename
 from .fetch import FetchError
-from .files import Checkpoint, UnreadableError, read_checkpoint
-from .input_format import of_model, warn_if_it_differs
-from .naming import network_of
+from .files import Checkpoint, UnreadableError, of_model, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -51,20 +53,34 @@ def open_weights(path: str | os.PathLike, average: bool = False) -> Checkpoint:
     path, by_suffix = str(path), False
     if path.endswith(f"?{HEURISTICS}") or path.endswith(f"&{HEURISTICS}"):
         path, by_suffix = path[: -len(HEURISTICS) - 1], True
-    try:
-        local = PathManager.get_local_path(path) if "://" in path else path
-    except FileError:
-        raise
-    # A handler's, of the web or the disk; Detectron2's own asserts that a name is in its catalog.
-    except (OSError, HTTPException, AssertionError) as error:
-        raise FetchError(f"cannot get {path}: {error}") from error
+    local = _local_path(path)
     name = path if local == path else f"{path} (at {local})"
-    checkpoint = replace(read_checkpoint(local, name, average), name=path)
+    checkpoint = read_checkpoint(local, name, average)
     return replace(
         checkpoint,
+        name=path,
         by_suffix=by_suffix or checkpoint.by_suffix,
         input_format=checkpoint.input_format or input_format_of(path),
     )
+
+
+def _local_path(path: str) -> str:
+    """The file that an address stands for; whatever else a user's own handler raises is theirs."""
+    if "://" not in path:
+        return path
+    try:
+        if path.startswith(("http://", "https://")):
+            urlsplit(path)
+        if path.startswith("catalog://"):
+            ModelCatalog.get(path.removeprefix("catalog://"))
+    except (LookupError, RuntimeError, ValueError) as error:  # malformed, or not in the catalog
+        raise FetchError(f"there is no {path}: {error}") from error
+    try:
+        return PathManager.get_local_path(path)
+    except InputError:
+        raise
+    except (OSError, HTTPException, UnicodeEncodeError) as error:  # of the web, or the disk
+        raise FetchError(f"cannot get {path}: {error}") from error
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
@@ -76,47 +92,49 @@ class WeightsCheckpointer(DetectionCheckpointer):
 
     incompatible: Any = None
 
-    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict[str, Any]:
-        """Load as the base class does.
-
-        Raises:
-            InputError: as :func:`open_weights` and :meth:`load_opened`.
-        """
-        if not path:
-            logger.info("No MODEL.WEIGHTS: starting from random weights")
-            return {}
-        return self.load_opened(open_weights(path), checkpointables)
-
-    def load_opened(
-        self, checkpoint: Checkpoint, checkpointables: Sequence[str] | None = None
+    def load(
+        self, path: str | Checkpoint, checkpointables: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Load a checkpoint that has been read.
+        """Load as the base class does, also a checkpoint that has been opened.
 
         Args:
-            checkpoint: the checkpoint.
+            path: the checkpoint; "" loads nothing.
             checkpointables: names of what is loaded beside the model; None for all there is.
 
         Returns:
             what the file holds besides.
 
         Raises:
+            InputError: as :func:`open_weights`.
             UnreadableError: it is of another network, or a weight is NaN or infinite.
         """
+        if not path:
+            logger.info("No MODEL.WEIGHTS: starting from random weights")
+            return {}
+        checkpoint = path if isinstance(path, Checkpoint) else open_weights(path)
         states = self.model.state_dict()
         found, expected = network_of(checkpoint.weights), network_of(states)
         if found and expected and not found.fits(expected):
             raise UnreadableError(f"{checkpoint.name} is of a {found}, the model has a {expected}")
-        # The names of a model that was trained here may be those of another project's files.
         is_own = all(
             k in states and states[k].ndim == v.ndim for k, v in checkpoint.weights.items()
         )
-        if not is_own and checkpoint.author not in ("Caffe2", "pycls"):
-            checkpoint = rename(checkpoint).checkpoint
+        # The names of a model that was trained here may be those of another project's files.
+        if not is_own:
+            checkpoint = rename(checkpoint)
         weights = _fit_channels(checkpoint, states)
         if weights is None:
             weights = dict(checkpoint.weights)  # the base class takes out what does not fit
-            warn_if_it_differs(checkpoint.name, checkpoint.input_format, of_model(self.model))
-        self.incompatible = self._load_model({**checkpoint.to_dict(), "model": weights})
+            self._warn_of_other_images(checkpoint)
+        if checkpoint.by_suffix and not is_own:
+            is_caffe2 = checkpoint.author == "Caffe2"
+            try:
+                weights = align_and_update_state_dicts(states, weights, is_caffe2)
+            except (AssertionError, ValueError) as error:  # its checks on names, mostly wordless
+                raise UnreadableError(
+                    f"{checkpoint.name} does not fit the model: several names match alike"
+                ) from error
+        self.incompatible = self._load_model({"model": weights})
         self._log_incompatible_keys(self.incompatible)
         require_finite(self.model, checkpoint.name)
         rest = dict(checkpoint.rest)
@@ -125,28 +143,23 @@ class WeightsCheckpointer(DetectionCheckpointer):
                 self.checkpointables[key].load_state_dict(rest.pop(key))
         return rest
 
+    def _warn_of_other_images(self, checkpoint: Checkpoint) -> None:
+        theirs, ours = checkpoint.input_format, of_model(self.model)
+        if theirs and ours and not theirs.fits(ours):
+            message = (
+                f"{checkpoint.name} was made for {theirs}, but INPUT.FORMAT, MODEL.PIXEL_MEAN and "
+                f"MODEL.PIXEL_STD are those of {ours}: results will be worse than they could be"
+            )
+            log_first_n(logging.WARNING, message, name=__name__, key="message")
+
     def untouched(self) -> list[str]:
         """Name the parameters and statistics that no file has reached, in the model's order."""
         states = [n for n in self.model.state_dict() if not n.endswith("num_batches_tracked")]
         if self.incompatible is None:
             return states
-        shapes = {key for key, *_ in self.incompatible.incorrect_shapes}
-        return [s for s in states if s in {*self.incompatible.missing_keys, *shapes}]
-
-    def untouched_backbone(self) -> list[str]:
-        """Name those of the backbone that its file should have had.
-
-        No file for ImageNet has the offsets of deformable convolutions, and some files of plain
-        ResNets have norms without statistics, which are folded.
-        """
-        found = []
-        for prefix, module in self.model.named_modules():
-            if isinstance(module, ResNet):
-                start = f"{prefix}." if prefix else ""
-                folded = "" if isinstance(module, ResNeSt) else r"|\.norm\."
-                names = (name for name in self.untouched() if name.startswith(start))
-                found += [name for name in names if not re.search("conv2_offset" + folded, name)]
-        return found
+        shapes = [key for key, *_ in self.incompatible.incorrect_shapes]
+        absent = {*self.incompatible.missing_keys, *shapes}
+        return [name for name in states if name in absent]
 
     def load_to_train(self, path: str) -> None:
         """Load the weights that a training begins with; heads may start anew, the backbone not.
@@ -157,34 +170,38 @@ class WeightsCheckpointer(DetectionCheckpointer):
         self.load(path, [])
         if not path:
             return
-        if absent := self.untouched_backbone():
+        untouched = self.untouched()
+        if absent := self._of_backbone(untouched):
             raise InputError(
-                f"MODEL.WEIGHTS {path} leaves {len(absent)} parameters of the backbone at random "
-                f"values, in {submodules(absent)}{self._first_shape()}: give weights of this "
-                "backbone, or MODEL.WEIGHTS '' to train from scratch"
+                f"MODEL.WEIGHTS {path} {self.describe(absent, 'parameters of the backbone')}: give "
+                "weights of this backbone, or MODEL.WEIGHTS '' to train from scratch"
             )
-        if absent := self.untouched():
-            logger.info("%s does not hold %s, which start anew", path, submodules(absent))
+        if untouched:
+            logger.info("%s does not hold %s, which start anew", path, _submodules(untouched))
 
-    def _first_shape(self) -> str:
+    def _of_backbone(self, untouched: Sequence[str]) -> list[str]:
+        """Name those of the backbone that its file should have had.
+
+        No file for ImageNet has the offsets of deformable convolutions, and some files of plain
+        ResNets have norms without statistics, which are folded.
+        """
+        found = []
+        for prefix, module in self.model.named_modules():
+            if isinstance(module, ResNet):
+                start = f"{prefix}." if prefix else ""
+                folded = "" if isinstance(module, ResNeSt) else r"|\.norm\."
+                names = (name for name in untouched if name.startswith(start))
+                found += [name for name in names if not re.search("conv2_offset" + folded, name)]
+        return found
+
+    def describe(self, untouched: Sequence[str], kind: str = "parameters") -> str:
+        """The middle of a message on parameters that no file has reached, and why not."""
+        text = f"leaves {len(untouched)} {kind} at random values, in {_submodules(untouched)}"
         for name, theirs, ours in (
             self.incompatible.incorrect_shapes[:1] if self.incompatible else ()
         ):
-            return f" ({name} has shape {theirs} in the file and {ours} in the model)"
-        return ""
-
-    def require_all(self, name: str) -> list[str]:
-        """See that a file has reached the whole model.
-
-        Raises:
-            UntrainedParametersError: it has not.
-        """
-        if untouched := self.untouched():
-            raise UntrainedParametersError(
-                f"MODEL.WEIGHTS {name or 'is empty and'} leaves {len(untouched)} parameters at "
-                f"random values, in {submodules(untouched)}{self._first_shape()}: give the "
-                "checkpoint of a trained detector, and the config that it was trained with"
-            )
+            text += f" ({name} has shape {theirs} in the file and {ours} in the model)"
+        return text
 
 
 def _fit_channels(
@@ -196,16 +213,14 @@ def _fit_channels(
     response to equal channels stays as it is. Return the weights, or None if they fit as they are.
     """
     weights = checkpoint.weights
-    for name in (name for name in states if STEM.search(name)):
+    for name in (k for k, value in states.items() if STEM.search(k) and value.ndim == 4):
+        needs = states[name].shape[1]
         for key in (key for key in weights if f".{name}".endswith(f".{key}")):
-            (out, has, *size), (_, needs, *_) = weights[key].shape, states[name].shape
-            if has != 3 or needs == 3:
-                continue
-            summed = weights[key].sum(1, keepdim=True) / needs
-            fitted = summed.expand(out, needs, *size).clone()
-            message = "%s has filters for three channels: summed and divided among %d, in %s"
-            logger.warning(message, checkpoint.name, needs, name)
-            return {**weights, key: fitted}
+            if weights[key].shape[1:2] == (3,) and needs != 3:
+                summed = weights[key].sum(1, keepdim=True) / needs
+                message = "%s has filters for three channels: summed and divided among %d, in %s"
+                logger.warning(message, checkpoint.name, needs, name)
+                return {**weights, key: summed.repeat_interleave(needs, 1)}
     return None
 
 
@@ -215,8 +230,15 @@ def require_finite(model: nn.Module, source: str) -> None:
     Raises:
         UnreadableError: one is NaN, or a parameter is infinite, as after a training that diverged.
     """
-    bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    bad += [name for name, value in model.named_buffers() if value.isnan().any()]
+    # One bad value makes the sum bad; large values may, too.
+    bad = [
+        name
+        for name, value in model.named_parameters()
+        if not value.sum().isfinite() and not value.isfinite().all()
+    ]
+    bad += [
+        name for name, value in model.named_buffers() if value.sum().isnan() and value.isnan().any()
+    ]
     for name in bad[:1]:
         raise UnreadableError(
             f"{source}: {name} has values that are NaN or infinite, as after a training that "
@@ -244,19 +266,19 @@ def load_weights(
         UntrainedParametersError: the file left something untouched.
     """
     checkpointer = WeightsCheckpointer(model)
-    if isinstance(weights, Checkpoint):
-        checkpointer.load_opened(weights, [])
-    else:
-        checkpointer.load(weights, [])
-    try:
-        checkpointer.require_all(weights.name if isinstance(weights, Checkpoint) else weights)
-    except UntrainedParametersError as error:
+    checkpointer.load(weights, [])
+    if untouched := checkpointer.untouched():
+        name = weights.name if isinstance(weights, Checkpoint) else weights or "is empty and"
+        message = (
+            f"MODEL.WEIGHTS {name} {checkpointer.describe(untouched)}: give the "
+            "checkpoint of a trained detector, and the config that it was trained with"
+        )
         if not allow_untrained:
-            raise
-        logger.warning("%s", error)
-    return checkpointer.untouched()
+            raise UntrainedParametersError(message)
+        logger.warning(message)
+    return untouched
 
 
-def submodules(names: Iterable[str]) -> str:
+def _submodules(names: Iterable[str]) -> str:
     """Name the submodules that parameters belong to, for a message: two levels say enough."""
     return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))

@@ -55,7 +55,7 @@ def config_to_use(config_file: str, opts: Sequence[str], checkpoint: Checkpoint 
         reason = f"{checkpoint.name} holds no config" if checkpoint else "no weights are given"
         raise InputError(f"--config-file is needed, because {reason}")
     cfg, defaults = parse_config(text, f"the config in {checkpoint.name}", opts), get_cfg()
-    # What the file says of another machine.
+    # What the text says of another machine.
     if "OUTPUT_DIR" not in opts[::2]:
         cfg.OUTPUT_DIR = defaults.OUTPUT_DIR
     if "MODEL.DEVICE" not in opts[::2]:
@@ -73,35 +73,37 @@ def _warn_of_others(
     except ConfigError as error:  # of another project, with keys of its own
         logger.warning("%s counts alone, for %s", config_file, error)
         return
-    changes = differences(dict(flat_items(theirs)), dict(flat_items(cfg)))
-    listed = _listing({k: v for k, v in changes.items() if k.startswith(RESULT_KEYS)})
-    if listed:
+    changes = _differences(theirs, cfg)
+    if listed := [f"{k} {v}" for k, v in changes.items() if k.startswith(RESULT_KEYS)]:
         message = "%s was trained with other settings than those of %s, which count: %s"
         logger.warning(message, name, config_file, "; ".join(listed))
-
-
-def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Values that differ, by their dotted keys, but for those of a machine; None for an absent."""
-    sides = [{key: _as_list(value) for key, value in side.items()} for side in (before, after)]
-    pairs = {key: tuple(side.get(key) for side in sides) for key in sides[0] | sides[1]}
-    return {k: pair for k, pair in pairs.items() if pair[0] != pair[1] and k not in MACHINE_KEYS}
 
 
 def describe_changes(before: str, after: str) -> dict[str, str]:
     """What differs between two texts of configs, ``{"SOLVER.BASE_LR": "0.02 -> 0.01"}``.
 
-    Nothing is told of a text that is "".
+    Nothing is told of a text that is "", or that this version cannot read.
     """
     if not (before and after):
         return {}
-    sides = (dict(flat_items(parse_config(text, "a config"))) for text in (before, after))
-    return {k: f"{one!r} -> {other!r}" for k, (one, other) in differences(*sides).items()}
+    try:
+        return _differences(*(parse_config(text, "the stored config") for text in (before, after)))
+    except ConfigError as error:  # a resumed run needs no words on it to go on
+        logger.warning("What has changed since is not known: %s", error)
+        return {}
 
 
-def _listing(changes: dict[str, tuple[Any, Any]]) -> list[str]:
-    return [f"{key} {before!r} -> {after!r}" for key, (before, after) in changes.items()]
+def _differences(before: CfgNode, after: CfgNode) -> dict[str, str]:
+    """Values that differ, by their dotted keys, but for those of a machine; None for an absent."""
+    # A saved YAML has lists for tuples.
+    sides = [{k: _as_list(value) for k, value in flat_items(cfg)} for cfg in (before, after)]
+    pairs = {key: tuple(side.get(key) for side in sides) for key in sides[0] | sides[1]}
+    return {
+        key: f"{one!r} -> {other!r}"
+        for key, (one, other) in pairs.items()
+        if one != other and key not in MACHINE_KEYS
+    }
 
 
 def _as_list(value: Any) -> Any:
-    """The value with lists for tuples, which a saved YAML does not keep apart."""
     return [_as_list(one) for one in value] if isinstance(value, list | tuple) else value
