@@ -139,7 +139,7 @@ def test_what_is_wrong_is_said_in_a_sentence(web, checkpoint, tmp_path, monkeypa
 
     assert said(checkpoint, None).startswith("Drop a picture first")
     text = said(checkpoint, tmp_path / "text.png")
-    assert text == "The picture cannot be read as a picture: Pillow knows no such format"
+    assert text.startswith("The picture cannot be read as a picture: it is none of BMP, GIF, ")
     text = said(checkpoint, tmp_path / "large.png")
     assert text.startswith("The picture cannot be read as a picture: Image size (10100 pixels)")
     assert "no model 'absent'" in said("absent", tmp_path / "text.png")

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from ..config import FileError, import_extra, require_int
 from ..files import check_writable, make_folder
-from .rle import as_text
 
 CLASSES = tuple("0123456789")
 # Photographs without writing in them. Their left part is for training, the right for validation.
@@ -231,7 +230,7 @@ def _write_split(folder: Path, split: str, scenes: Iterable[Scene], count: int) 
                 "bbox": mask_util.toBbox(rle).tolist(),
                 "area": int(mask_util.area(rle)),
                 "iscrowd": 0,
-                "segmentation": as_text(rle),
+                "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
             }
             annotations.append(annotation)
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]

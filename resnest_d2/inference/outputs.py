@@ -14,9 +14,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..config import FileError, InputError, MissingFileError
-from ..data.categories import plain
 from ..data.images import IMAGE_ENDINGS, read_header
-from ..data.notes import some
+from ..data.schema import plain, some
 from ..files import write_text
 from .drawing import import_supervision
 from .predictor import Predictor
