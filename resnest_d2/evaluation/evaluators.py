@@ -179,6 +179,8 @@ def _hint(metadata: Any) -> str:
 
 def _ends_as_json(path: str) -> bool:
     """Whether an annotation file is complete; to parse it all can take a minute."""
+    if os.path.isdir(path):
+        return False
     with open(path, "rb") as stream:
         stream.seek(max(os.path.getsize(path) - 64, 0))
         return stream.read().rstrip().endswith((b"}", b"]"))
