@@ -7,8 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import detection_utils
@@ -23,6 +21,7 @@ from resnest_d2.data.coco_json import CocoData, read_coco
 from resnest_d2.data.images import read_header, read_image
 from resnest_d2.data.instances import decode_counts
 from resnest_d2.data.options import Options
+from resnest_d2.evaluation.coco import load_truth
 
 SIZES = {"a.png": (40, 30), "sub/b.png": (50, 20)}
 CORNERS = [5, 4, 15, 4, 15, 14, 5, 14]
@@ -328,7 +327,6 @@ def test_one_cause_is_one_error_that_names_the_entry(folder, odd, key, change, m
         ({"images": ["a.png"]}, "image number 1 of the list must be an object, got 'a.png'"),
         ({"categories": []}, "'categories' is empty"),
         ({"images": [], "annotations": []}, "'images' is empty"),
-        ({"annotations": {}}, "data.json is not in COCO's format: it has no list 'annotations'"),
     ],
 )
 def test_lists_that_are_none(folder, odd, change, message):
@@ -616,53 +614,54 @@ def found(folder: Path, *names: str, **arguments) -> list[str]:
     return [Path(i["file_name"]).relative_to(folder / "images").as_posix() for i in images]
 
 
-@pytest.mark.parametrize("mask", ["b.png", "b.jpg"])
-@pytest.mark.parametrize("prefix", ["", "images/", "train/images/"])
-def test_a_mask_is_no_picture(folder, mask, prefix):
-    """The root holds pictures and masks, and one picture is not there."""
-    add_pictures(folder, "images/a.jpg", "images/c.jpg", f"masks/{mask}")
-    if prefix:
-        add_pictures(folder, mask)  # nor is this one, which lies in no folder
-    names = [f"{prefix}{name}.jpg" for name in "abc"]
-    with pytest.raises(InputError, match=rf"1 of the 3 images are not in .*: {names[1]};"):
-        found(folder, *names)
-    there = found(folder, *names, options=Options(skip_missing=True))
-    assert there == ["images/a.jpg", "images/c.jpg"]
+# The pictures on the disk, the names in the file, and what they are found as; None is missing.
+CAFE = ["train/c.png", "train/x/D.PNG", "train/cafe\u0301.png"]
+FOUND = [
+    # The root holds pictures and masks; in the second case one of the masks lies in no folder.
+    *(
+        (
+            ["images/a.jpg", "images/c.jpg", f"masks/{mask}", *([mask] if prefix else [])],
+            [f"{prefix}{name}.jpg" for name in "abc"],
+            ["images/a.jpg", None, "images/c.jpg"],
+        )
+        for mask in ("b.png", "b.jpg")
+        for prefix in ("", "images/", "train/images/")
+    ),
+    # The third folder was not unpacked.
+    *(
+        (
+            ["seq1/0001.jpg", "seq2/0001.jpg", "seq4/0001.jpg"],
+            [f"{start}seq{n}/0001.jpg" for n in (1, 2, 3)],
+            ["seq1/0001.jpg", "seq2/0001.jpg", None],
+        )
+        for start in ("", "data/")
+    ),
+    # All are in one folder of the root, which their names leave out.
+    ([*CAFE, "masks/c.png"], ["c.png", "x/d.png", "caf\u00e9.png"], CAFE),
+    ([*CAFE, "masks/c.png"], ["train/c.png", "caf\u00e9.png"], [CAFE[0], CAFE[2]]),
+    # A name that can be two files is none.
+    (["x/c.png", "y/c.png"], ["c.png"], [None]),
+    (["y/e.png", "y/E.PNG"], ["y/E.Png"], [None]),
+    (["y/e.png", "y/E.PNG"], ["y/e.png"], ["y/e.png"]),
+    (["sub/b.png"], ["sub/b.png", "b.png"], ["sub/b.png", None]),
+    # Nor is a picture of another ending.
+    *((["b.png"], [name, "b.png"], [None, "b.png"]) for name in ("a.jpg", "a.png.jpg", "a.tiff")),
+    (["b.png", "c.png.jpg"], ["c.png", "b.png"], [None, "b.png"]),
+]
 
 
-@pytest.mark.parametrize("start", ["", "data/"])
-def test_a_picture_that_is_not_there_is_no_other_folders(folder, start):
-    add_pictures(folder, "seq1/0001.jpg", "seq2/0001.jpg", "seq4/0001.jpg")
-    names = [f"{start}seq{n}/0001.jpg" for n in (1, 2, 3)]  # the third was not unpacked
-    with pytest.raises(InputError, match="1 of the 3 images .*seq3/0001.jpg; --skip-missing"):
-        found(folder, *names)
-    there = found(folder, *names, options=Options(skip_missing=True))
-    assert there == ["seq1/0001.jpg", "seq2/0001.jpg"]
-
-
-def test_folders_too_few(folder):
-    """All pictures are in one folder of the root, which their names leave out."""
-    add_pictures(folder, "train/c.png", "train/x/D.PNG", "train/cafe\u0301.png", "masks/c.png")
-    names = ["c.png", "x/d.png", "caf\u00e9.png"]
-    assert found(folder, *names) == ["train/c.png", "train/x/D.PNG", "train/cafe\u0301.png"]
-    assert found(folder, "train/c.png", "caf\u00e9.png") == ["train/c.png", "train/cafe\u0301.png"]
-
-
-@pytest.mark.parametrize("names", [["c.png"], ["y/E.Png"], ["sub/b.png", "b.png"]])
-def test_a_name_that_can_be_two_files_is_none(folder, names):
-    add_pictures(folder, "x/c.png", "y/c.png", "y/e.png", "y/E.PNG", "sub/b.png")
-    number = len(names)
-    with pytest.raises(InputError, match=f"1 of the {number} images are not in .*: {names[-1]}"):
-        found(folder, *names)
-    assert found(folder, "y/e.png") == ["y/e.png"]
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png.jpg", "a.tiff"])
-def test_a_picture_of_another_ending_is_another_one(folder, name):
-    add_pictures(folder, "b.png", "c.png.jpg")
-    for missing in (name, "c.png"):
-        with pytest.raises(InputError, match=f"1 of the 2 images are not in .*: {missing};"):
-            found(folder, missing, "b.png")
+@pytest.mark.parametrize(("files", "names", "expected"), FOUND)
+def test_names_of_pictures(folder, files, names, expected):
+    add_pictures(folder, *files)
+    there = [name for name in expected if name]
+    if None in expected:
+        missing = names[expected.index(None)]
+        way = ";" if there else "$"
+        message = f"1 of the {len(names)} images are not in .*: {missing}{way}"
+        with pytest.raises(InputError, match=message):
+            found(folder, *names)
+    if there:
+        assert found(folder, *names, options=Options(skip_missing=True)) == there
 
 
 @pytest.mark.parametrize("names", [("a.png", "./a.png"), ("x/a.png", "y/a.png")])
@@ -720,40 +719,20 @@ def test_the_header_of_each_picture_is_read_once(folder, odd, monkeypatch):
 
 
 def test_what_is_written_is_one_data_set_to_all_evaluations(folder, odd):
-    """A file that every evaluation reads in its own way; written, AP is one, by any library."""
-    hotcoco = pytest.importorskip("hotcoco")
+    """A file that pycocotools and hotcoco read in different ways."""
     first, second, third = odd["annotations"]
     first |= {"id": 0, "area": None}
     del first["iscrowd"]
     second |= {"id": 0, "segmentation": {"size": [30, 40], "counts": RUNS}, "bbox": None}
-    third |= {"id": -4, "category_id": 4.0, "image_id": "3", "iscrowd": 1}
-    odd["annotations"].append({**first, "id": "x", "bbox": [20.5, 12, 10, 10], "segmentation": []})
+    third |= {"id": -4, "category_id": 4.0, "image_id": "3", "iscrowd": "1"}
+    odd["annotations"].append({**first, "id": "x", "image_id": -7.0, "segmentation": []})
+    every("annotations", image_id=lambda e: -7 if e["image_id"] == 7 else e["image_id"])(odd)
     odd["categories"].append(dict(odd["categories"][0]))
     odd["images"][0]["id"] = -7
-    for annotation in odd["annotations"]:
-        annotation["image_id"] = {7: -7}.get(annotation["image_id"], annotation["image_id"])
-    written = folder / "written.json"
-    read(folder, odd, masks=False).write(written)
-    annotations = json.loads(written.read_text())["annotations"]
-    assert [a["id"] for a in annotations] == [1, 2, 3, 4]
-    results = [
-        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9 - 0.1 * n}
-        for n, a in enumerate(annotations)
-        if not a["iscrowd"]
-    ]
-    results.append({**results[0], "bbox": [1, 1, 3, 3], "score": 0.95})  # one that is wrong
-    stats = []
-    for coco, evaluation in (
-        (COCO(str(written)), pycocotools.cocoeval.COCOeval),
-        (hotcoco.COCO(str(written)), hotcoco.COCOeval),
-    ):
-        evaluated = evaluation(coco, coco.loadRes([dict(result) for result in results]), "bbox")
-        evaluated.evaluate()
-        evaluated.accumulate()
-        evaluated.summarize()
-        stats.append(list(evaluated.stats))
-    assert stats[0] == pytest.approx(stats[1], abs=1e-12)
-    assert 0 < stats[0][0] < 1
+    read(folder, odd, masks=False).write(folder / "written.json")
+    truth = load_truth(folder / "written.json")  # which refuses what they do not read alike
+    assert [a["id"] for a in truth["annotations"]] == [1, 2, 3, 4]
+    assert [a["iscrowd"] for a in truth["annotations"]] == [0, 0, 1, 0]
 
 
 # What a file of anything may hold.
@@ -818,7 +797,7 @@ def mutated(draw):
     return content
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(content=mutated(), masks=st.booleans(), keypoints=st.booleans())
 def test_a_changed_file_is_read_or_refused(tmp_path_factory, content, masks, keypoints):
     """What is read, pycocotools reads, too."""
@@ -861,9 +840,6 @@ def check_readable(data: CocoData, file: Path) -> None:
         '{"images": [1e999], "annotations": [NaN], "categories": [Infinity]}',
         '{"images": [{"id": ' + "9" * 5000 + "}]}",
         '{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": [], "categories": []}',
-        "",
-        "null",
-        '"images"',
     ],
 )
 def test_files_that_are_hardly_json(folder, text):

@@ -43,15 +43,7 @@ class ImageFile:
 
 
 def read_images(notes: Notes, entries: Entries) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
-    """Read the list of images.
-
-    An entry without a name, an id of two names, and two entries of one name that differ are noted
-    as errors.
-
-    Returns:
-        entries by id, each file once and each with a "file_name", and the id that stands for each
-        id of the file.
-    """
+    """Return the entries by id, each file once, and the id that stands for each of the file."""
     images: dict[int, dict[str, Any]] = {}
     ids: dict[Any, int] = {}
     by_name: dict[str, int] = {}
@@ -80,14 +72,7 @@ def read_images(notes: Notes, entries: Entries) -> tuple[dict[int, dict[str, Any
 def find_images(
     notes: Notes, root: Path, entries: dict[int, dict[str, Any]], options: Options
 ) -> tuple[dict[int, ImageFile], list[str]]:
-    """Find the pictures of an annotation file and read their sizes.
-
-    Args:
-        notes: get an error where a picture is of another shape than the file says, and where
-            pictures are not there, or cannot be read, and the options do not leave them out.
-        root: the folder of the pictures.
-        entries: as :func:`read_images` returns them.
-        options: the user's decisions.
+    """Find the pictures of entries that :func:`read_images` returned, and read their sizes.
 
     Returns:
         the pictures that are there, by id; what is wrong with those that cannot be read.

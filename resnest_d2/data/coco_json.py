@@ -238,11 +238,7 @@ def read_coco(
 def _read_categories(
     notes: Notes, entries: Entries, used: Collection[Any], options: Options
 ) -> tuple[dict[int, str], dict[Any, int]]:
-    """Read the classes; an id of two names is noted as an error.
-
-    Returns:
-        names by id, in the order of the ids, and the id that stands for each id of the file.
-    """
+    """Return names by id, in the order of the ids, and the id that stands for each of the file."""
     names: dict[Any, str] = {}
     for entry in entries.categories:
         key, name = entry["id"], entry["name"]
@@ -290,16 +286,9 @@ def _match_categories(
     theirs: Mapping[int, str],
     used: Collection[Any],
 ) -> dict[Any, int]:
-    """Match the classes of a file to those of the training set, by their names.
+    """Return the training set's id for each id of the file, whose classes are matched by name.
 
-    Args:
-        notes: get an error for each used class that the training set has not, or has twice.
-        own, ids: as :func:`_read_categories` returns them.
-        theirs: the training set's names by id.
-        used: ids that the file's annotations have.
-
-    Returns:
-        the training set's id for each id of the file.
+    A class with annotations that the training set (``theirs``) has not, or has twice, is an error.
     """
     used = {ids[key] for key in used if key in ids}
     matched = {}
@@ -331,11 +320,7 @@ def _match_categories(
 def _read_keypoint_names(
     notes: Notes, categories: Sequence[dict[str, Any]]
 ) -> tuple[list[str], list[tuple[int, int]]]:
-    """Read the keypoints that the categories of a file share; it is an error if they differ.
-
-    Returns:
-        their names, and pairs of them that are joined, counted from 0.
-    """
+    """Return the names of keypoints that the categories share, and joined pairs, counted from 0."""
     first, *others = [entry for entry in categories if entry.get("keypoints")] or [None]
     if first is None:
         return [], []

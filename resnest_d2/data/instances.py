@@ -146,7 +146,7 @@ class InstanceReader:
                 self.beyond.append(name)
         elif box is given:
             self.num_compared += 1
-            if overlap(box, of_mask) < 0.5:
+            if mask_util.iou([box], [of_mask], [False])[0, 0] < 0.5:
                 self.strange.append(name)
             if excess > CLIPPED:
                 self.notes.add(f"{{n}} boxes {BEYOND} and were clipped", name)
@@ -205,17 +205,6 @@ def _clip(box: Box, size: tuple[int, int]) -> Box:
     x, y, width, height = box
     left, top = max(x, 0), max(y, 0)
     return [left, top, min(x + width, size[0]) - left, min(y + height, size[1]) - top]
-
-
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes (x, y, width, height)."""
-    (x, y, width, height), (left, top, across, down) = one, other
-    width_of_both = min(x + width, left + across) - max(x, left)
-    height_of_both = min(y + height, top + down) - max(y, top)
-    if width_of_both <= 0 or height_of_both <= 0:
-        return float(one == other)
-    both = width_of_both * height_of_both
-    return both / (width * height + across * down - both)
 
 
 def parse_mask(value: Any, image: ImageFile) -> Mask:

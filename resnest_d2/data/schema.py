@@ -148,16 +148,11 @@ class Notes:
         """What is wrong, a line each, which begins with the entry's kind and id."""
 
     def add(self, kind: str, which: Any) -> None:
-        """Note one repair.
-
-        Args:
-            kind: a sentence without its end, in which "{n}" stands for the number of cases.
-            which: the case's id, name or the like.
-        """
+        """Note one repair: a sentence in which "{n}" is the number of cases, and the case's id."""
         self.kinds[kind].append(which)
 
     def error(self, text: str) -> None:
-        """Note an error, as a line of :attr:`errors`."""
+        """Note what is wrong."""
         self.errors.append(text)
 
     def report(self) -> None:
@@ -233,10 +228,6 @@ def load_entries(notes: Notes, annotated: bool = True) -> Entries:
 
 def load_json(file: Path, annotated: bool = True) -> dict[str, Any]:
     """Load a file and see that it has the lists of COCO's format.
-
-    Args:
-        file: its path.
-        annotated: whether it must have a list of annotations; COCO's test sets have none.
 
     Raises:
         MissingFileError: there is no such file.

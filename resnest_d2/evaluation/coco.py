@@ -93,7 +93,7 @@ class CocoEvaluator(DatasetEvaluator):
             make_folder(self.folder)
             # An earlier run's may be of other data.
             convert_to_coco_json(dataset_name, file, allow_cached=False)
-        self._file, self._truth = file, _load_truth(Path(file))
+        self._file, self._truth = file, load_truth(Path(file))
         if any(not isinstance(image["id"], int) for image in self._truth["images"]):
             self._library = "pycocotools"  # hotcoco takes no other ids
 
@@ -277,7 +277,7 @@ def _mean(precision: np.ndarray, threshold: int | None = None, area: int = 0) ->
     return float(values.mean() * 100) if values.size else float("nan")
 
 
-def _load_truth(file: Path) -> dict[str, Any]:
+def load_truth(file: Path) -> dict[str, Any]:
     """Load annotations, and refuse what hotcoco and pycocotools do not read, or read differently.
 
     Raises:
