@@ -127,11 +127,11 @@ def read_header(file: str | Path) -> Header:
     with _open(file) as image:
         _is_16_bits(image)
         size = stored = image.size
-        if image.format == "TIFF":
-            stored = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
-        elif _orientation(image) >= 5:
+        if _orientation(image) >= 5:
             size = stored[::-1]
         with _damage():
+            if image.format == "TIFF":
+                stored = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
         return Header(size, stored, pages)
 

@@ -39,10 +39,7 @@ BEFORE_EXIF = (
 class InstanceReader:
     """Reads box, mask, area and crowd flag of a file's annotations, one after the other.
 
-    Args:
-        notes: of the file.
-        masks: whether masks are needed; without one an annotation is left out.
-        options: the user's decisions.
+    Where ``masks`` are needed, annotations without one are left out.
     """
 
     def __init__(self, notes: Notes, masks: bool, options: Options) -> None:
@@ -211,9 +208,6 @@ def parse_mask(value: Any, image: ImageFile) -> Mask:
     """Return polygons, or a compressed RLE of the picture's size; either may be empty.
 
     A single polygon may stand without its outer list, and its points may be pairs.
-
-    Raises:
-        InputError: it is no mask, or of another size than the picture.
     """
     if isinstance(value, dict):
         return _read_rle(parse(RLE, value, RLE_MUST), image.size)
@@ -268,19 +262,12 @@ def mask_area(mask: Mask, size: tuple[int, int]) -> float:
 
 
 def _read_rle(rle: Rle, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a compressed RLE of a picture's width and height.
-
-    Raises:
-        InputError: it is of another size, or its counts are none.
-    """
+    """Return a compressed RLE of a picture's width and height."""
     (width, height), counts = size, rle["counts"]
     if rle["size"] != (height, width):
         given = [*rle["size"]]
         raise InputError(f"its RLE has size {given} (height, width), its image [{height}, {width}]")
-    try:
-        runs = decode_counts(counts) if isinstance(counts, str) else counts
-    except InputError as error:
-        raise InputError(f"its RLE cannot be decoded: {error}") from error
+    runs = decode_counts(counts) if isinstance(counts, str) else counts
     if sum(runs) != height * width or min(runs) < 0:
         raise InputError(f"the counts of its RLE do not add up to {height} x {width}")
     if not isinstance(counts, str):
@@ -297,18 +284,16 @@ def decode_counts(text: str) -> list[int]:
     differences to the last but one (``maskApi.c``, ``rleFrString``).
 
     Raises:
-        InputError: a character is no part of an RLE, or a number is cut short.
+        InputError: a character is no part of an RLE, or a number is cut short or too large.
     """
     lengths: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise InputError(f"{character!r} is no part of one")
         value |= (bits & 0x1F) << shift
         shift += 5
-        if shift > 35:  # pycocotools counts in 32 bits
-            raise InputError("it has a number of more than 32 bits")
+        if not 0 <= bits < 64 or shift > 35:  # pycocotools counts in 32 bits
+            raise InputError("its RLE cannot be decoded")
         if bits & 0x20:
             continue
         if bits & 0x10:
@@ -316,5 +301,5 @@ def decode_counts(text: str) -> list[int]:
         lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
         value = shift = 0
     if shift:
-        raise InputError("it is cut short")
+        raise InputError("its RLE cannot be decoded")
     return lengths

@@ -122,11 +122,8 @@ class CocoEvaluator(DatasetEvaluator):
                 detection["segmentation"] = encode_mask(mask)
             self._found += found
 
-    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict[str, float]] | None:
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
         """Compute the metrics, in the first process.
-
-        Args:
-            img_ids: images to look at, by default all.
 
         Returns:
             percentages by task; NaN where there is nothing to find.
@@ -145,7 +142,7 @@ class CocoEvaluator(DatasetEvaluator):
             logger.info("%s has no annotations: its results are in %s", self._file, self.folder)
             return {}
         tasks = sorted(t for t, field in FIELDS.items() if any(field in one for one in found[:1]))
-        results = {task: self._metrics(found, task, img_ids) for task in tasks or ["bbox"]}
+        results = {task: self._metrics(found, task) for task in tasks or ["bbox"]}
         for task, metrics in results.items():
             overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
             classes = [f"{k[3:]} {v:.1f}" for k, v in metrics.items() if k.startswith("AP-")]
@@ -172,26 +169,22 @@ class CocoEvaluator(DatasetEvaluator):
                 )
         return [{**detection, "category_id": ids[detection["category_id"]]} for detection in found]
 
-    def _metrics(
-        self, found: list[dict[str, Any]], task: str, img_ids: Sequence[int] | None
-    ) -> dict[str, float]:
+    def _metrics(self, found: list[dict[str, Any]], task: str) -> dict[str, float]:
         """COCO's metrics of a task, and the AP of each class if there are several."""
         categories = self._truth["categories"]
         names = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
         areas = {name: (None, number) for number, name in enumerate(AREAS[task], 1)}
         wanted = {**METRICS, **areas}
-        if not found or (img_ids is not None and not len(img_ids)):
+        if not found:
             return dict.fromkeys(wanted, float("nan"))
-        precision = self._precision(found, task, img_ids)
+        precision = self._precision(found, task)
         metrics = {name: _mean(precision, *index) for name, index in wanted.items()}
         if len(names) > 1:
             by_class = np.moveaxis(precision, 2, 0)
             metrics |= {f"AP-{n}": _mean(p) for n, p in zip(names, by_class, strict=True)}
         return metrics
 
-    def _precision(
-        self, found: list[dict[str, Any]], task: str, img_ids: Sequence[int] | None
-    ) -> np.ndarray:
+    def _precision(self, found: list[dict[str, Any]], task: str) -> np.ndarray:
         """Precision at (IoU threshold, recall, class, area, number of detections), -1 if none."""
         field = FIELDS[task]
         if any(field not in one for one in found):
@@ -211,8 +204,6 @@ class CocoEvaluator(DatasetEvaluator):
                 self._set_sigmas(evaluation.params, len(found[0]["keypoints"]) // 3)
             else:
                 evaluation.params.maxDets = [1, 10, self._detections]
-            if img_ids is not None:
-                evaluation.params.imgIds = list(img_ids)
             evaluation.evaluate()
             evaluation.accumulate()
         return np.asarray(evaluation.eval["precision"])
