@@ -129,6 +129,7 @@ SAME = {
     "points in a list": every("annotations", segmentation=[POINTS]),
     "coordinates are text": every("annotations", segmentation=[[str(c) for c in CORNERS]]),
     "an empty polygon beside": every("annotations", segmentation=[list(CORNERS), []]),
+    "a polygon of one point beside": every("annotations", segmentation=[list(CORNERS), [1, 2]]),
     "sizes are absent": lambda d: [i.pop(k) for i in d["images"] for k in ("width", "height")],
     "sizes are nothing": every("images", width=None, height=None),
     "sizes are zero": every("images", width=0, height=0),
@@ -220,12 +221,6 @@ def test_useless_annotations_are_left_out_and_named(folder, odd, caplog, change,
         caplog.clear()
         data = read(folder, odd, masks=False)
         assert (len(data.annotations), data.num_masks, warnings(caplog)) == (3, 2, [])
-
-
-def test_polygons_are_left_out_one_by_one(folder, odd, caplog):
-    odd["annotations"][0]["segmentation"].append([1, 2])
-    assert read(folder, odd).annotations == read(folder, PLAIN).annotations
-    assert "left out polygons of fewer than three points, of 1 annotations: 1" in caplog.text
 
 
 @pytest.mark.parametrize("compressed", [True, False])

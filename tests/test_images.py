@@ -9,8 +9,6 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, MapDataset, detection_utils
-from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
 from PIL import Image, ImageOps, PngImagePlugin
 
 from resnest_d2.config import InputError, MissingFileError
@@ -140,41 +138,13 @@ def test_exif_that_is_damaged_turns_nothing(tmp_path):
     assert read_header(file).size == (WIDTH, HEIGHT)
 
 
-class CountedFiles(PathHandler):
-    """Opens files unbuffered, and counts the bytes that are read."""
-
-    def __init__(self):
-        super().__init__()
-        self.num_read = 0
-
-    def _get_supported_prefixes(self):
-        return ["counted://"]
-
-    def _open(self, path, mode="r", buffering=-1, **kwargs):
-        handler = self
-
-        class Counted(io.FileIO):
-            def readinto(self, buffer):
-                found = super().readinto(buffer)
-                handler.num_read += found
-                return found
-
-        return io.BufferedReader(Counted(path.removeprefix("counted://")), 512)
-
-
 @pytest.mark.parametrize("has_exif", [True, False])
-def test_a_header_of_a_png_reads_no_pixels(tmp_path, has_exif):
-    noise = np.random.default_rng(0).integers(0, 256, (500, 600, 3), np.uint8)
+def test_a_header_of_a_png_reads_no_pixels(tmp_path, monkeypatch, has_exif):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    file = save(tmp_path, "a.png", noise, exif=exif if has_exif else None)
-    handler = CountedFiles()
-    PathManager.register_handler(handler)
-    assert read_header(f"counted://{file}").size == ((500, 600) if has_exif else (600, 500))
-    assert file.stat().st_size > 900_000
-    assert handler.num_read < 20_000
-    turn = UPRIGHT[6 if has_exif else 1]
-    assert np.array_equal(read_image(f"counted://{file}"), turn(noise))
+    file = save(tmp_path, "a.png", COLOURS, exif=exif if has_exif else None)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("pixels"))
+    assert read_header(file).size == ((HEIGHT, WIDTH) if has_exif else (WIDTH, HEIGHT))
 
 
 @pytest.mark.parametrize("text", ["tEXt", "zTXt", "iTXt"])
