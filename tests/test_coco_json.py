@@ -454,8 +454,14 @@ def test_keypoints_count_from_0_or_1_and_are_scaled_like_boxes(folder, odd, skel
     message = "annotation 1: 'keypoints' must be 3 times x, y and visibility, as many as its"
     (error,) = errors(folder, odd, keypoints=True)
     assert error.startswith(message)
+    wanted = {"keypoints": True, "keypoint_names": ["c"]}
+    del odd["annotations"][0]
+    (error,) = errors(folder, odd, **wanted)
+    assert (
+        error == "its keypoints ['a', 'b', 'c'] are not those that the model is trained on, ['c']"
+    )
     odd["categories"][0]["keypoints"] = ["c"]
-    (error,) = errors(folder, odd, keypoints=True)
+    (error,) = errors(folder, odd, **wanted)
     assert error.startswith("categories 'dog' and 'cat' have different keypoints")
 
 

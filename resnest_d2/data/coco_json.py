@@ -172,12 +172,9 @@ def read_coco(
     data = CocoData(file, Path(image_root), dict(categories or own), errors=notes.errors)
     data.num_annotations = len(entries.annotations)
     if keypoints:
-        data.keypoint_names, data.skeleton = _read_keypoint_names(notes, entries.categories)
-        if keypoint_names is not None and list(keypoint_names) != data.keypoint_names:
-            notes.error(
-                f"its keypoints {data.keypoint_names} are not those that the model is trained on, "
-                f"{list(keypoint_names)}"
-            )
+        data.keypoint_names, data.skeleton = _read_keypoint_names(
+            notes, entries.categories, keypoint_names
+        )
     listed, image_ids = read_images(notes, entries)
     images, data.unreadable = find_images(notes, data.image_root, listed, options)
     for number, image in images.items():
@@ -318,32 +315,33 @@ def _match_categories(
 
 
 def _read_keypoint_names(
-    notes: Notes, categories: Sequence[dict[str, Any]]
+    notes: Notes, categories: Sequence[dict[str, Any]], wanted: Sequence[str] | None
 ) -> tuple[list[str], list[tuple[int, int]]]:
     """Return the names of keypoints that the categories share, and joined pairs, counted from 0."""
-    first, *others = [entry for entry in categories if entry.get("keypoints")] or [None]
-    if first is None:
-        return [], []
-    category = f"category {first['id']}"
+    found = [entry for entry in categories if entry.get("keypoints")]
+    names: list[str] = []
+    skeleton: list[tuple[int, int]] = []
     try:
-        must = f"{category}: 'keypoints' must be a list of names"
-        names = parse(NAMES, first["keypoints"], must)
-    except InputError as error:
-        notes.error(str(error))
-        return [], []
-    for other in others:
-        if other["keypoints"] != names:
-            notes.error(
-                f"categories {first['name']!r} and {other['name']!r} have different keypoints, "
-                "and a model finds one set of them"
-            )
-            return [], []
-    must = f"{category}: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
-    try:
-        skeleton = parse(PAIRS, first.get("skeleton") or [], must)
+        if found:
+            category = f"category {found[0]['id']}"
+            must = f"{category}: 'keypoints' must be a list of names"
+            names = parse(NAMES, found[0]["keypoints"], must)
+            must = f"{category}: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
+            skeleton = parse(PAIRS, found[0].get("skeleton") or [], must)
     except InputError as error:
         notes.error(str(error))
         return names, []
+    for other in found[1:]:
+        if other["keypoints"] != names:
+            notes.error(
+                f"categories {found[0]['name']!r} and {other['name']!r} have different keypoints, "
+                "and a model finds one set of them"
+            )
+            return [], []
+    if wanted is not None and list(wanted) != names:
+        notes.error(
+            f"its keypoints {names} are not those that the model is trained on, {list(wanted)}"
+        )
     start = 0 if any(0 in pair for pair in skeleton) else 1  # some tools count from 0
     if any(not start <= at < len(names) + start for pair in skeleton for at in pair):
         notes.error(f"{must}, got {skeleton}")
