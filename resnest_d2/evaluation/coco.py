@@ -35,8 +35,6 @@ FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 # of areas; of keypoints there is none of small objects.
 METRICS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0)}
 AREAS = {"bbox": ("APs", "APm", "APl"), "segm": ("APs", "APm", "APl"), "keypoints": ("APm", "APl")}
-
-
 # What both libraries need of each entry, and the types that they read alike.
 REQUIRED: dict[str, dict[str, Any]] = {
     "images": {"id": int | str, "width": int, "height": int},
