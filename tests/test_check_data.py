@@ -79,7 +79,7 @@ def test_what_was_repaired_is_written(nuclei):
     (nuclei / "val.json").write_text(json.dumps(data))
     refused = check(nuclei, "--output", nuclei / "val.json")
     assert (refused.returncode, json.loads(val(nuclei))) == (2, data)
-    assert "val.json is --json's file and would be overwritten" in refused.stderr
+    assert "val.json is --json's file" in refused.stderr
     result = check(nuclei, "--output", nuclei / "repaired.json")
     assert result.returncode == 0, result.stderr
     assert "351 boxes were computed from their masks" in result.stdout
@@ -97,11 +97,17 @@ def test_what_was_repaired_is_written(nuclei):
     ("options", "message"),
     [
         (["--output", "out.txt"], "--output: out.txt does not end in .json"),
+        (["--output", "{tmp}/file/out.json"], "cannot make the folder {tmp}/file: File exists"),
+        (["--output", "{tmp}/folder.json"], "cannot write {tmp}/folder.json: it is a folder"),
         (["--images", "absent"], "there is no folder of images absent"),
         (["--json", ROOT / "pyproject.toml"], "pyproject.toml is no JSON"),
     ],
 )
-def test_wrong_options_end_in_one_line(options, message):
-    result = check(NUCLEI, *options)
+def test_wrong_options_end_in_one_line(tmp_path, options, message):
+    """Before any picture is read."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.json").mkdir()
+    result = check(NUCLEI, *(str(option).replace("{tmp}", str(tmp_path)) for option in options))
     assert result.returncode == 2
-    assert message in result.stderr.splitlines()[-1]
+    (line,) = result.stderr.splitlines()
+    assert message.replace("{tmp}", str(tmp_path)) in line

@@ -1,129 +1,237 @@
-"""Annotations as people make them: read, or named."""
+"""Annotation files as people and tools make them: read, repaired, or refused in a list."""
 
+import copy
 import json
 import logging
-import pickle
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
 import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import detection_utils
 from detectron2.data.datasets import load_coco_json
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from pycocotools.coco import COCO
 
 from resnest_d2.config import InputError
-from resnest_d2.data.coco_json import read_coco
-from resnest_d2.data.images import read_header
+from resnest_d2.data.coco_json import CocoData, read_coco
+from resnest_d2.data.images import read_header, read_image
+from resnest_d2.data.instances import decode_counts
 from resnest_d2.data.options import Options
-from resnest_d2.data.rle import decode_counts
+from resnest_d2.evaluation.coco import load_truth
 
-HEIGHT, WIDTH = 30, 40
-SQUARE = [[5, 5, 15, 5, 15, 15, 5, 15]]
+SIZES = {"a.png": (40, 30), "sub/b.png": (50, 20)}
+CORNERS = [5, 4, 15, 4, 15, 14, 5, 14]
+POINTS = [[5, 4], [15, 4], [15, 14], [5, 14]]
+SQUARE = np.zeros((30, 40), np.uint8)
+SQUARE[4:14, 5:15] = 1
+RUNS = [154, *[10, 20] * 9, 10, 766]  # of the square
+PLAIN = {
+    "images": [
+        {"id": 7, "file_name": "a.png", "width": 40, "height": 30},
+        {"id": 3, "file_name": "sub/b.png", "width": 50, "height": 20},
+    ],
+    "categories": [{"id": 90, "name": "dog"}, {"id": 4, "name": "cat"}],
+    "annotations": [
+        {
+            **{"id": index + 1, "image_id": image, "category_id": category, "area": 100},
+            **{"bbox": [5, 4, 10, 10], "segmentation": [list(CORNERS)], "iscrowd": 0},
+        }
+        for index, (image, category) in enumerate([(7, 90), (7, 4), (3, 90)])
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The pictures."""
+    add_pictures(tmp_path, **SIZES)
+    return tmp_path
+
+
+def add_pictures(folder: Path, *names: str, **sizes: tuple[int, int]) -> None:
+    for name, size in {**dict.fromkeys(names, (40, 30)), **sizes}.items():
+        file = folder / "images" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size).save(file)
+
+
+@pytest.fixture
+def odd():
+    """The plain file, which the test changes."""
+    return copy.deepcopy(PLAIN)
+
+
+def read(folder: Path, data: dict, **arguments) -> CocoData:
+    (folder / "data.json").write_text(json.dumps(data))
+    arguments = {"masks": True} | arguments
+    return read_coco(folder / "data.json", folder / "images", **arguments)
+
+
+def errors(folder: Path, data: dict, **arguments) -> list[str]:
+    return read(folder, data, refuse=False, **arguments).errors
+
+
+def warnings(caplog) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def every(key: str, **values):
+    """A change of every entry of a list; a function gets the entry."""
+
+    def change(data):
+        for entry in data[key]:
+            entry.update({k: v(entry) if callable(v) else v for k, v in values.items()})
+
+    return change
+
+
+def test_what_detectron2_reads_is_read_the_same(folder):
+    data = read(folder, PLAIN)
+    theirs = load_coco_json(str(data.file), str(folder / "images"), "coco_json_test")
+    assert data.categories == {4: "cat", 90: "dog"}  # ids with holes, in their order
+    by_id = {record["image_id"]: record for record in data.dicts}
+    assert len(theirs) == 2
+    for record in theirs:
+        assert by_id[record["image_id"]] == record
+    assert by_id[7]["annotations"][0]["category_id"] == 1
+    alone = read(folder, PLAIN | {"annotations": PLAIN["annotations"][:1]})
+    assert alone.dicts[1]["annotations"] == []  # an image without annotations stays
+
+
+# Changes that leave what the file means as it is.
+SAME = {
+    "ids are text": lambda d: [
+        every("images", id=lambda e: str(e["id"]))(d),
+        every("categories", id=lambda e: str(e["id"]))(d),
+        every("annotations", **{k: lambda e, k=k: str(e[k]) for k in ("id", "image_id")})(d),
+        every("annotations", category_id=lambda e: f"{e['category_id']}")(d),
+    ],
+    "ids are floats": every("annotations", image_id=lambda e: float(e["image_id"])),
+    "iscrowd is text": every("annotations", iscrowd="0"),
+    "iscrowd is a truth value": every("annotations", iscrowd=False),
+    "iscrowd is absent": lambda d: [a.pop("iscrowd") for a in d["annotations"]],
+    "area is text": every("annotations", area="100.0"),
+    "area is absent": lambda d: [a.pop("area") for a in d["annotations"]],
+    "area is nothing": every("annotations", area=None),
+    "area is zero": every("annotations", area=0),
+    "area is huge": every("annotations", area=1e308),
+    "boxes are lists of text": every("annotations", bbox=["5", "4", "10.0", "1e1"]),
+    "boxes are absent": lambda d: [a.pop("bbox") for a in d["annotations"]],
+    "boxes are nothing": every("annotations", bbox=None),
+    "boxes are empty": every("annotations", bbox=[]),
+    "boxes have no area": every("annotations", bbox=[5, 4, 0, 0]),
+    "flat polygons": every("annotations", segmentation=list(CORNERS)),
+    "points": every("annotations", segmentation=POINTS),
+    "points in a list": every("annotations", segmentation=[POINTS]),
+    "coordinates are text": every("annotations", segmentation=[[str(c) for c in CORNERS]]),
+    "an empty polygon beside": every("annotations", segmentation=[list(CORNERS), []]),
+    "a polygon of one point beside": every("annotations", segmentation=[list(CORNERS), [1, 2]]),
+    "sizes are absent": lambda d: [i.pop(k) for i in d["images"] for k in ("width", "height")],
+    "sizes are nothing": every("images", width=None, height=None),
+    "sizes are zero": every("images", width=0, height=0),
+    "sizes are text": every("images", width=lambda e: str(e["width"])),
+    "backslashes": every("images", file_name=lambda e: e["file_name"].replace("/", "\\")),
+    "a folder too many": every("images", file_name=lambda e: f"train/images/{e['file_name']}"),
+    "dots": every("images", file_name=lambda e: f"../lost/{e['file_name']}"),
+    "another machine": every("images", file_name=lambda e: f"C:\\Users\\me\\{e['file_name']}"),
+    "another root": every("images", file_name=lambda e: f"/home/me/images/{e['file_name']}"),
+    "an address": every("images", file_name=lambda e: f"https://a.b/c/{e['file_name']}?w=640#x"),
+    "encoded": every("images", file_name=lambda e: e["file_name"].replace("/", "%2F")),
+    "another case": every("images", file_name=lambda e: e["file_name"].upper()),
+    "no ending": every("images", file_name=lambda e: e["file_name"].removesuffix(".png")),
+    "spaces around": every("images", file_name=lambda e: f" {e['file_name']} "),
+    "an address in place of the name": lambda d: [
+        i.update(coco_url=f"http://a.b/x/{i.pop('file_name')}") for i in d["images"]
+    ],
+    "path in place of the name": lambda d: [i.update(path=i.pop("file_name")) for i in d["images"]],
+    "an image twice": lambda d: d["images"].append(dict(d["images"][0])),
+    "an image under two ids": lambda d: [
+        d["images"].append({**d["images"][0], "id": 9}),
+        d["annotations"][1].update(image_id=9),
+    ],
+    "a category twice": lambda d: d["categories"].append(dict(d["categories"][0])),
+    "Roboflow's phantom": lambda d: [
+        every("categories", supercategory="pets")(d),
+        d["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"}),
+    ],
+    "annotations of absent images": lambda d: d["annotations"].append(
+        {**d["annotations"][0], "id": 9, "image_id": 12}
+    ),
+    "keypoints that no model asked for": lambda d: [
+        d["categories"][0].update(keypoints="many", skeleton=[[7]]),
+        d["annotations"][0].update(keypoints=[1]),
+    ],
+}
+
+
+@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+def test_what_has_one_meaning_is_read_as_the_plain_file(folder, odd, change):
+    plain = read(folder, PLAIN)
+    change(odd)
+    data = read(folder, odd)
+    assert data.categories == plain.categories
+    assert data.dicts == plain.dicts
+    assert data.annotations == plain.annotations
+    # What is written for pycocotools is plain again.
+    data.write(folder / "written.json")
+    assert sorted(COCO(folder / "written.json").cats) == [4, 90]
+    content = json.loads((folder / "written.json").read_text())
+    for entries in content.values():
+        assert len({entry["id"] for entry in entries}) == len(entries)
+    assert read(folder, content).dicts == plain.dicts
+
+
+def test_a_file_with_a_byte_order_mark_is_read(folder):
+    plain = read(folder, PLAIN)
+    plain.file.write_text(json.dumps(PLAIN), encoding="utf-8-sig")
+    assert read_coco(plain.file, folder / "images", masks=True) == plain
+
+
 NO_POLYGON = "have no polygon of three points or more, each with x and y"
 LOST = (
     "so that these objects count as background; a faster_ or cascade_box_ config takes their boxes"
 )
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Write a small data set, changed by the test, and return the arguments to read it."""
-    (tmp_path / "images").mkdir()
-    for name in ("a.png", "b.png"):
-        Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "images" / name)
-
-    def make(change=lambda data: None, **annotation):
-        data = {
-            "images": [
-                {"id": 7, "file_name": "a.png", "height": HEIGHT, "width": WIDTH},
-                {"id": 3, "file_name": "b.png", "height": HEIGHT, "width": WIDTH},
-            ],
-            "categories": [{"id": 90, "name": "dog"}, {"id": 4, "name": "cat"}],
-            "annotations": [
-                {
-                    **{"id": 1, "image_id": 7, "category_id": 90, "bbox": [5, 5, 10, 10]},
-                    **{"segmentation": SQUARE, "area": 100, "iscrowd": 0},
-                    **annotation,
-                }
-            ],
-        }
-        change(data)
-        (tmp_path / "data.json").write_text(json.dumps(data))
-        return tmp_path / "data.json", tmp_path / "images"
-
-    return make
-
-
-def test_what_detectron2_reads_is_read_the_same(write):
-    file, images = write()
-    ours = read_coco(file, images, masks=True)
-    theirs = load_coco_json(str(file), str(images), "coco_json_test")
-    assert ours.categories == {4: "cat", 90: "dog"}  # ids with holes, in their order
-    by_id = {record["image_id"]: record for record in ours.dicts}
-    for record in theirs:
-        assert by_id[record["image_id"]] == record
-    assert by_id[7]["annotations"][0]["category_id"] == 1
-    assert by_id[3]["annotations"] == []  # an image without annotations stays
-
-
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"bbox": [5, 5, 0, 10], "segmentation": []}, "have a box without area: 1"),
-        ({"bbox": [5, 5, 10, -1], "segmentation": []}, "have a box without area: 1"),
-        ({"bbox": [50, 5, 10, 10], "segmentation": []}, "lie outside of their image: 1"),
-        ({"bbox": [-20, 5, 10, 10], "segmentation": []}, "lie outside of their image: 1"),
-        ({"segmentation": [[5, 5, 15, 15]]}, f"{NO_POLYGON}, {LOST}: 1"),
-        ({"segmentation": [[5, 5, 9, 9, 3]]}, f"{NO_POLYGON}, {LOST}: 1"),
-        ({"segmentation": []}, f"have no 'segmentation', {LOST}: 1"),
-        (
-            {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}},
-            f"have an empty RLE, {LOST}: 1",
-        ),
-        ({"segmentation": [], "bbox": None}, "have neither box nor mask: 1"),
+        ({"bbox": [5, 5, 0, 10], "segmentation": []}, "have a box without area"),
+        ({"bbox": [5, 5, 10, -1], "segmentation": []}, "have a box without area"),
+        ({"bbox": [50, 5, 10, 10], "segmentation": []}, "lie outside of their image"),
+        ({"bbox": [-20, 5, 10, 10], "segmentation": []}, "lie outside of their image"),
+        ({"segmentation": [[5, 5, 15, 15]]}, f"{NO_POLYGON}, {LOST}"),
+        ({"segmentation": [[5, 5, 9, 9, 3]]}, f"{NO_POLYGON}, {LOST}"),
+        ({"segmentation": []}, f"have no 'segmentation', {LOST}"),
+        ({"segmentation": {"size": [30, 40], "counts": [1200]}}, f"have an empty RLE, {LOST}"),
+        ({"segmentation": [[50, 5, 60, 5, 60, 9]]}, f"have a mask outside of their image, {LOST}"),
+        ({"segmentation": [], "bbox": None}, "have neither box nor mask"),
     ],
 )
-def test_useless_annotations_are_left_out_and_named(write, caplog, change, problem):
-    file, images = write(**change)
-    data = read_coco(file, images, masks=True)
-    assert not any(record["annotations"] for record in data.dicts)
-    (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
-    assert warning == f"{file}: left out 1 annotations that {problem}"
-
-
-def test_boxes_alone_need_no_mask(write, caplog):
-    for mask in ([], [[5, 5, 15, 15]]):
-        data = read_coco(*write(segmentation=mask), masks=False)
-        (instance,) = data.dicts[0]["annotations"]
-        assert "segmentation" not in instance
-        assert data.num_masks == 0
-    assert not [r for r in caplog.records if r.levelno == logging.WARNING]
-
-
-def test_polygons_are_left_out_one_by_one(write, caplog):
-    data = read_coco(*write(segmentation=[*SQUARE, [1, 2]]), masks=True)
-    assert data.dicts[0]["annotations"][0]["segmentation"] == SQUARE
-    assert "left out polygons of fewer than three points, of 1 annotations: 1" in caplog.text
+def test_useless_annotations_are_left_out_and_named(folder, odd, caplog, change, problem):
+    odd["annotations"][0].update(change)
+    assert [a["id"] for a in read(folder, odd).annotations] == [2, 3]
+    said = f"{folder / 'data.json'}: left out 1 annotations that {problem}: 1"
+    assert warnings(caplog) == [said]
+    if LOST in problem:  # a model of boxes has no use for the mask
+        caplog.clear()
+        data = read(folder, odd, masks=False)
+        assert (len(data.annotations), data.num_masks, warnings(caplog)) == (3, 2, [])
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_rle(write, compressed):
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[5:15, 5:15] = 1
-    if compressed:
-        rle = mask_util.encode(np.asfortranarray(mask))
-        rle["counts"] = rle["counts"].decode()
-    else:
-        flat = mask.ravel(order="F")
-        edges = np.flatnonzero(np.diff(flat)) + 1
-        counts = np.diff([0, *edges, flat.size]).tolist()
-        rle = {"size": [HEIGHT, WIDTH], "counts": counts}
-    data = read_coco(*write(segmentation=rle, iscrowd=1), masks=True)
-    (instance,) = data.dicts[0]["annotations"]
-    assert (mask_util.decode(instance["segmentation"]) == mask).all()
-    assert (data.num_rle, instance["iscrowd"]) == (1, 1)
+def test_rle(folder, odd, compressed):
+    text = mask_util.encode(np.asfortranarray(SQUARE))["counts"].decode()
+    rle = {"size": [30, 40], "counts": text if compressed else RUNS}
+    odd["annotations"][0]["segmentation"] = rle
+    data = read(folder, odd)
+    assert data.annotations[0]["segmentation"] == {"size": [30, 40], "counts": text}
+    assert (mask_util.decode(data.annotations[0]["segmentation"]) == SQUARE).all()
+    assert (data.num_masks, data.num_rle) == (3, 1)
 
 
 def test_compressed_run_lengths_are_pycocotools():
@@ -136,45 +244,28 @@ def test_compressed_run_lengths_are_pycocotools():
             flat = mask.ravel(order="F")
             edges = np.flatnonzero(np.diff(flat)) + 1
             expected = np.diff([0, *edges, flat.size]).tolist()
-            if flat[0]:
-                expected.insert(0, 0)
-            assert decode_counts(counts) == expected
+            assert decode_counts(counts) == [0] * int(flat[0]) + expected
 
 
-def test_images_that_are_not_what_the_file_says(write):
-    file, images = write(lambda data: data["images"][1].update(height=WIDTH, width=HEIGHT))
-    with pytest.raises(InputError, match="image 3 is said to be 30 x 40, but .*b.png is 40 x 30"):
-        read_coco(file, images)
-    # Detectron2 turns an image as its EXIF tag asks before it looks at its size.
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(images / "b.png", exif=exif)
-    record = read_coco(file, images).dicts[1]
-    assert (record["width"], record["height"]) == (HEIGHT, WIDTH)
-    pixels = detection_utils.read_image(record["file_name"], "RGB")
-    detection_utils.check_image_size(record, pixels)
-    (images / "b.png").write_text("<html>404</html>")
-    with pytest.raises(InputError, match="1 of 2 images .* read: .*b.png cannot be read"):
-        read_coco(file, images)
-
-
-# What is changed in the first entry of a list, and what is then said of it.
+# What is changed in the first entry of a list, and all that is then said.
 NUMBERS = "annotation 1: 'bbox' must be four numbers"
-RUNS = "annotation 1: its RLE must be 'size' .* and 'counts', a list of numbers or a string"
-CONTRADICTIONS = [
+POLYGONS = "annotation 1: 'segmentation' must be RLE or a list of polygons"
+PAIRS = "category 90: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
+RLE = "annotation 1: its RLE"
+COUNTS = f"{RLE} must be 'size' [height, width] and 'counts', a list of numbers or a string, got"
+WRONG = [
     ("categories", {"id": None}, "category number 1 of the list: 'id' must be a number or a text"),
     ("categories", {"name": " "}, "category 90: 'name' must be a text that is not empty, got ' '"),
     ("categories", {"id": 4}, "category 4 is 'dog' and 'cat'"),
-    ("categories", {"keypoints": "nose"}, "'keypoints' must be a list of names"),
-    ("categories", {"keypoints": ["a"], "skeleton": [1, 2]}, "'skeleton' must be pairs of numbers"),
-    ("categories", {"keypoints": ["a"], "skeleton": [[1, 2]]}, "'skeleton' must be pairs of num"),
-    ("images", {"id": 3}, "image id 3 stands for 'a.png' and for 'b.png'"),
-    ("images", {"id": [3]}, r"image number 1 of the list: 'id' must be .*, got \[3\]"),
+    ("categories", {"keypoints": "nose"}, "category 90: 'keypoints' must be a list of names"),
+    ("categories", {"keypoints": ["a"], "skeleton": [1, 2]}, PAIRS),
+    ("categories", {"keypoints": ["a"], "skeleton": [[1, 2]]}, PAIRS),
+    ("images", {"id": 3}, "image id 3 stands for 'a.png' and for 'sub/b.png'"),
+    ("images", {"id": [3]}, "image number 1 of the list: 'id' must be a number or a text, got [3]"),
     ("images", {"file_name": None}, "image 7 has no 'file_name'"),
-    ("images", {"width": 30}, "image 7 is said to be 30 x 30, but .*a.png is 40 x 30, which"),
-    ("annotations", {"image_id": 8}, "no annotation is of an image that is listed: image_id is 8"),
+    ("images", {"width": 30}, "image 7 is said to be 30 x 30, but {images}/a.png is 40 x 30, whic"),
     ("annotations", {"category_id": 8}, "annotation 1: there is no category 8"),
-    ("annotations", {"category_id": {}}, "annotation 1: 'category_id' must be .* text, got {}"),
+    ("annotations", {"category_id": {}}, "annotation 1: 'category_id' must be a number or a text,"),
     ("annotations", {"bbox": [1, 2, 3]}, NUMBERS),
     ("annotations", {"bbox": [1, 2, 3, None]}, NUMBERS),
     ("annotations", {"bbox": [1, 2, 3, float("nan")]}, NUMBERS),
@@ -184,208 +275,577 @@ CONTRADICTIONS = [
     ("annotations", {"area": float("inf")}, "annotation 1: 'area' must be a number, got inf"),
     ("annotations", {"area": "big"}, "annotation 1: 'area' must be a number, got 'big'"),
     ("annotations", {"iscrowd": "some"}, "annotation 1: 'iscrowd' must be 0 or 1, got 'some'"),
-    ("annotations", {"keypoints": [1, 2, 2]}, "'keypoints' must be 0 times x, y and visibility"),
-    ("annotations", {"segmentation": ["a", 2, 3, 4, 5, 6]}, "1: 'segmentation' must be RLE or a "),
-    (
-        "annotations",
-        {"segmentation": [{"x": 5, "y": 4}]},
-        "1: 'segmentation' must be RLE or a list",
-    ),
+    ("annotations", {"ignore": "maybe"}, "annotation 1: 'ignore' must be 0 or 1, got 'maybe'"),
+    ("annotations", {"keypoints": [1]}, "1 annotations have keypoints, which no category names: 1"),
+    ("annotations", {"segmentation": "nonsense"}, POLYGONS),
+    ("annotations", {"segmentation": 5}, POLYGONS),
+    ("annotations", {"segmentation": [["a"]]}, POLYGONS),
+    ("annotations", {"segmentation": ["a", 2, 3, 4, 5, 6]}, POLYGONS),
+    ("annotations", {"segmentation": [{"x": 5, "y": 4}]}, POLYGONS),
+    ("annotations", {"segmentation": {"counts": []}}, COUNTS),
 ]
-RLES = [
-    ([4, 4], "x", r"annotation 1: its RLE has size \[4, 4\] .*, its image \[30, 40\]"),
-    ([30, 40], [5, 5], "annotation 1: the counts of its RLE do not add up to 30 x 40"),
-    ([30, 40], "0", "annotation 1: the counts of its RLE do not add up to 30 x 40"),
-    ([30, 40], None, RUNS),
-    ([30, 40], [-5, 1205], RUNS),
-    ([30, 40], "zz##", "annotation 1: its RLE cannot be decoded"),
-    ([30, 40], "o" * 100, "annotation 1: its RLE .*: it has a number of more than 32 bits"),
-    ([30, 40], "oooo", "annotation 1: its RLE cannot be decoded: it is cut short"),
+WRONG += [
+    ("annotations", {"segmentation": {"size": size, "counts": counts}}, message)
+    for size, counts, message in [
+        ([4, 4], "x", f"{RLE} has size [4, 4] (height, width), its image [30, 40]"),
+        ([30, 40], [5, 5], "annotation 1: the counts of its RLE do not add up to 30 x 40"),
+        ([30, 40], "0", "annotation 1: the counts of its RLE do not add up to 30 x 40"),
+        ([30, 40], None, COUNTS),
+        ([30, 40], [-5, 1205], COUNTS),
+        ([30, 40], "zz##", f"{RLE} cannot be decoded"),
+        ([30, 40], "o" * 100, f"{RLE} cannot be decoded"),
+        ([30, 40], "oooo", f"{RLE} cannot be decoded"),
+    ]
 ]
 
 
-@pytest.mark.parametrize(("key", "change", "message"), CONTRADICTIONS)
-def test_contradictions_are_errors_that_name_the_entry(write, key, change, message):
-    file, images = write(lambda data: data[key][0].update(change))
-    with pytest.raises(InputError, match=message):
-        read_coco(file, images, masks=True, keypoints=True)
-
-
-@pytest.mark.parametrize(("size", "counts", "message"), RLES)
-def test_wrong_run_lengths_are_errors(write, size, counts, message):
-    with pytest.raises(InputError, match=message):
-        read_coco(*write(segmentation={"size": size, "counts": counts}), masks=True)
+@pytest.mark.parametrize(("key", "change", "message"), WRONG)
+def test_one_cause_is_one_error_that_names_the_entry(folder, odd, key, change, message):
+    """Annotations of a wrong image or category get no error of their own."""
+    odd["annotations"] = [{**odd["annotations"][0], "id": n} for n in (1, 2, 3)]
+    odd[key][0].update(change)
+    error, *others = errors(folder, odd, keypoints=True)
+    assert error.startswith(message.replace("{images}", str(folder / "images")))
+    assert not others or "id" in change  # else annotations name an entry that there is
+    with pytest.raises(InputError) as raised:
+        read(folder, odd, keypoints=True)
+    assert str(raised.value).splitlines()[1:] == [error, *others]
+    if "segmentation" in change:  # a box config takes masks of any kind
+        data = read(folder, odd, masks=False)
+        assert [a["bbox"] for a in data.annotations] == [[5, 4, 10, 10]] * 3
+        assert data.num_masks == 2
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("change", "message"),
     [
-        ({"annotations": {}}, "data.json is not in COCO's format: it has no list 'annotations'"),
         ({"images": ["a.png"]}, "image number 1 of the list must be an object, got 'a.png'"),
         ({"categories": []}, "'categories' is empty"),
         ({"images": [], "annotations": []}, "'images' is empty"),
     ],
 )
-def test_lists_that_are_none(write, values, message):
+def test_lists_that_are_none(folder, odd, change, message):
     with pytest.raises(InputError, match=message):
-        read_coco(*write(lambda data: data.update(values)))
+        read(folder, odd | change)
 
 
-def test_all_errors_are_listed_at_once(write):
-    def change(data):
-        (first,) = data["annotations"]
-        wrong = [{"bbox": [1, 2]}, {"category_id": 8}, {"segmentation": 5}, {"iscrowd": 2}]
-        wrong = [{**first, "id": 100 + n, **w} for n, w in enumerate(12 * wrong)]
-        data["annotations"] += wrong
-        data["images"].append({"id": 5})
+def test_no_annotation_is_of_an_image(folder, odd):
+    every("annotations", image_id=8)(odd)
+    message = "no annotation is of an image that is listed: image_id is 8, 8, 8, ids are 7, 3"
+    assert errors(folder, odd) == [message]
 
-    file, images = write(change)
+
+def test_all_errors_are_listed_at_once(folder, odd):
+    wrong = [{"bbox": [1, 2]}, {"category_id": 8}, {"segmentation": 5}, {"iscrowd": 2}]
+    odd["annotations"][1:] = [
+        {**odd["annotations"][0], "id": 100 + n, **w} for n, w in enumerate(12 * wrong)
+    ]
+    odd["images"].append({"id": 5})
     with pytest.raises(InputError) as raised:
-        read_coco(file, images, masks=True)
+        read(folder, odd)
     header, *lines, last = str(raised.value).splitlines()
     assert header.endswith("data.json: 49 errors in 48 of 49 annotations:")
     assert len(lines) == 20
     assert last == "and 29 more; resnest-d2 check-data lists all"
     # As check-data does, which goes on to the pictures.
-    errors = []
-    data = read_coco(file, images, masks=True, errors=errors)
-    assert errors[:20] == lines
+    data = read(folder, odd, refuse=False)
+    assert data.errors[:20] == lines
     starts = {"image 5 has no 'file_name'", *(f"annotation {100 + n}" for n in range(48))}
-    assert {line.partition(":")[0] for line in errors} == starts
+    assert {line.partition(":")[0] for line in data.errors} == starts
     assert [a["id"] for a in data.annotations] == [1]
     assert (data.num_annotations, len(data.images)) == (49, 2)
-
-
-def test_keypoints(write):
-    def change(data):
-        data["categories"][1].update(keypoints=["left_eye", "right_eye"], skeleton=[[1, 2]])
-
-    data = read_coco(*write(change, keypoints=[5, 6, 2, 7, 8, 1], num_keypoints=2), keypoints=True)
-    assert data.keypoint_names == ["left_eye", "right_eye"]
-    assert data.skeleton == [(0, 1)]
-    assert data.dicts[0]["annotations"][0]["keypoints"] == [5.5, 6.5, 2, 7.5, 8.5, 1]
-    assert data.num_keypoints == 1
-    # One that was not labelled has them all the same, invisible, so that instances can be stacked.
-    data = read_coco(*write(change), keypoints=True)
-    assert data.dicts[0]["annotations"][0]["keypoints"] == [0.5, 0.5, 0, 0.5, 0.5, 0]
-    assert data.num_keypoints == 0
-
-
-def amodal(data):
-    """Boxes of whole objects, of which others hide the greater part."""
-    (first,) = data["annotations"]
-    part = [[5, 5, 9, 5, 9, 9, 5, 9]]
-    data["annotations"] = [{**first, "id": n, "segmentation": part} for n in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("masks", [True, False])
-def test_boxes_of_whole_objects_beside_masks_of_their_parts(write, caplog, masks):
-    file, images = write(amodal)
-    with pytest.raises(InputError, match=r"3 of 3 boxes are not .*annotations 1, 2, 3.*COCO's are"):
-        read_coco(file, images, masks=masks)
-    data = read_coco(file, images, masks=masks, options=Options(boxes_as_given=True))
-    assert [a["bbox"] for a in data.annotations] == [[5, 5, 10, 10]] * 3
-    assert [a["segmentation"] for a in data.annotations] == [[[5, 5, 9, 5, 9, 9, 5, 9]]] * 3
-    assert "3 boxes are not those of their masks and stay: 1, 2, 3" in caplog.text
-    data = read_coco(file, images, masks=masks, options=Options(boxes_from_masks=True))
-    assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
-    with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
-        Options(boxes_from_masks=True, boxes_as_given=True)
-
-
-def test_what_is_counted(write):
-    """In sets of boxes and masks, crowds and images with more and fewer objects."""
-
-    def change(data):
-        (first,) = data["annotations"]
-        runs = [5 * HEIGHT, 10 * HEIGHT, (WIDTH - 15) * HEIGHT]  # columns 5 to 14
-        rle = {"size": [HEIGHT, WIDTH], "counts": runs}
-        more = [{}, {"segmentation": []}, {"iscrowd": 1}, {"image_id": 3, "segmentation": rle}]
-        data["annotations"] += [{**first, "id": 10 + n, **m} for n, m in enumerate(more)]
-        data["annotations"].append({**first, "id": 20, "bbox": [90, 5, 1, 1], "segmentation": []})
-
-    data = read_coco(*write(change), options=Options(boxes_as_given=True))
-    assert (data.num_annotations, len(data.annotations)) == (6, 5)
-    assert (data.num_masks, data.num_rle, data.num_crowds, data.most_objects) == (4, 1, 1, 3)
 
 
 @pytest.mark.parametrize(
     ("ids", "name"), [([0, 1], 1), (["a", "b"], "b"), ([5, 5], "number 2 of the list")]
 )
-def test_errors_name_annotations_as_the_file_does(write, ids, name):
-    def change(data):
-        (first,) = data["annotations"]
-        data["annotations"] = [{**first, "id": n} for n in ids]
-        data["annotations"][1]["bbox"] = "wide"
-
-    with pytest.raises(InputError, match=f"\nannotation {name}: 'bbox' must be four numbers"):
-        read_coco(*write(change))
+def test_errors_name_annotations_as_the_file_does(folder, odd, ids, name):
+    odd["annotations"] = [{**odd["annotations"][0], "id": n} for n in ids]
+    odd["annotations"][1]["bbox"] = "wide"
+    (error,) = errors(folder, odd)
+    assert error.startswith(f"annotation {name}: 'bbox' must be four numbers")
 
 
-def test_the_data_can_be_handed_to_another_process(write):
-    data = read_coco(*write(), masks=True)
-    again = pickle.loads(pickle.dumps(data))
-    assert (again, again.dicts, again.to_json()) == (data, data.dicts, data.to_json())
+@pytest.mark.parametrize("ids", [[None] * 3, [1, 1, 2], ["a", "b", "c"], [[1], 2, 3], [1.5, 2, 3]])
+def test_annotations_whose_ids_are_none_are_numbered(folder, odd, caplog, ids):
+    for annotation, number in zip(odd["annotations"], ids, strict=True):
+        annotation["id"] = number
+    data = read(folder, odd)
+    assert data.dicts == read(folder, PLAIN).dicts
+    assert [a["id"] for a in data.annotations] == [1, 2, 3]
+    assert "3 annotations were numbered, for ids are absent, double or text" in caplog.text
 
 
-def test_the_header_of_each_picture_is_read_once(write, monkeypatch):
-    read = []
+def test_names_that_are_numbers_and_ids_that_are_names(folder, odd, caplog):
+    odd["categories"] = [{"id": "c", "name": 4}, {"id": "d", "name": 7.5}]
+    every("annotations", category_id=lambda e: {4: "c", 90: "d"}[e["category_id"]])(odd)
+    every("annotations", image_id=lambda e: f"x{e['image_id']}")(odd)
+    every("images", id=lambda e: f"x{e['id']}")(odd)
+    data = read(folder, odd)
+    assert data.categories == {1: "4", 2: "7.5"}
+    assert [i["id"] for i in data.images] == [1, 2]
+    assert [(a["image_id"], a["category_id"]) for a in data.annotations] == [(1, 2), (1, 1), (2, 2)]
+    for which in ("categories are no numbers from 0 on; all were numbered: c, d", "images are no"):
+        assert f"2 ids of {which}" in caplog.text
 
-    def counted(file):
-        read.append(file)
-        return read_header(file)
 
-    monkeypatch.setattr("resnest_d2.data.coco_images.read_header", counted)
-    data = read_coco(*write(lambda data: data["images"].append(dict(data["images"][0]))))
+def test_one_class_under_two_ids(folder, odd, caplog):
+    every("categories", name="cat")(odd)
+    data = read(folder, odd)
+    assert data.categories == {4: "cat", 90: "cat"}
+    (said,) = warnings(caplog)
+    assert "'cat' (4 and 90)" in said
+    assert "--merge-classes" in said
+    merged = read(folder, odd, options=Options(merge_classes=True))
+    assert merged.categories == {4: "cat"}
+    assert {a["category_id"] for a in merged.annotations} == {4}
+    # Beside the training set's.
+    assert read(folder, odd, categories={4: "cat", 90: "cat"}).num_annotations == 3
+    said = errors(folder, odd, categories={1: "cat", 2: "cat"})
+    assert len(said) == 2
+    assert said[0].startswith("category 4 'cat' can be any of the training set's 1 and 2, which ha")
+
+
+def test_an_only_class_is_no_phantom(folder, odd):
+    odd["categories"] = [{"id": 1, "name": "cat", "supercategory": "cat"}]
+    odd["annotations"] = []
+    assert read(folder, odd).categories == {1: "cat"}
+
+
+def test_classes_are_matched_by_name(folder, odd, caplog):
+    theirs = {1: "dog", 2: "Cat ", 3: "cow"}
+    data = read(folder, PLAIN, categories=theirs)
+    assert data.categories == theirs
+    assert [a["category_id"] for a in data.annotations] == [1, 2, 1]
+    assert "2 categories were matched to the training set's by their names" in caplog.text
+    odd["categories"].append({"id": 5, "name": "unused"})
+    assert read(folder, odd, categories=theirs).categories == theirs
+    assert "left out 1 categories that the training set does not have: 'unused'" in caplog.text
+    (error,) = errors(folder, PLAIN, categories={1: "cat", 2: "dogs"})
+    assert error.startswith(
+        "category 90 'dog' is not one of the training set's: 1 cat, 2 dogs; did"
+    )
+
+
+def test_two_entries_of_one_image_that_differ_are_refused(folder, odd):
+    for change in ({"width": 80, "height": 60}, {"path": "/elsewhere/a.png"}):
+        listed = [*odd["images"], {**odd["images"][0], "id": 8, **change}]
+        with pytest.raises(InputError, match="'a.png' is listed twice, with another size or path"):
+            read(folder, odd | {"images": listed})
+
+
+@pytest.mark.parametrize("skeleton", [[[0, 1], [1, 2]], [[1, 2], [2, 3]], [[1.0, 2.0], [2, 3.0]]])
+def test_keypoints_count_from_0_or_1_and_are_scaled_like_boxes(folder, odd, skeleton):
+    every("categories", keypoints=["a", "b", "c"], skeleton=skeleton)(odd)
+    every("annotations", keypoints=[12, 10, 2, 28, 26, 1, 0, 0, 0], num_keypoints=2)(odd)
+    odd["images"][0].update(width=80, height=60)
+    for annotation in odd["annotations"][:2]:
+        annotation.update(bbox=[10, 8, 20, 20], segmentation=[[2 * c for c in CORNERS]])
+    del odd["annotations"][1]["keypoints"]  # without a label; instances can be stacked all the same
+    data = read(folder, odd, keypoints=True)
+    assert (data.keypoint_names, data.skeleton) == (["a", "b", "c"], [(0, 1), (1, 2)])
+    assert data.annotations[0]["keypoints"] == [6, 5, 2, 14, 13, 1, 0, 0, 0]
+    assert data.annotations[1]["keypoints"] == [0] * 9
+    assert data.annotations[2]["keypoints"] == [12, 10, 2, 28, 26, 1, 0, 0, 0]
+    assert data.num_keypoints == 2
+    found = data.dicts[0]["annotations"][0]["keypoints"]  # Detectron2's are no pixels
+    assert found == [6.5, 5.5, 2, 14.5, 13.5, 1, 0.5, 0.5, 0]
+    odd["annotations"][0]["keypoints"] = [1, 2]
+    message = "annotation 1: 'keypoints' must be 3 times x, y and visibility, as many as its"
+    (error,) = errors(folder, odd, keypoints=True)
+    assert error.startswith(message)
+    wanted = {"keypoints": True, "keypoint_names": ["c"]}
+    del odd["annotations"][0]
+    (error,) = errors(folder, odd, **wanted)
+    assert (
+        error == "its keypoints ['a', 'b', 'c'] are not those that the model is trained on, ['c']"
+    )
+    odd["categories"][0]["keypoints"] = ["c"]
+    (error,) = errors(folder, odd, **wanted)
+    assert error.startswith("categories 'dog' and 'cat' have different keypoints")
+
+
+@pytest.mark.parametrize(("width", "height"), [(41, 30), (40, 32), (39, 28)])
+def test_a_size_that_is_a_pixel_off_clips(folder, odd, caplog, width, height):
+    odd["images"][0].update(width=width, height=height)
+    outline = [35, 20, width, 20, width, height, 35, height]
+    odd["annotations"][0].update(bbox=[35, 20, width - 35, height - 20], segmentation=[outline])
+    data = read(folder, odd)
+    image, annotation = data.images[0], data.annotations[0]
+    assert (image["width"], image["height"]) == (40, 30)
+    assert annotation["bbox"] == [35, 20, min(width, 40) - 35, min(height, 30) - 20]
+    assert max(annotation["segmentation"][0][::2]) == min(width, 40)
+    assert max(annotation["segmentation"][0][1::2]) == min(height, 30)
+    assert f"7 ({width} x {height} is 40 x 30)" in caplog.text
+
+
+def test_annotations_at_another_size_are_scaled(folder, odd, caplog):
+    odd["images"][0].update(width=80, height=60)
+    for annotation in odd["annotations"][:2]:
+        annotation.update(bbox=[10, 8, 20, 20], segmentation=[[2 * c for c in CORNERS]])
+    odd["annotations"][1].update(area=None)
+    first, second, _ = read(folder, odd).annotations
+    assert first["bbox"] == second["bbox"] == [5, 4, 10, 10]
+    assert first["segmentation"] == second["segmentation"] == [CORNERS]
+    assert (first["area"], second["area"]) == (25, 100)
+    said = "1 images were annotated at another size; their annotations are scaled: 7 (80 x 60"
+    assert said in caplog.text
+    # A mask of pixels is of its picture's size.
+    odd["annotations"][0]["segmentation"] = {"size": [60, 80], "counts": [4800]}
+    assert errors(folder, odd) == [f"{RLE} has size [60, 80] (height, width), its image [30, 40]"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bbox": [29, 4, 10, 10], "segmentation": []},
+        {"bbox": None, "segmentation": [[20, 4, 39, 4, 39, 9, 20, 9]]},
+        {"bbox": None, "segmentation": [[33, 4, 38, 4, 38, 9, 33, 9]]},
+        {"segmentation": {"size": [30, 40], "counts": [4, 5, 1191]}},
+    ],
+    ids=["box", "mask", "outside", "RLE"],
+)
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_exif_exchanges_width_and_height(folder, odd, caplog, name, change):
+    """The JSON has the stored size; boxes tell whether they are of the picture as it is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(folder / "images" / name, exif=exif)
+    odd["images"][0]["file_name"] = name
+    data = read(folder, odd)
+    assert (data.images[0]["width"], data.images[0]["height"]) == (30, 40)
+    assert data.annotations[0]["bbox"] == [5, 4, 10, 10]
+    detection_utils.check_image_size(data.dicts[0], read_image(data.images[0]["file_name"]))
+    assert "1 images have the width and height of before EXIF turns them" in caplog.text
+    odd["annotations"][0].update(change)
+    is_rle = isinstance(change["segmentation"], dict)
+    way = "its RLE has size" if is_rle else "is of a picture as it is stored, before EXIF"
+    (error,) = errors(folder, odd, masks=bool(change["segmentation"]))
+    assert error.startswith(f"annotation 1: {way}")
+
+
+@pytest.mark.parametrize("box", [[10, 9, 10, 10], [5, 4, 15, 14], [0.125, 0.13, 0.25, 0.33]])
+def test_boxes_that_are_not_their_masks(folder, odd, caplog, box):
+    """As centres, corners and parts of the image are."""
+    every("annotations", bbox=box)(odd)
+    words = "3 of 3 boxes are not .*COCO's are x, y, width, height in pixels; --boxes-from-masks ma"
+    with pytest.raises(InputError, match=words):
+        read(folder, odd)
+    data = read(folder, odd, options=Options(boxes_from_masks=True))
+    assert data.dicts == read(folder, PLAIN).dicts
+    assert "3 boxes were computed from their masks: 1, 2, 3" in caplog.text
+
+
+@pytest.mark.parametrize("masks", [True, False])
+def test_boxes_of_whole_objects_beside_masks_of_their_parts(folder, odd, caplog, masks):
+    part = [[5, 5, 9, 5, 9, 9, 5, 9]]
+    every("annotations", segmentation=part)(odd)
+    with pytest.raises(InputError, match=r"3 of 3 boxes are not .*annotations 1, 2, 3.*COCO's are"):
+        read(folder, odd, masks=masks)
+    data = read(folder, odd, masks=masks, options=Options(boxes_as_given=True))
+    assert [a["bbox"] for a in data.annotations] == [[5, 4, 10, 10]] * 3
+    assert [a["segmentation"] for a in data.annotations] == [part] * 3
+    assert "3 boxes are not those of their masks and stay: 1, 2, 3" in caplog.text
+    data = read(folder, odd, masks=masks, options=Options(boxes_from_masks=True))
+    assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
+    with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
+        Options(boxes_from_masks=True, boxes_as_given=True)
+
+
+def test_few_boxes_that_are_not_their_masks_are_named(folder, odd, caplog):
+    odd["annotations"] = [
+        {**odd["annotations"][0], "id": n, "bbox": [5 - n / 100, 4, 10, 10]} for n in range(1, 11)
+    ]
+    odd["annotations"][4]["bbox"] = [25, 20, 10, 10]
+    assert read(folder, odd).annotations[4]["bbox"] == [25, 20, 10, 10]
+    said = f"{folder / 'data.json'}: 1 boxes are not those of their masks and stay: 5"
+    assert warnings(caplog) == [said]
+
+
+def test_boxes_without_masks_are_seen_by_their_images(folder, odd, caplog):
+    every("annotations", segmentation=[])(odd)
+    odd["annotations"] = [{**odd["annotations"][0], "id": n} for n in range(1, 11)]
+    for annotation in odd["annotations"][:2]:
+        annotation["bbox"] = [20, 10, 38, 19]
+    assert read(folder, odd, masks=False).annotations[0]["bbox"] == [20, 10, 20, 19]
+    assert "2 boxes reach beyond their images and were clipped: 1, 2" in caplog.text
+    odd["annotations"][2]["bbox"] = [20, 10, 38, 19]
+    words = r"3 of 10 boxes reach beyond .*1, 2, 3\); COCO's are .*; --boxes-as-given clips them"
+    with pytest.raises(InputError, match=words):
+        read(folder, odd, masks=False)
+    data = read(folder, odd, masks=False, options=Options(boxes_as_given=True))
+    assert data.annotations[2]["bbox"] == [20, 10, 20, 19]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_boxes_from_masks_are_clipped(folder, odd, asked):
+    odd["annotations"][0]["segmentation"] = [[30, 20, 60, 20, 60, 50]]
+    every("annotations", bbox=[5, 4, 10, 10] if asked else None)(odd)
+    (annotation,) = read(folder, odd, options=Options(boxes_from_masks=asked)).annotations[:1]
+    assert annotation["bbox"] == [30, 20, 10, 10]
+
+
+def test_crowds_and_what_is_counted(folder, odd, caplog):
+    """As CVAT's brush, exporters of binary masks, and tools that have "ignore" write them."""
+    odd["annotations"][0].update(iscrowd=1, segmentation={"size": [30, 40], "counts": RUNS})
+    odd["annotations"][1]["ignore"] = 1
+    every("annotations", difficult=1)(odd)  # which is no reason
+    outside = {"bbox": [90, 5, 1, 1], "segmentation": []}
+    for number, change in enumerate(({}, {"image_id": 7}, {"image_id": 7}, outside), 4):
+        odd["annotations"].append({**odd["annotations"][2], "id": number, **change})
+    data = read(folder, odd)
+    assert (data.num_crowds, [a["iscrowd"] for a in data.annotations]) == (2, [1, 1, 0, 0, 0, 0])
+    assert (data.num_annotations, data.num_masks, data.num_rle, data.most_objects) == (7, 6, 1, 2)
+    assert "2 annotations are crowds" in caplog.text
+    assert "--crowd-as-instances" in caplog.text
+    assert "1 annotations to ignore ('ignore' 1) count as crowds: 2" in caplog.text
+    data = read(folder, odd, options=Options(crowd_as_instances=True))
+    assert (data.num_crowds, data.most_objects) == (0, 4)
+
+
+def found(folder: Path, *names: str, **arguments) -> list[str]:
+    """The files that the names are read from, relative to the folder of images."""
+    first, mask = PLAIN["images"][0], PLAIN["annotations"][0]
+    data = {
+        "images": [{**first, "id": n, "file_name": name} for n, name in enumerate(names)],
+        "categories": PLAIN["categories"],
+        "annotations": [{**mask, "id": n + 1, "image_id": n} for n in range(len(names))],
+    }
+    images = read(folder, data, **arguments).images
+    return [Path(i["file_name"]).relative_to(folder / "images").as_posix() for i in images]
+
+
+# The pictures on the disk, the names in the file, and what they are found as; None is missing.
+CAFE = ["train/c.png", "train/x/D.PNG", "train/cafe\u0301.png"]
+FOUND = [
+    # The root holds pictures and masks; in the second case one of the masks lies in no folder.
+    *(
+        (
+            ["images/a.jpg", "images/c.jpg", f"masks/{mask}", *([mask] if prefix else [])],
+            [f"{prefix}{name}.jpg" for name in "abc"],
+            ["images/a.jpg", None, "images/c.jpg"],
+        )
+        for mask in ("b.png", "b.jpg")
+        for prefix in ("", "images/", "train/images/")
+    ),
+    # The third folder was not unpacked.
+    *(
+        (
+            ["seq1/0001.jpg", "seq2/0001.jpg", "seq4/0001.jpg"],
+            [f"{start}seq{n}/0001.jpg" for n in (1, 2, 3)],
+            ["seq1/0001.jpg", "seq2/0001.jpg", None],
+        )
+        for start in ("", "data/")
+    ),
+    # All are in one folder of the root, which their names leave out.
+    ([*CAFE, "masks/c.png"], ["c.png", "x/d.png", "caf\u00e9.png"], CAFE),
+    ([*CAFE, "masks/c.png"], ["train/c.png", "caf\u00e9.png"], [CAFE[0], CAFE[2]]),
+    # A name that can be two files is none.
+    (["x/c.png", "y/c.png"], ["c.png"], [None]),
+    (["y/e.png", "y/E.PNG"], ["y/E.Png"], [None]),
+    (["y/e.png", "y/E.PNG"], ["y/e.png"], ["y/e.png"]),
+    (["sub/b.png"], ["sub/b.png", "b.png"], ["sub/b.png", None]),
+    # Nor is a picture of another ending.
+    *((["b.png"], [name, "b.png"], [None, "b.png"]) for name in ("a.jpg", "a.png.jpg", "a.tiff")),
+    (["b.png", "c.png.jpg"], ["c.png", "b.png"], [None, "b.png"]),
+]
+
+
+@pytest.mark.parametrize(("files", "names", "expected"), FOUND)
+def test_names_of_pictures(folder, files, names, expected):
+    add_pictures(folder, *files)
+    there = [name for name in expected if name]
+    if None in expected:
+        missing = names[expected.index(None)]
+        way = ";" if there else "$"
+        message = f"1 of the {len(names)} images are not in .*: {missing}{way}"
+        with pytest.raises(InputError, match=message):
+            found(folder, *names)
+    if there:
+        assert found(folder, *names, options=Options(skip_missing=True)) == there
+
+
+@pytest.mark.parametrize("names", [("a.png", "./a.png"), ("x/a.png", "y/a.png")])
+def test_two_images_that_can_only_be_one_file(folder, names):
+    with pytest.raises(InputError, match=r"images .*a.png' and .*a.png' can only be the same file"):
+        found(folder, *names)
+
+
+def test_links_and_names_that_no_file_can_have(folder):
+    images = folder / "images"
+    (images / "link.png").symlink_to(images / "a.png")
+    (images / "lost.png").symlink_to(images / "nowhere.png")
+    assert found(folder, "a.png", "link.png") == ["a.png", "link.png"]
+    for name in ("lost.png", "x" * 300, "data:image/png;base64," + "A" * 5000, "http://[", "\0"):
+        with pytest.raises(InputError, match="1 of the 2 images are not in") as raised:
+            found(folder, "a.png", name)
+        assert len(str(raised.value)) < 700
+        assert found(folder, "a.png", name, options=Options(skip_missing=True)) == ["a.png"]
+
+
+def test_missing_images_and_their_annotations_are_left_out(folder, odd, caplog):
+    odd["images"].append({"id": 1, "file_name": "lost.png"})
+    odd["annotations"].append({**odd["annotations"][0], "id": 4, "image_id": 1})
+    options = Options(skip_missing=True)
+    data = read(folder, odd, options=options)
+    assert (len(data.images), len(data.annotations)) == (2, 3)
+    assert f"1 of 3 images are not in {folder}/images and are left out: lost.png" in caplog.text
+    every("images", file_name=lambda e: f"lost{e['id']}")(odd)
+    with pytest.raises(InputError, match="3 of the 3 images"):
+        read(folder, odd, options=options)
+
+
+def test_pictures_that_are_none_are_all_named(folder, caplog):
+    (folder / "images/a.png").write_text("<html>")
+    with pytest.raises(InputError, match="1 of 2 images cannot be read: .*a.png .*--skip-bad-im"):
+        read(folder, PLAIN)
+    data = read(folder, PLAIN, options=Options(skip_bad_images=True))
+    assert ([i["id"] for i in data.images], len(data.annotations)) == ([3], 1)
+    assert "1 images cannot be read and are left out" in caplog.text
+    (folder / "images/sub/b.png").write_text("")
+    with pytest.raises(InputError, match="2 of 2 images cannot be read"):
+        read(folder, PLAIN, options=Options(skip_bad_images=True))
+
+
+def test_the_header_of_each_picture_is_read_once(folder, odd, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "resnest_d2.data.coco_images.read_header",
+        lambda file: (seen.append(file), read_header(file))[1],
+    )
+    odd["images"].append(dict(odd["images"][0]))
+    data = read(folder, odd)
     assert data.dicts
-    assert sorted(map(str, read)) == sorted(image["file_name"] for image in data.images)
+    assert sorted(map(str, seen)) == sorted(image["file_name"] for image in data.images)
 
 
-def odd(data):
-    """A file that every evaluation reads in its own way."""
-    (first,) = data["annotations"]
-    runs = [5 * HEIGHT, 10 * HEIGHT, (WIDTH - 15) * HEIGHT]  # columns 5 to 14
-    mask = {"size": [HEIGHT, WIDTH], "counts": runs}
-    data["annotations"] = [
-        {**first, "id": 0, "area": None},
-        {**first, "id": 0, "image_id": "3", "segmentation": mask, "bbox": None},
-        {**first, "id": -4, "category_id": 4.0, "iscrowd": 1, "segmentation": []},
-        {**first, "id": "x", "bbox": [20.5, 12, 10, 10], "segmentation": []},
-    ]
-    del data["annotations"][0]["iscrowd"]
-    data["categories"].append(dict(data["categories"][0]))
-    data["images"][0]["id"] = -7
-    for annotation in data["annotations"]:
-        annotation["image_id"] = {7: -7}.get(annotation["image_id"], annotation["image_id"])
+def test_what_is_written_is_one_data_set_to_all_evaluations(folder, odd):
+    """A file that pycocotools and hotcoco read in different ways."""
+    first, second, third = odd["annotations"]
+    first |= {"id": 0, "area": None}
+    del first["iscrowd"]
+    second |= {"id": 0, "segmentation": {"size": [30, 40], "counts": RUNS}, "bbox": None}
+    third |= {"id": -4, "category_id": 4.0, "image_id": "3", "iscrowd": "1"}
+    odd["annotations"].append({**first, "id": "x", "image_id": -7.0, "segmentation": []})
+    every("annotations", image_id=lambda e: -7 if e["image_id"] == 7 else e["image_id"])(odd)
+    odd["categories"].append(dict(odd["categories"][0]))
+    odd["images"][0]["id"] = -7
+    read(folder, odd, masks=False).write(folder / "written.json")
+    truth = load_truth(folder / "written.json")  # which refuses what they do not read alike
+    assert [a["id"] for a in truth["annotations"]] == [1, 2, 3, 4]
+    assert [a["iscrowd"] for a in truth["annotations"]] == [0, 0, 1, 0]
 
 
-@pytest.mark.parametrize("ids", ["zero", "odd"])
-def test_what_is_written_is_one_data_set_to_all_evaluations(write, tmp_path, ids):
-    """The libraries pycocotools and hotcoco read the same, and give the same AP."""
-    hotcoco = pytest.importorskip("hotcoco")
-    change = odd if ids == "odd" else lambda data: data["annotations"][0].update(id=0, area="")
-    data = read_coco(*write(change, area=100))
-    data.write(tmp_path / "written.json")
-    content = json.loads((tmp_path / "written.json").read_text())
-    found = [a["id"] for a in content["annotations"]]
-    assert len(set(found)) == len(found)
-    assert min(found) > 0
-    results = [
-        {**{k: a[k] for k in ("image_id", "category_id", "bbox")}, "score": 0.9 - 0.1 * n}
-        for n, a in enumerate(content["annotations"])
-        if not a["iscrowd"]
-    ]
-    results.append({**results[0], "bbox": [1, 1, 3, 3], "score": 0.95})  # one that is wrong
-    stats = []
-    for library, load in ((hotcoco, "load_res"), (pycocotools, "loadRes")):
-        truth = library.coco.COCO if library is pycocotools else library.COCO
-        evaluation = library.cocoeval.COCOeval if library is pycocotools else library.COCOeval
-        coco = truth(str(tmp_path / "written.json"))
-        detections = getattr(coco, load)([dict(result) for result in results])
-        evaluated = evaluation(coco, detections, "bbox")
-        evaluated.evaluate()
-        evaluated.accumulate()
-        evaluated.summarize()
-        stats.append(list(evaluated.stats))
-    assert stats[0] == pytest.approx(stats[1], abs=1e-12)
-    assert 0 < stats[0][0] < 1
+# What a file of anything may hold.
+SOME = [0, -1, 1, 2, 7, 0.5, 1e-300, 1e308, -1e308, 1e309, float("nan"), 2**31, 2**63, 10**400]
+TEXTS = ["", " ", "7", "1e309", "nan", "[[5, 4, 9, 4, 9, 9]]", "a.png", "../b.png", "\x00", "oooo"]
+LEAVES = st.none() | st.booleans() | st.sampled_from(SOME) | st.sampled_from(TEXTS)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=6)
+        | st.dictionaries(st.sampled_from(["x", "y", "size", "counts", "id"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+SMALL = st.integers(0, 45) | st.floats(0, 45)
+DELETED = object()
+
+
+def places(value, path=()):
+    """The paths of all values inside of a value."""
+    if path:
+        yield path
+    if isinstance(value, (dict, list)):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(child, (*path, key))
+
+
+def at(value, path):
+    """The value at a path."""
+    for key in path:
+        value = value[key]
+    return value
+
+
+RICH = copy.deepcopy(PLAIN)
+every("categories", keypoints=lambda e: ["left", "right"], skeleton=lambda e: [[1, 2]])(RICH)
+every("annotations", keypoints=lambda e: [5, 6, 2, 7, 8, 1], num_keypoints=2)(RICH)
+RICH["annotations"][1]["segmentation"] = {"size": [30, 40], "counts": RUNS}
+
+
+@st.composite
+def mutated(draw):
+    """The rich file with some values replaced, taken away or exchanged."""
+    content = copy.deepcopy(RICH)
+    for _ in range(draw(st.integers(0, 3))):
+        if not content:
+            break
+        path = draw(st.sampled_from(list(places(content))))
+        parent = at(content, path[:-1])
+        plain = st.sampled_from([str, lambda value: [value], lambda value: f" {value}.0"])
+        new = draw(
+            st.just(DELETED) | plain | SMALL | VALUES | st.sampled_from(list(places(content)))
+        )
+        if new is DELETED:
+            del parent[path[-1]]
+        elif callable(new):  # the same in another way
+            parent[path[-1]] = new(parent[path[-1]])
+        elif isinstance(new, tuple):  # a copy of another value of the file
+            parent[path[-1]] = copy.deepcopy(at(content, new))
+        else:
+            parent[path[-1]] = new
+    return content
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=mutated(), masks=st.booleans(), keypoints=st.booleans())
+def test_a_changed_file_is_read_or_refused(tmp_path_factory, content, masks, keypoints):
+    """What is read, pycocotools reads, too."""
+    folder = tmp_path_factory.getbasetemp() / "hostile"
+    if not folder.exists():
+        add_pictures(folder, **SIZES)
+    with suppress(InputError):
+        data = read(folder, content, masks=masks, keypoints=keypoints)
+        check_readable(data, folder / "written.json")
+
+
+def check_readable(data: CocoData, file: Path) -> None:
+    data.write(file)
+    assert "NaN" not in file.read_text()
+    assert "Infinity" not in file.read_text()
+    coco = COCO(str(file))
+    assert len(coco.anns) == len(data.annotations)
+    assert set(coco.cats) == set(data.categories)
+    for annotation in coco.anns.values():
+        assert annotation["id"] > 0
+        assert annotation["category_id"] in coco.cats
+        assert annotation["iscrowd"] in (0, 1)
+        assert annotation["area"] >= 0
+        x, y, width, height = annotation["bbox"]
+        image = coco.imgs[annotation["image_id"]]
+        assert width > 0 < height
+        assert x + width >= 0 <= y + height
+        if "segmentation" in annotation:
+            rle = coco.annToRLE(annotation)
+            assert rle["size"] == [image["height"], image["width"]]
+            mask_util.area(rle)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"images": ' + "[" * 150 + "]" * 150 + ', "annotations": [5], "categories": [null]}',
+        '{"images": [1e999], "annotations": [NaN], "categories": [Infinity]}',
+        '{"images": [{"id": ' + "9" * 5000 + "}]}",
+        '{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": [], "categories": []}',
+    ],
+)
+def test_files_that_are_hardly_json(folder, text):
+    file = folder / "hostile.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match="hostile.json") as raised:
+        read_coco(file, folder / "images")
+    assert len(str(raised.value)) < 2000

@@ -33,11 +33,8 @@ def files(tmp_path):
         ],
     }
     (tmp_path / "data.json").write_text(json.dumps(data))
-    return {f"{s}_{w}": p for s in ("train", "val") for w, p in paths(tmp_path).items()}, boxes
-
-
-def paths(folder):
-    return {"json": folder / "data.json", "images": folder}
+    options = {f"{split}_json": tmp_path / "data.json" for split in ("train", "val")}
+    return options | {f"{split}_images": tmp_path for split in ("train", "val")}, boxes
 
 
 @pytest.mark.parametrize("implementation", ["hotcoco", "pycocotools"])

@@ -104,7 +104,7 @@ NO_COCO = (
     [
         (json.dumps(LABELME), NO_COCO),
         (json.dumps([{"image_id": 1, "score": 0.5}]), NO_COCO),
-        ("5", NO_COCO),
+        ('"images"', NO_COCO),
         (json.dumps({"images": [], "categories": []}), "it has no list 'annotations'"),
         (VOC, "is no JSON: expected value at line 1 column 1; docs/own_data.md has commands that"),
         ("", "is no JSON: "),

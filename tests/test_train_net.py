@@ -362,7 +362,10 @@ def test_files_of_own_data_are_looked_for(dataset, tmp_path, monkeypatch):
         if path == file:
             with pytest.raises(ValueError, match=f"{file} of data set 'made_up' is truncated"):
                 check_datasets(cfg, train=False)
-            file.write_text('{"a": [1, 2]}\n')
+            file.write_text('{"images": [], "annotations": [{"id": 0}], "categories": []}\n')
+    with pytest.raises(ValueError, match="mine.json: 1 annotations have no usable 'image_id'"):
+        check_datasets(cfg, train=False)
+    file.write_text('{"images": [], "annotations": [], "categories": []}\n')
     check_datasets(cfg, train=False)
 
 

@@ -11,9 +11,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..config import InputError
-from ..data.coco_json import CocoData, describe_errors, read_coco
+from ..data.coco_json import CocoData, read_coco
 from ..data.images import read_image, set_max_pixels
 from ..data.options import Options
+from ..files import check_writable, make_folder
 from . import add_max_pixels, running
 
 
@@ -33,32 +34,34 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 1 if a picture cannot be read, 2 if the annotations are wrong."""
     args = parse_args(arguments)
-    errors: list[str] = []
     with running("resnest_d2"):
         set_max_pixels(args.max_pixels)
         if args.output is not None and args.output.suffix != ".json":
             raise InputError(f"--output: {args.output} does not end in .json")
-        if args.output is not None and args.output.resolve() == Path(args.json).resolve():
-            raise InputError(f"--output: {args.output} is --json's file and would be overwritten")
+        if args.output is not None:
+            if args.output.resolve() == Path(args.json).resolve():
+                raise InputError(f"--output: {args.output} is --json's file")
+            make_folder(args.output.parent)
+            check_writable(args.output)
         data = read_coco(
             args.json,
             args.images,
             masks=not args.boxes,
             keypoints=args.keypoints,
             options=replace(Options.of(args), skip_bad_images=True),
-            errors=errors,
+            refuse=False,
         )
         broken = data.unreadable + find_broken(data)
-        if args.output is not None and not errors:
+        if args.output is not None and not data.errors:
             data.write(args.output)
     print(describe(data))
-    if errors:
-        print(describe_errors(data, errors, shown=None))
+    if data.errors:
+        print(data.describe_errors(shown=None))
     for problem in broken:
         print(problem)
     number = len(data.images) + len(data.unreadable)
     print(f"{len(broken)} of {number} images cannot be read")
-    return 2 if errors else int(bool(broken))
+    return 2 if data.errors else int(bool(broken))
 
 
 def find_broken(data: CocoData) -> list[str]:

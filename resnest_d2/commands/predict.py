@@ -16,11 +16,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import FileError, InputError, require_between, require_int
-from ..data.categories import plain
 from ..data.coco_json import read_coco
 from ..data.images import IMAGE_ENDINGS, read_header, set_max_pixels
-from ..data.notes import some
 from ..data.options import Options
+from ..data.schema import plain, some
 from ..files import check_writable, make_folder, write_text
 from ..inference import Predictor, Result
 from ..inference.result import import_supervision, write_picture

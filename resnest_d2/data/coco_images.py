@@ -11,11 +11,9 @@ from urllib.parse import unquote
 from tqdm import tqdm
 
 from ..config import InputError, MissingFileError
-from .categories import plain
 from .images import IMAGE_ENDINGS, Header, read_header
-from .notes import Notes, some
 from .options import Options
-from .schema import MOST_PIXELS, Entries
+from .schema import MOST_PIXELS, Entries, Notes, plain, some
 
 SHOW_PROGRESS = 2000  # from so many images on
 MOST_FOLDERS = 20  # of a name that are dropped in search of its file
@@ -45,15 +43,7 @@ class ImageFile:
 
 
 def read_images(notes: Notes, entries: Entries) -> tuple[dict[int, dict[str, Any]], dict[Any, int]]:
-    """Read the list of images.
-
-    An entry without a name, an id of two names, and two entries of one name that differ are noted
-    as errors.
-
-    Returns:
-        entries by id, each file once and each with a "file_name", and the id that stands for each
-        id of the file.
-    """
+    """Return the entries by id, each file once, and the id that stands for each of the file."""
     images: dict[int, dict[str, Any]] = {}
     ids: dict[Any, int] = {}
     by_name: dict[str, int] = {}
@@ -79,25 +69,10 @@ def read_images(notes: Notes, entries: Entries) -> tuple[dict[int, dict[str, Any
     return images, ids
 
 
-def declared_size(entry: dict[str, Any]) -> tuple[int, int] | None:
-    """Return the width and height of an entry, rounded; None if they are not there or none."""
-    width, height = entry.get("width"), entry.get("height")
-    if width is None or height is None or width * height >= MOST_PIXELS:
-        return None
-    return round(width), round(height)
-
-
 def find_images(
-    notes: Notes, root: Path | None, entries: dict[int, dict[str, Any]], options: Options
+    notes: Notes, root: Path, entries: dict[int, dict[str, Any]], options: Options
 ) -> tuple[dict[int, ImageFile], list[str]]:
-    """Find the pictures of an annotation file and read their sizes.
-
-    Args:
-        notes: get an error where a picture is of another shape than the file says, and where
-            pictures are not there, or cannot be read, and the options do not leave them out.
-        root: the folder of the pictures; None trusts the sizes in the file and opens none.
-        entries: as :func:`read_images` returns them.
-        options: the user's decisions.
+    """Find the pictures of entries that :func:`read_images` returned, and read their sizes.
 
     Returns:
         the pictures that are there, by id; what is wrong with those that cannot be read.
@@ -105,16 +80,6 @@ def find_images(
     Raises:
         MissingFileError: there is no such folder.
     """
-    if root is None:
-        sized = {number: declared_size(entry) for number, entry in entries.items()}
-        for number in (number for number, size in sized.items() if size is None):
-            notes.error(
-                f"image {number} has no width and height, and without a folder of images "
-                "(--images) its file cannot tell them"
-            )
-        return {
-            n: ImageFile(Path(entries[n]["file_name"]), s, s) for n, s in sized.items() if s
-        }, []
     paths = _find_files(notes, root, entries, options)
     shown = tqdm(paths.items(), f"images of {notes.file.name}", disable=len(paths) < SHOW_PROGRESS)
     images, unreadable = {}, []
@@ -132,7 +97,7 @@ def find_images(
         notes.error(
             f"{len(unreadable)} of {len(paths)} images cannot be read: {some(unreadable)}{way}"
         )
-    elif unreadable:
+    else:
         for problem in unreadable:
             notes.add("{n} images cannot be read and are left out", problem)
     return images, unreadable
@@ -225,11 +190,14 @@ def _sized(
     """Compare a picture's size with the file's; None, and an error, if it is of another shape."""
     if header.pages > 1:
         notes.add("{n} images have several pages, of which the first is read", path.name)
-    declared = declared_size(entry)
-    if declared in (None, header.size):
+    width, height = entry.get("width"), entry.get("height")
+    declared = header.size
+    if width is not None and height is not None and width * height < MOST_PIXELS:
+        declared = round(width), round(height)
+    if declared == header.size:
         return ImageFile(path, header.size, header.size)
     said = f"{number} ({declared[0]} x {declared[1]} is {header.size[0]} x {header.size[1]})"
-    if header.is_turned and declared == header.size[::-1]:
+    if declared == header.stored:
         notes.add("{n} images have the width and height of before EXIF turns them", said)
         return ImageFile(path, header.size, header.size, is_exchanged=True)
     image = ImageFile(path, header.size, declared)

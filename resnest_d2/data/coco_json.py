@@ -8,21 +8,19 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
 
-from ..config import InputError
+from ..config import InputError, did_you_mean
 from ..files import make_folder, write_text
-from .categories import match_categories, read_categories, read_keypoint_names
 from .coco_images import find_images, read_images
 from .instances import InstanceReader, read_keypoints
-from .notes import Notes, some
 from .options import Options
-from .schema import LISTS, load_entries
+from .schema import NAMES, PAIRS, Entries, Notes, load_entries, parse, plain, some
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +32,7 @@ class CocoData:
     """A data set of one JSON file, repaired where that has one sensible meaning."""
 
     file: Path
-    image_root: Path | None
+    image_root: Path
     categories: dict[int, str]
     """Names of categories by their id, in the order of the ids."""
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -48,6 +46,8 @@ class CocoData:
     """Annotations of the file, with those that were left out."""
     unreadable: list[str] = field(default_factory=list)
     """Pictures that were left out, with what is wrong with them."""
+    errors: list[str] = field(default_factory=list)
+    """What is wrong with entries that were left out, a line each."""
 
     @property
     def num_masks(self) -> int:
@@ -65,30 +65,24 @@ class CocoData:
         return sum(bool(a.get("num_keypoints")) for a in self.annotations)
 
     @property
+    def num_crowds(self) -> int:
+        """Annotations of crowds, which are not learned."""
+        return sum(a["iscrowd"] for a in self.annotations)
+
+    @property
     def most_objects(self) -> int:
         """The greatest number of objects in one image, crowds set aside."""
         counts = Counter(a["image_id"] for a in self.annotations if not a["iscrowd"])
         return max(counts.values(), default=0)
 
     @property
-    def num_crowds(self) -> int:
-        """Annotations of crowds, which are not learned."""
-        return sum(a["iscrowd"] for a in self.annotations)
-
-    @property
     def dicts(self) -> list[dict[str, Any]]:
         """Images and annotations in Detectron2's dataset format."""
         contiguous = {number: index for index, number in enumerate(self.categories)}
-        records = {
-            image["id"]: {
-                "file_name": image["file_name"],
-                "height": image["height"],
-                "width": image["width"],
-                "image_id": image["id"],
-                "annotations": [],
-            }
-            for image in self.images
-        }
+        records = {}
+        for image in self.images:
+            record = {key: image[key] for key in ("file_name", "height", "width")}
+            records[image["id"]] = record | {"image_id": image["id"], "annotations": []}
         for annotation in self.annotations:
             instance = {
                 "bbox": annotation["bbox"],
@@ -106,41 +100,46 @@ class CocoData:
             records[annotation["image_id"]]["annotations"].append(instance)
         return list(records.values())
 
-    def to_json(self) -> str:
-        """Return the repaired content in COCO's format; file names are relative to the images'."""
+    def write(self, file: Path) -> None:
+        """Write what was read in COCO's format; file names are relative to the images' folder.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
         categories = [{"id": number, "name": name} for number, name in self.categories.items()]
         if self.keypoint_names:
             skeleton = [[a + 1, b + 1] for a, b in self.skeleton]
             for category in categories:
                 category |= {"keypoints": self.keypoint_names, "skeleton": skeleton}
-        root = self.image_root or Path()
         images = [
-            {**image, "file_name": os.path.relpath(image["file_name"], root)}
+            {**image, "file_name": os.path.relpath(image["file_name"], self.image_root)}
             for image in self.images
         ]
-        content = dict(zip(LISTS, (images, self.annotations, categories), strict=True))
-        return json.dumps(content)
-
-    def write(self, file: Path) -> None:
-        """Write what :meth:`to_json` returns.
-
-        Raises:
-            FileError: the file cannot be written.
-        """
+        content = {"images": images, "annotations": self.annotations, "categories": categories}
         make_folder(file.parent)
-        write_text(file, self.to_json())
+        write_text(file, json.dumps(content))
+
+    def describe_errors(self, shown: int | None = SHOWN) -> str:
+        """List what is wrong, a line each: so many lines at most, None for all."""
+        number = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+        wrong = {e.partition(":")[0] for e in self.errors if e.startswith("annotation ")}
+        share = f" in {len(wrong)} of {self.num_annotations} annotations" if wrong else ""
+        lines = [f"{self.file}: {number}{share}:", *self.errors[:shown]]
+        if shown is not None and len(self.errors) > shown:
+            lines.append(f"and {len(self.errors) - shown} more; resnest-d2 check-data lists all")
+        return "\n".join(lines)
 
 
 def read_coco(
     file: str | Path,
-    image_root: str | Path | None,
+    image_root: str | Path,
     categories: Mapping[int, str] | None = None,
     masks: bool = False,
     keypoints: bool = False,
     keypoint_names: Sequence[str] | None = None,
     options: Options | None = None,
     annotated: bool = True,
-    errors: list[str] | None = None,
+    refuse: bool = True,
 ) -> CocoData:
     """Read, check and repair a COCO-format file.
 
@@ -149,14 +148,14 @@ def read_coco(
 
     Args:
         file: the JSON file.
-        image_root: folder that its file names are relative to; None opens no picture.
+        image_root: folder that its file names are relative to.
         categories: names by id that give the classes and their order; None takes the file's own.
         masks: whether each instance needs a mask.
         keypoints: whether keypoints are needed; else they are not looked at.
         keypoint_names: the keypoints that a model finds, in its order; None takes the file's own.
         options: the user's decisions.
         annotated: whether the file must have a list of annotations; COCO's test sets have none.
-        errors: gets what is wrong with entries, a line each, which are then left out; None raises.
+        refuse: raise if entries are wrong; else they are left out, and the data list the errors.
 
     Raises:
         MissingFileError: the file or the folder is not there.
@@ -166,17 +165,16 @@ def read_coco(
     file, options = Path(file), options or Options()
     notes = Notes(file)
     entries = load_entries(notes, annotated)
-    own, category_ids = read_categories(notes, entries, options)
+    used = {entry["category_id"] for entry in entries.annotations if entry is not None}
+    own, category_ids = _read_categories(notes, entries, used, options)
     if categories is not None:
-        category_ids = match_categories(notes, own, category_ids, categories, entries.used)
-    data = CocoData(file, None if image_root is None else Path(image_root), dict(categories or own))
+        category_ids = _match_categories(notes, own, category_ids, categories, used)
+    data = CocoData(file, Path(image_root), dict(categories or own), errors=notes.errors)
+    data.num_annotations = len(entries.annotations)
     if keypoints:
-        data.keypoint_names, data.skeleton = read_keypoint_names(notes, entries.categories)
-        if keypoint_names is not None and list(keypoint_names) != data.keypoint_names:
-            notes.error(
-                f"its keypoints {data.keypoint_names} are not those that the model is trained on, "
-                f"{list(keypoint_names)}"
-            )
+        data.keypoint_names, data.skeleton = _read_keypoint_names(
+            notes, entries.categories, keypoint_names
+        )
     listed, image_ids = read_images(notes, entries)
     images, data.unreadable = find_images(notes, data.image_root, listed, options)
     for number, image in images.items():
@@ -184,27 +182,26 @@ def read_coco(
         data.images.append(
             {"id": number, "file_name": str(image.path), "width": width, "height": height}
         )
-    data.num_annotations = len(entries.annotations)
     reader = InstanceReader(notes, masks, options)
-    unlisted = []
+    unlisted, with_keypoints = [], []
     for at, (number, name) in enumerate(zip(entries.annotation_ids, entries.names, strict=True)):
         entry, entries.annotations[at] = entries.annotations[at], None  # its memory is free again
         if entry is None:
             continue
-        image, category = image_ids.get(entry["image_id"]), category_ids.get(entry["category_id"])
-        if category is None:
+        if entry["category_id"] not in entries.listed["categories"]:
             notes.error(f"annotation {name}: there is no category {entry['category_id']!r}")
             continue
-        if image is None:
+        if entry["image_id"] not in entries.listed["images"]:
             kind = "left out {n} annotations of images that are not listed"
             notes.add(kind, f"{name} (image_id {entry['image_id']!r})")
             unlisted.append(entry["image_id"])
             continue
-        if image not in images:
-            continue  # its file is missing, and was noted
+        image, category = image_ids.get(entry["image_id"]), category_ids.get(entry["category_id"])
+        if image not in images or category is None:
+            continue  # what is wrong with it was noted
         try:
             found = reader.read(name, entry, images[image])
-            if found is not None and keypoints:
+            if found is not None and keypoints and data.keypoint_names:
                 found |= read_keypoints(entry, len(data.keypoint_names), images[image].scale)
         except InputError as error:
             notes.error(f"annotation {name}: {error}")
@@ -212,7 +209,13 @@ def read_coco(
         if found is not None:
             found |= {"id": number, "image_id": image, "category_id": category}
             data.annotations.append(found)
+        if keypoints and entry.get("keypoints"):
+            with_keypoints.append(name)
     reader.finish()
+    if with_keypoints and not any(entry.get("keypoints") for entry in entries.categories):
+        number = len(with_keypoints)
+        shown = some(with_keypoints)
+        notes.error(f"{number} annotations have keypoints, which no category names: {shown}")
     if listed and len(unlisted) == data.num_annotations > 0:
         notes.error(
             f"no annotation is of an image that is listed: image_id is {some(unlisted)}, ids are "
@@ -224,25 +227,122 @@ def read_coco(
         "%s: %d images, of which %d have no annotation, %d annotations, %d classes",
         *(file, len(data.images), empty, len(data.annotations), len(data.categories)),
     )
-    if errors is not None:
-        errors += notes.errors
-    elif notes.errors:
-        raise InputError(describe_errors(data, notes.errors))
+    if refuse and data.errors:
+        raise InputError(data.describe_errors())
     return data
 
 
-def describe_errors(data: CocoData, errors: Sequence[str], shown: int | None = SHOWN) -> str:
-    """List what is wrong with a file, a line each.
+def _read_categories(
+    notes: Notes, entries: Entries, used: Collection[Any], options: Options
+) -> tuple[dict[int, str], dict[Any, int]]:
+    """Return names by id, in the order of the ids, and the id that stands for each of the file."""
+    names: dict[Any, str] = {}
+    for entry in entries.categories:
+        key, name = entry["id"], entry["name"]
+        if key in names and names[key] == name:
+            notes.add("{n} categories are listed twice", key)
+        elif names.setdefault(key, name) != name:
+            notes.error(f"category {key} is {names[key]!r} and {name!r}")
+    phantom = _phantom(entries.categories, names, used)
+    if phantom is not None:
+        kind = "left out {n} category that no annotation has and that stands for all others"
+        notes.add(kind, repr(names.pop(phantom)))
+    ids = {key: entries.category_ids[key] for key in names}
+    first: dict[str, int] = {}
+    for key, name in sorted(names.items(), key=lambda item: ids[item[0]]):
+        if first.setdefault(name, ids[key]) == ids[key]:
+            continue
+        listed = f"{name!r} ({first[name]} and {ids[key]})"
+        if options.merge_classes:
+            ids[key] = first[name]
+            notes.add("{n} categories of the same name became one class", listed)
+        else:
+            way = options.hint("--merge-classes makes them one")
+            notes.add(f"{{n}} classes have another's name{way}", listed)
+    return dict(sorted((ids[key], name) for key, name in names.items())), ids
 
-    Args:
-        data: what was read of the file.
-        errors: what is wrong.
-        shown: so many lines at most; None shows all.
+
+def _phantom(
+    entries: Sequence[dict[str, Any]], names: Mapping[Any, str], used: Collection[Any]
+) -> Any:
+    """The id of Roboflow's category 0: without annotations, the supercategory of all others."""
+    above = [entry.get("supercategory") for entry in entries]
+    for key, name in names.items():
+        if key in used or name not in above:
+            continue
+        others = [entry.get("supercategory") for entry in entries if entry["id"] != key]
+        if others and all(other == name for other in others):
+            return key
+    return None
+
+
+def _match_categories(
+    notes: Notes,
+    own: Mapping[int, str],
+    ids: Mapping[Any, int],
+    theirs: Mapping[int, str],
+    used: Collection[Any],
+) -> dict[Any, int]:
+    """Return the training set's id for each id of the file, whose classes are matched by name.
+
+    A class with annotations that the training set (``theirs``) has not, or has twice, is an error.
     """
-    number = "1 error" if len(errors) == 1 else f"{len(errors)} errors"
-    wrong = {line.partition(":")[0] for line in errors if line.startswith("annotation ")}
-    share = f" in {len(wrong)} of {data.num_annotations} annotations" if wrong else ""
-    lines = [f"{data.file}: {number}{share}:", *errors[:shown]]
-    if shown is not None and len(errors) > shown:
-        lines.append(f"and {len(errors) - shown} more; resnest-d2 check-data lists all")
-    return "\n".join(lines)
+    used = {ids[key] for key in used if key in ids}
+    matched = {}
+    for key, name in own.items():
+        if theirs.get(key) == name:
+            matched[key] = key
+            continue
+        same = [other for other, theirs_name in theirs.items() if theirs_name == name]
+        same = same or [other for other, n in theirs.items() if plain(n) == plain(name)]
+        if len(same) == 1:
+            matched[key] = same[0]
+            kind = "{n} categories were matched to the training set's by their names"
+            notes.add(kind, f"{key} {name!r} to {matched[key]} {theirs[matched[key]]!r}")
+        elif key not in used:
+            notes.add("left out {n} categories that the training set does not have", repr(name))
+        elif same:
+            two = " and ".join(map(str, same))
+            notes.error(
+                f"category {key} {name!r} can be any of the training set's {two}, which have this "
+                "name; --merge-classes makes them one"
+            )
+        else:
+            known = ", ".join(f"{i} {n}" for i, n in theirs.items())
+            hint = did_you_mean(name, theirs.values())
+            notes.error(f"category {key} {name!r} is not one of the training set's: {known}{hint}")
+    return {key: matched[number] for key, number in ids.items() if number in matched}
+
+
+def _read_keypoint_names(
+    notes: Notes, categories: Sequence[dict[str, Any]], wanted: Sequence[str] | None
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Return the names of keypoints that the categories share, and joined pairs, counted from 0."""
+    found = [entry for entry in categories if entry.get("keypoints")]
+    names: list[str] = []
+    skeleton: list[tuple[int, int]] = []
+    try:
+        if found:
+            category = f"category {found[0]['id']}"
+            must = f"{category}: 'keypoints' must be a list of names"
+            names = parse(NAMES, found[0]["keypoints"], must)
+            must = f"{category}: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
+            skeleton = parse(PAIRS, found[0].get("skeleton") or [], must)
+    except InputError as error:
+        notes.error(str(error))
+        return names, []
+    for other in found[1:]:
+        if other["keypoints"] != names:
+            notes.error(
+                f"categories {found[0]['name']!r} and {other['name']!r} have different keypoints, "
+                "and a model finds one set of them"
+            )
+            return [], []
+    if wanted is not None and list(wanted) != names:
+        notes.error(
+            f"its keypoints {names} are not those that the model is trained on, {list(wanted)}"
+        )
+    start = 0 if any(0 in pair for pair in skeleton) else 1  # some tools count from 0
+    if any(not start <= at < len(names) + start for pair in skeleton for at in pair):
+        notes.error(f"{must}, got {skeleton}")
+    return names, [(a - start, b - start) for a, b in skeleton]

@@ -1,6 +1,5 @@
 """Pictures as arrays: one reader for training, evaluation and prediction."""
 
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from PIL.Image import Transpose
 
 from ..config import InputError, MissingFileError, require_int
 
+# Not all that Pillow knows: reading EPS runs Ghostscript on it.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 # Transparent pixels show this colour (RGB), as annotation tools and browsers show it.
 BACKGROUND = (255, 255, 255)
@@ -22,10 +23,9 @@ BACKGROUND = (255, 255, 255)
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
+WIDTH, HEIGHT = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
 # Where Pillow finds the orientation in a PNG; behind its pixels nothing is looked for.
 PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
-# Pillow raises these on files that are damaged or no pictures.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 # Pillow warns from half its limit on, once a picture.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -37,8 +37,8 @@ class Header:
 
     size: tuple[int, int]
     """Width and height of the upright picture."""
-    is_turned: bool
-    """Whether EXIF exchanges the width and height that are stored."""
+    stored: tuple[int, int]
+    """Width and height of before EXIF turns it."""
     pages: int
     """Pages or frames, of which the first is read."""
 
@@ -75,19 +75,28 @@ def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
         MissingFileError: there is no such file.
     """
     with _open(file) as image:
-        orientation = _orientation(image)
-        with _damage():
-            image.load()
-        return convert_PIL_to_numpy(_to_8_bits(image, orientation), image_format)
+        return from_pil(image, image_format)
 
 
 def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
     """Convert a picture that Pillow has opened as :func:`read_image` does.
 
     Raises:
-        InputError: the range of its pixels is not known.
+        InputError: it is damaged, or the range or meaning of its pixels is not known.
     """
-    return convert_PIL_to_numpy(_to_8_bits(image, _orientation(image)), image_format)
+    is_16_bits, orientation = _is_16_bits(image), _orientation(image)
+    with _damage():
+        image.load()
+        if orientation in UPRIGHT:
+            image = image.transpose(UPRIGHT[orientation])
+        if not is_16_bits:
+            if image.has_transparency_data:
+                background = Image.new("RGBA", image.size, BACKGROUND)
+                image = Image.alpha_composite(background, image.convert("RGBA"))
+            image = image.convert("L" if image_format == "L" else "RGB")
+    if is_16_bits:
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    return convert_PIL_to_numpy(image, image_format)
 
 
 def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
@@ -102,8 +111,7 @@ def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
     """
     with _open(file) as image:
         with _damage():
-            image.load()
-        labels = np.asarray(image if len(image.getbands()) == 1 else image.convert("L"))
+            labels = np.asarray(image if len(image.getbands()) == 1 else image.convert("L"))
         converted = labels.astype(dtype)
         if not np.array_equal(converted, labels):
             raise InputError(f"its labels, up to {labels.max()}, are no {np.dtype(dtype)}")
@@ -117,12 +125,15 @@ def read_header(file: str | Path) -> Header:
         InputError, MissingFileError: as :func:`read_image`, for what the beginning tells.
     """
     with _open(file) as image:
-        _require_known_range(image)
-        is_turned = _orientation(image) >= 5
-        size = image.size
+        _is_16_bits(image)
+        size = stored = image.size
+        if _orientation(image) >= 5:
+            size = stored[::-1]
         with _damage():
+            if image.format == "TIFF":
+                stored = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
             pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        return Header(size[::-1] if is_turned else size, is_turned, pages)
+        return Header(size, stored, pages)
 
 
 @contextmanager
@@ -133,9 +144,11 @@ def _damage() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise InputError(f"{error}; --max-pixels allows more") from error
     except UnidentifiedImageError as error:
-        raise InputError("Pillow knows no such format") from error
-    except DAMAGED as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"it is none of {', '.join(FORMATS)}") from error
+    except MemoryError as error:
+        raise InputError("the memory is too small") from error
+    except Exception as error:  # the first wrong byte decides which one it is
+        raise InputError(str(error) or type(error).__name__) from error
 
 
 @contextmanager
@@ -151,46 +164,38 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
     try:
         with stream:
             with _damage():
-                image = Image.open(stream)
+                image = Image.open(stream, formats=FORMATS)
             with image:
                 yield image
     except InputError as error:
         raise InputError(f"{wrong}: {error}") from error
-    except MemoryError as error:
-        raise InputError(f"{wrong}: the memory is too small") from error
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
+    if image.format == "TIFF":
+        return 1  # Pillow turns it itself, and its size is that of the upright picture
     if image.format == "PNG" and not PNG_EXIF & image.info.keys():
         return 1  # Pillow would decode all pixels to look behind them
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except DAMAGED:
+        with _damage():
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except InputError:
         return 1
     return int(value) if value in tuple(UPRIGHT) else 1
 
 
 def _is_16_bits(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    """Whether a picture has 16 bits a channel, and not 8.
 
-
-def _require_known_range(image: Image.Image) -> None:
-    if image.mode in ("I", "F") and not _is_16_bits(image):
+    Raises:
+        InputError: it has 32 bits.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        return True
+    if image.mode in ("I", "F"):
         kind = "floating-point numbers" if image.mode == "F" else "integers"
         raise InputError(
             f"its pixels are {kind} of 32 bits, whose range is not known; save it in 8 or 16 bits"
         )
-
-
-def _to_8_bits(image: Image.Image, orientation: int) -> Image.Image:
-    _require_known_range(image)
-    is_16_bits = _is_16_bits(image)
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
-    if is_16_bits:
-        return Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, BACKGROUND)
-        return Image.alpha_composite(background, image.convert("RGBA")).convert("RGB")
-    return image
+    return False

@@ -3,13 +3,30 @@
 from typing import Any
 
 import pycocotools.mask as mask_util
+from pydantic import NonNegativeInt, StrictStr, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from ..config import InputError
 from .coco_images import CLIPPED, ImageFile
-from .masks import Box, Mask, mask_area, mask_box, parse_mask
-from .notes import Notes, some
 from .options import Options
-from .schema import COORDINATES, MOST_PIXELS, parse
+from .schema import COORDINATES, MOST_PIXELS, Coordinate, Notes, parse, some
+
+Box = list[float]  # x, y, width, height
+Polygons = list[list[float]]
+Mask = Polygons | dict[str, Any]
+
+
+class Rle(TypedDict):
+    """A run-length encoded mask."""
+
+    size: tuple[NonNegativeInt, NonNegativeInt]
+    counts: StrictStr | list[NonNegativeInt]
+
+
+RLE = TypeAdapter(Rle)
+POLYGONS = TypeAdapter(list[list[Coordinate]])
+RLE_MUST = "its RLE must be 'size' [height, width] and 'counts', a list of numbers or a string"
+POLYGONS_MUST = "'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
 
 STRANGE = 0.2  # from this share on, boxes that mean something else are no single mistakes
 BEYOND = "reach beyond their images"
@@ -22,10 +39,7 @@ BEFORE_EXIF = (
 class InstanceReader:
     """Reads box, mask, area and crowd flag of a file's annotations, one after the other.
 
-    Args:
-        notes: of the file.
-        masks: whether masks are needed; without one an annotation is left out.
-        options: the user's decisions.
+    Where ``masks`` are needed, annotations without one are left out.
     """
 
     def __init__(self, notes: Notes, masks: bool, options: Options) -> None:
@@ -129,7 +143,7 @@ class InstanceReader:
                 self.beyond.append(name)
         elif box is given:
             self.num_compared += 1
-            if overlap(box, of_mask) < 0.5:
+            if mask_util.iou([box], [of_mask], [False])[0, 0] < 0.5:
                 self.strange.append(name)
             if excess > CLIPPED:
                 self.notes.add(f"{{n}} boxes {BEYOND} and were clipped", name)
@@ -190,12 +204,102 @@ def _clip(box: Box, size: tuple[int, int]) -> Box:
     return [left, top, min(x + width, size[0]) - left, min(y + height, size[1]) - top]
 
 
-def overlap(one: Box, other: Box) -> float:
-    """Intersection over union of two boxes (x, y, width, height)."""
-    (x, y, width, height), (left, top, across, down) = one, other
-    width_of_both = min(x + width, left + across) - max(x, left)
-    height_of_both = min(y + height, top + down) - max(y, top)
-    if width_of_both <= 0 or height_of_both <= 0:
-        return float(one == other)
-    both = width_of_both * height_of_both
-    return both / (width * height + across * down - both)
+def parse_mask(value: Any, image: ImageFile) -> Mask:
+    """Return polygons, or a compressed RLE of the picture's size; either may be empty.
+
+    A single polygon may stand without its outer list, and its points may be pairs.
+    """
+    if isinstance(value, dict):
+        return _read_rle(parse(RLE, value, RLE_MUST), image.size)
+    try:
+        polygons = POLYGONS.validate_python(value)
+        if all(len(polygon) != 2 for polygon in polygons):
+            return _fit(polygons, image)
+    except ValidationError:  # it is written in another way than COCO's
+        pass
+    if isinstance(value, list):
+        if all(map(_is_point, value)) or not any(isinstance(part, list) for part in value):
+            value = [value]
+        value = [
+            [coordinate for point in part for coordinate in point] if _has_points(part) else part
+            for part in value
+        ]
+    return _fit(parse(POLYGONS, value, POLYGONS_MUST), image)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, list) and [isinstance(part, list) for part in value] == [False, False]
+
+
+def _has_points(polygon: Any) -> bool:
+    return isinstance(polygon, list) and all(map(_is_point, polygon))
+
+
+def _fit(polygons: Polygons, image: ImageFile) -> Polygons:
+    """Scale polygons to the picture's size, or clip them where it is a pixel or two off."""
+    if image.declared == image.size:
+        return polygons
+    return [
+        [min(max(v * image.scale[i % 2], 0), image.size[i % 2]) for i, v in enumerate(polygon)]
+        for polygon in polygons
+    ]
+
+
+def mask_box(mask: Mask) -> Box:
+    """Return the box (x, y, width, height) of polygons or a compressed RLE."""
+    if isinstance(mask, dict):
+        return mask_util.toBbox(mask).tolist()
+    xs = [x for polygon in mask for x in polygon[::2]]
+    ys = [y for polygon in mask for y in polygon[1::2]]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
+
+
+def mask_area(mask: Mask, size: tuple[int, int]) -> float:
+    """Return a mask's pixels, in an image of this width and height."""
+    if isinstance(mask, list):
+        mask = mask_util.merge(mask_util.frPyObjects(mask, size[1], size[0]))
+    return float(mask_util.area(mask))
+
+
+def _read_rle(rle: Rle, size: tuple[int, int]) -> dict[str, Any]:
+    """Return a compressed RLE of a picture's width and height."""
+    (width, height), counts = size, rle["counts"]
+    if rle["size"] != (height, width):
+        given = [*rle["size"]]
+        raise InputError(f"its RLE has size {given} (height, width), its image [{height}, {width}]")
+    runs = decode_counts(counts) if isinstance(counts, str) else counts
+    if sum(runs) != height * width or min(runs) < 0:
+        raise InputError(f"the counts of its RLE do not add up to {height} x {width}")
+    if not isinstance(counts, str):
+        counts = mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        counts = counts["counts"].decode("ascii")
+    return {"size": [height, width], "counts": counts}
+
+
+def decode_counts(text: str) -> list[int]:
+    """Lengths of runs in a compressed RLE.
+
+    pycocotools reads it too, but without seeing where it is broken. Each number takes characters
+    of five bits and a bit for "goes on", the lowest first; from the fourth on, numbers are
+    differences to the last but one (``maskApi.c``, ``rleFrString``).
+
+    Raises:
+        InputError: a character is no part of an RLE, or a number is cut short or too large.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 35:  # pycocotools counts in 32 bits
+            raise InputError("its RLE cannot be decoded")
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise InputError("its RLE cannot be decoded")
+    return lengths

@@ -2,21 +2,19 @@
 
 import copy
 import logging
-from pathlib import Path
 from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
+from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from ..config import ConfigError, InputError, require_int
 from .images import read_image, read_labels
-
-logger = logging.getLogger(__name__)
 
 
 class Mapper(DatasetMapper):
@@ -29,27 +27,12 @@ class Mapper(DatasetMapper):
         args: a config and whether it is for training, or Detectron2's arguments.
         skip_bad_images: whether a picture that cannot be read in training is a warning and None,
             for which Detectron2's ``MapDataset`` takes another image.
-        dataset_names: registered data sets, whose annotation files errors name.
         kwargs: Detectron2's arguments.
     """
 
-    def __init__(
-        self,
-        *args: Any,
-        skip_bad_images: bool = False,
-        dataset_names: tuple[str, ...] = (),
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, *args: Any, skip_bad_images: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.skip_bad_images = skip_bad_images
-        cfg = kwargs.get("cfg", args[0] if args else None)
-        if isinstance(cfg, CfgNode):
-            dataset_names = cfg.DATASETS.TRAIN if self.is_train else cfg.DATASETS.TEST
-        metadata = [MetadataCatalog.get(name) for name in dataset_names]
-        self._annotation_files = {
-            Path(m.get("image_root", "")): m.json_file for m in metadata if m.get("json_file", None)
-        }
-        self._named: set[str] = set()
         self._max_pixels = Image.MAX_IMAGE_PIXELS
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -67,21 +50,16 @@ class Mapper(DatasetMapper):
             what Detectron2's models take; None if it cannot be read and is skipped.
 
         Raises:
-            InputError: the picture or its map of classes cannot be read, is of another size than
-                the dict says, or cannot be resized or cropped; the message names its file, and the
-                annotation file where that is known.
+            InputError: the picture or its map of classes cannot be read, or is of another size
+                than the dict says; the message names its file.
         """
         try:
             return self._map(dataset_dict)
         except InputError as error:
-            file = dataset_dict["file_name"]
-            of = next((j for r, j in self._annotation_files.items() if r in Path(file).parents), "")
-            message = f"{error} (an image of {of})" if of else str(error)
             if not (self.skip_bad_images and self.is_train):
-                raise InputError(message) from error
-            if file not in self._named:
-                self._named.add(file)
-                logger.warning("%s: another image is taken in its place", message)
+                raise
+            text = f"{error}: another image is taken in its place"
+            log_first_n(logging.WARNING, text, name=__name__, key="message")
             return None
 
     def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -94,13 +72,7 @@ class Mapper(DatasetMapper):
         labels = record.pop("sem_seg_file_name", None)
         labels = None if labels is None else read_labels(labels)
         augmented = T.AugInput(image, sem_seg=labels)
-        try:
-            transforms = self.augmentations(augmented)
-        except ValueError as error:  # Detectron2's and Pillow's, where a side has no pixel
-            size = f"{image.shape[1]} x {image.shape[0]} pixels"
-            raise InputError(
-                f"{record['file_name']} cannot be augmented, it has {size}: {error}"
-            ) from error
+        transforms = self.augmentations(augmented)
         height, width = augmented.image.shape[:2]
         pixels = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         record["image"] = torch.as_tensor(pixels)

@@ -1,9 +1,12 @@
-"""The shape of COCO's JSON: entries with known fields, text made numbers, all errors at once."""
+"""The shape of COCO's JSON: known fields, text made numbers, and notes of all that is wrong."""
 
 import codecs
+import logging
 import re
 import reprlib
-from collections import Counter
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,8 +27,11 @@ from pydantic_core import from_json
 from typing_extensions import Required, TypedDict
 
 from ..config import FileError, InputError, MissingFileError
-from .notes import Notes
 
+logger = logging.getLogger(__name__)
+
+LISTED = 5  # so many examples are named in a message
+LONGEST = 200  # characters of an example
 LISTS = ("images", "annotations", "categories")
 CONVERTING = "docs/own_data.md has commands that convert from other tools"
 GREATEST_ID = 2**53  # JSON's integers are exact up to here
@@ -128,6 +134,47 @@ MUST = {
 }
 
 
+class Notes:
+    """Collects what a reader finds in one file.
+
+    Args:
+        file: its name begins each warning.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.kinds: dict[str, list[Any]] = defaultdict(list)
+        self.errors: list[str] = []
+        """What is wrong, a line each, which begins with the entry's kind and id."""
+
+    def add(self, kind: str, which: Any) -> None:
+        """Note one repair: a sentence in which "{n}" is the number of cases, and the case's id."""
+        self.kinds[kind].append(which)
+
+    def error(self, text: str) -> None:
+        """Note what is wrong."""
+        self.errors.append(text)
+
+    def report(self) -> None:
+        """Warn of each kind of repair, with the number of its cases and some of them."""
+        for kind, which in self.kinds.items():
+            logger.warning(
+                "%s: %s: %s", self.file, kind.replace("{n}", str(len(which))), some(which)
+            )
+
+
+def some(values: Sequence[Any]) -> str:
+    """List the first few of some values."""
+    texts = [str(value) for value in values[:LISTED]]
+    listed = ", ".join(t if len(t) <= LONGEST else f"{t[:LONGEST]}..." for t in texts)
+    return f"{listed}, ..." if len(values) > LISTED else listed
+
+
+def plain(name: str) -> str:
+    """Normalise a name for comparison: NFC, stripped, case-folded."""
+    return unicodedata.normalize("NFC", name).strip().casefold()
+
+
 @dataclass
 class Entries:
     """The entries of a file that have the shape of COCO's."""
@@ -143,8 +190,8 @@ class Entries:
     """An id for each annotation."""
     names: list[int | str]
     """What messages call each annotation: its id in the file, or its place."""
-    used: set[int | str]
-    """Ids of categories that have annotations."""
+    listed: dict[str, set[int | str]]
+    """The ids in each list, those of wrong entries too."""
 
 
 def load_entries(notes: Notes, annotated: bool = True) -> Entries:
@@ -155,23 +202,16 @@ def load_entries(notes: Notes, annotated: bool = True) -> Entries:
         annotated: whether it must have a list of annotations; COCO's test sets have none.
 
     Raises:
-        MissingFileError: there is no such file.
-        FileError: it cannot be read.
-        InputError: it is no JSON, or in another format.
+        FileError, InputError: as :func:`load_json`.
     """
-    content = _load_json(notes.file, annotated)
-    names = {}
-    for key, entries in content.items():
-        ids = [
-            IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
-            for entry in entries
-        ]
-        names[key] = _names(ids)
-        if not entries and key != "annotations":
+    loaded = load_json(notes.file, annotated)
+    content = {key: loaded.get(key) or [] for key in LISTS}
+    ids = {key: [_id_of(entry) for entry in content[key]] for key in LISTS}
+    names = {key: _names(ids[key]) for key in LISTS}
+    for key in LISTS:
+        if not content[key] and key != "annotations":
             notes.error(f"{key!r} is empty")
-        _check_entries(notes, key, entries, names[key])
-        if key == "annotations":
-            annotation_ids = _annotation_ids(notes, ids)
+        _check_entries(notes, key, content[key], names[key])
     images = [entry for entry in content["images"] if entry is not None]
     categories = [entry for entry in content["categories"] if entry is not None]
     return Entries(
@@ -180,13 +220,20 @@ def load_entries(notes: Notes, annotated: bool = True) -> Entries:
         content["annotations"],
         _usable_ids(notes, "images", images),
         _usable_ids(notes, "categories", categories),
-        annotation_ids,
+        _annotation_ids(notes, ids["annotations"]),
         names["annotations"],
-        {entry["category_id"] for entry in content["annotations"] if entry is not None},
+        {key: set(known) for key, known in ids.items()},
     )
 
 
-def _load_json(file: Path, annotated: bool) -> dict[str, list[Any]]:
+def load_json(file: Path, annotated: bool = True) -> dict[str, Any]:
+    """Load a file and see that it has the lists of COCO's format.
+
+    Raises:
+        MissingFileError: there is no such file.
+        FileError: it cannot be read.
+        InputError: it is no JSON, or in another format.
+    """
     try:
         text = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
@@ -197,14 +244,18 @@ def _load_json(file: Path, annotated: bool) -> dict[str, list[Any]]:
         content = from_json(text)
     except ValueError as error:
         raise InputError(f"{file} is no JSON: {error}; {CONVERTING}") from None
-    if not annotated and isinstance(content, dict):
-        content.setdefault("annotations", [])
     for key in LISTS:
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        value = content.get(key) if isinstance(content, dict) else None
+        may_lack = key == "annotations" and not annotated and value is None
+        if not isinstance(value, list) and not may_lack:
             raise InputError(
                 f"{file} is not in COCO's format: it has no list {key!r}; {CONVERTING}"
             )
-    return {key: content[key] for key in LISTS}
+    return content
+
+
+def _id_of(entry: Any) -> int | str | None:
+    return IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
 
 
 def _check_entries(notes: Notes, key: str, entries: list[Any], names: list[Any]) -> None:

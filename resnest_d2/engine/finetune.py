@@ -15,7 +15,6 @@ from ..config import ConfigError, InputError
 from ..config.load import load_config
 from ..data.coco_json import CocoData, read_coco
 from ..data.options import Options
-from ..files import write_text
 from .auto import set_automatically
 
 logger = logging.getLogger(__name__)
@@ -206,7 +205,7 @@ def write_annotations(data: Data, output_dir: str) -> None:
         FileError: it cannot be written.
     """
     if data[1] is not None:
-        write_text(Path(output_dir) / ANNOTATIONS, data[1].to_json())
+        data[1].write(Path(output_dir) / ANNOTATIONS)
 
 
 def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -21,7 +22,7 @@ from detectron2.evaluation import (
 
 from ..config import ConfigError, MissingFileError, MissingPackageError, did_you_mean
 from ..data.images import read_labels
-from .coco import COCO_DETECTIONS, CocoEvaluator
+from .coco import COCO_DETECTIONS, CocoEvaluator, load_truth
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
 
     Raises:
         ConfigError: a name is not registered, none is given where one is needed, an annotation file
-            is truncated, or there is no evaluator for a test set.
+            is truncated, there is no evaluator for a test set, or it cannot evaluate its file.
         MissingFileError: a file or folder of a data set is missing; the message tells the layout.
         MissingPackageError: panoptic quality is to be computed, and panopticapi is not installed.
     """
@@ -138,8 +139,8 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             raise ConfigError(f"{key} is empty; it must name at least one data set")
         for name in names:
             _check_dataset(key, name)
-            if split == "TEST" and "panoptic_seg" in tasks_of(name):
-                _require_panopticapi()
+            if split == "TEST":
+                _check_evaluation(name)
 
 
 def _check_dataset(key: str, name: str) -> None:
@@ -161,6 +162,15 @@ def _check_dataset(key: str, name: str) -> None:
             raise ConfigError(f"{key}: {path} of data set {name!r} is truncated or no JSON")
 
 
+def _check_evaluation(name: str) -> None:
+    evaluators = _evaluators(name).values()
+    if _panoptic in evaluators:
+        _require_panopticapi()
+    file = MetadataCatalog.get(name).get("json_file", None)
+    if _coco in evaluators and file and os.path.isfile(file):
+        load_truth(Path(file))
+
+
 def _hint(metadata: Any) -> str:
     """The folder and the layout in which Detectron2 looks for a data set of its own."""
     root = os.getenv("DETECTRON2_DATASETS", "datasets")
@@ -179,6 +189,8 @@ def _hint(metadata: Any) -> str:
 
 def _ends_as_json(path: str) -> bool:
     """Whether an annotation file is complete; to parse it all can take a minute."""
+    if os.path.isdir(path):
+        return False
     with open(path, "rb") as stream:
         stream.seek(max(os.path.getsize(path) - 64, 0))
         return stream.read().rstrip().endswith((b"}", b"]"))
