@@ -35,22 +35,11 @@ def random_set(images: int, detections: int) -> tuple[Annotation, list[Annotatio
     random = np.random.RandomState(0)
     truth: list[Annotation] = []
     found: list[Annotation] = []
-
-    def annotation(image_id: int, category: int, box: Sequence[float]) -> Annotation:
-        """With an ellipse in the box as its mask."""
-        x, y, w, h = box
-        angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-        points = np.stack([x + w / 2 * (1 + np.cos(angles)), y + h / 2 * (1 + np.sin(angles))], 1)
-        (rle,) = mask_util.frPyObjects([points.ravel().tolist()], HEIGHT, WIDTH)
-        mask = {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
-        facts = {"image_id": image_id, "category_id": category, "segmentation": mask}
-        return facts | {"bbox": [float(v) for v in box], "area": float(w * h)}
-
     for image_id in range(1, images + 1):
         for _ in range(OBJECTS):
             w, h = random.uniform(8, WIDTH / 2), random.uniform(8, HEIGHT / 2)
             box = [random.uniform(0, WIDTH - w), random.uniform(0, HEIGHT - h), w, h]
-            one = annotation(image_id, int(random.randint(1, CLASSES + 1)), box)
+            one = _annotation(image_id, int(random.randint(1, CLASSES + 1)), box)
             truth.append({**one, "id": len(truth) + 1, "iscrowd": int(random.rand() < 0.02)})
         for _ in range(detections):
             near = truth[-1 - random.randint(OBJECTS)]
@@ -59,15 +48,22 @@ def random_set(images: int, detections: int) -> tuple[Annotation, list[Annotatio
             box = [x, y, np.clip(w, 4, WIDTH - x), np.clip(h, 4, HEIGHT - y)]
             is_right = random.rand() < 0.5
             category = near["category_id"] if is_right else int(random.randint(1, CLASSES + 1))
-            found.append({**annotation(image_id, category, box), "score": float(random.rand())})
-    ids = range(1, images + 1)
-    dataset = {
-        "info": {},
-        "images": [{"id": i, "width": WIDTH, "height": HEIGHT} for i in ids],
-        "categories": [{"id": i, "name": str(i)} for i in range(1, CLASSES + 1)],
-        "annotations": truth,
-    }
-    return dataset, found
+            found.append({**_annotation(image_id, category, box), "score": float(random.rand())})
+    pictures = [{"id": i, "width": WIDTH, "height": HEIGHT} for i in range(1, images + 1)]
+    categories = [{"id": i, "name": str(i)} for i in range(1, CLASSES + 1)]
+    facts = {"info": {}, "images": pictures, "categories": categories}
+    return facts | {"annotations": truth}, found
+
+
+def _annotation(image_id: int, category: int, box: Sequence[float]) -> Annotation:
+    """With an ellipse in the box as its mask."""
+    x, y, w, h = box
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    points = np.stack([x + w / 2 * (1 + np.cos(angles)), y + h / 2 * (1 + np.sin(angles))], 1)
+    (rle,) = mask_util.frPyObjects([points.ravel().tolist()], HEIGHT, WIDTH)
+    mask = {"size": [HEIGHT, WIDTH], "counts": rle["counts"].decode()}
+    facts = {"image_id": image_id, "category_id": category, "segmentation": mask}
+    return facts | {"bbox": [float(v) for v in box], "area": float(w * h)}
 
 
 def evaluate(
