@@ -37,6 +37,7 @@ def both(reference, cfg, fpn=False):
 
 
 def check(reference, cfg, size=64, fpn=False, train=False):
+    """Names, shapes, outputs and, in training, gradients and what is frozen."""
     ours, theirs = (m.train(train) for m in both(reference, cfg, fpn))
     x = torch.randn(2, 3, size, size)
     with torch.set_grad_enabled(train):
