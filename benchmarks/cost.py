@@ -91,12 +91,12 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
     return Cost(_parameters(model), parts, image_size, proposals, detections)
 
 
-def backbone_cost(cfg: CfgNode, side: int = 224) -> Cost:
-    """Count the backbone alone, without pyramid or classifier, on a square of so many pixels."""
+def backbone_cost(cfg: CfgNode) -> Cost:
+    """Count the backbone alone, without pyramid or classifier, on 224x224 pixels."""
     backbone = _build(cfg, build_backbone)
     backbone = getattr(backbone, "bottom_up", backbone)
-    macs, _ = count_call(backbone, _empty(1, 3, side, side))
-    return Cost(_parameters(backbone), {"backbone": macs}, (side, side))
+    macs, _ = count_call(backbone, _empty(1, 3, 224, 224))
+    return Cost(_parameters(backbone), {"backbone": macs}, (224, 224))
 
 
 def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:
