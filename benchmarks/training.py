@@ -68,7 +68,7 @@ def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
 
 
 def measure_steps(args: argparse.Namespace, _: Progress) -> Found:
-    """Time training steps in turn, and count what they keep for backward ("saved")."""
+    """Time training steps in turn."""
     depth, size = args.depth, args.train_size
     image = torch.rand(args.batch, 3, size, size, device=args.device)
     models = {
@@ -79,14 +79,13 @@ def measure_steps(args: argparse.Namespace, _: Progress) -> Found:
     }
     models[REFERENCE].load_state_dict(models[OURS].state_dict())
     models = {name: model.to(args.device).train() for name, model in models.items()}
-    saved = {name: saved_bytes(model, image) for name, model in models.items()}
     if args.compile:
         models[COMPILED] = training_backbone(depth).to(args.device)
         models[COMPILED].compile()  # as MODEL.COMPILE does
     runs = {name: make_step(model, image, args.amp) for name, model in models.items()}
     times = measure(runs, args.rounds, warmup=2, device=args.device)
     case = f"depth {depth}, {args.batch}x3x{size}x{size}, {'bf16 autocast' if args.amp else 'fp32'}"
-    return {"case": case, "times": summarize(times, REFERENCE), "saved": saved}
+    return {"case": case, "times": summarize(times, REFERENCE)}
 
 
 def render_steps(found: Found) -> list[str]:
@@ -97,9 +96,6 @@ def render_steps(found: Found) -> list[str]:
     for name in sorted({CHECKPOINTED, COMPILED} & set(times)):
         low, middle, high = speedup(times[name], times[OURS])
         lines.append(f"- {name}: {middle:.2f} times as fast as ours ({low:.2f} to {high:.2f})")
-    for name, size in found["saved"].items():
-        share = size / found["saved"][OURS]
-        lines.append(f"- {name}: {size / MIB:.0f} MiB kept for backward, {share:.3f} of ours")
     return lines
 
 
