@@ -8,10 +8,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import backbones, coco, detectors, exported, growth, training
+from benchmarks import backbones, coco, detectors, exported, training
 from benchmarks.peers import TIMM
 from benchmarks.timing import Found, Progress, Section, at_least, environment
-from resnest_d2 import model_zoo
 from resnest_d2.commands import one_line_errors
 from resnest_d2.config import InputError
 from resnest_d2.files import check_writable, write_text
@@ -22,11 +21,9 @@ SECTIONS: dict[str, Section] = {
     "detectors": detectors.SECTION,
     "training": training.STEPS,
     "memory": training.MEMORY,
-    "growth": growth.SECTION,
     "coco": coco.SECTION,
     "exported": exported.SECTION,
 }
-DETECTORS = ["mask_resnest50", "cascade_resnest101"]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -41,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     listed = {"choices": SECTIONS, "default": list(SECTIONS), "metavar": "NAME"}
     add("--sections", nargs="+", help=f"of {', '.join(SECTIONS)}", **listed)
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", default="cpu", choices=["cpu", "cuda"], help="cpu or cuda")
     add("--rounds", type=at_least(1), default=7, help="how often each competitor is timed")
     add("--output", type=Path, metavar="FILE", help="write JSON too, also in between")
     text = "keep what the file of --output has from a call with these options, and measure the rest"
@@ -50,7 +47,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--depth", type=int, default=50, choices=sorted(TIMM), help="of backbones")
     add("--height", type=at_least(1), default=480, help="of images at inference")
     add("--width", type=at_least(1), default=640, help="of images at inference")
-    add("--detectors", nargs="+", default=DETECTORS, metavar="NAME", help="of the zoo")
     for name, section in SECTIONS.items():
         group = parser.add_argument_group(name) if section.options else parser
         for option, given in section.options.items():
@@ -76,11 +72,9 @@ def read_earlier(file: Path, report: Found) -> Found:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; the exit code is 2 if something is not installed or not possible."""
+    """Run; the exit code is 2 if something is not possible."""
     args = make_parser().parse_args(arguments)
     with one_line_errors():
-        for name in args.detectors:
-            model_zoo.get_config_file(name)  # now rather than after other sections
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         report: Found = {"environment": environment(args.device), "settings": settings, "done": []}
         if args.output:

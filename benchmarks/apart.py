@@ -15,9 +15,7 @@ from typing import Any
 
 import torch
 
-from resnest_d2.config import InputError
-
-from .timing import Found, Progress, Times, summarize, time_call
+from .timing import Found, Progress, summarize, time_call
 
 
 @dataclass(frozen=True)
@@ -46,24 +44,21 @@ def measure_apart(
         could be made, and "memory": most bytes that the process had.
 
     Raises:
-        InputError: making a way raised one.
-        RuntimeError: a process ended otherwise; it has written why to standard error.
+        RuntimeError: a process ended; it has written why to standard error.
     """
     earlier = {name: list(progress.found.get(name, {}).get("seconds", [])) for name in ways}
     done = min(map(len, earlier.values()))  # an interrupted round begins again
+    if done >= rounds:
+        return progress.found
     seconds = {name: values[:done] for name, values in earlier.items()}
-    found = progress.found if done >= rounds else {}
     with ExitStack() as stack:
-        if done < rounds:
-            started = {n: stack.enter_context(_Process(n, w, warmup)) for n, w in ways.items()}
-        while done < rounds:
+        started = {n: stack.enter_context(_Process(n, w, warmup)) for n, w in ways.items()}
+        for _ in range(done, rounds):
             facts = {}
             for name, process in started.items():
                 taken, facts[name] = process.run()
                 seconds[name].append(taken)
-            done += 1
-            times = {name: Times(tuple(values), warmup) for name, values in seconds.items()}
-            summary = summarize(times, baseline)
+            summary = summarize(seconds, baseline)
             found = {name: {**summary[name], **facts[name]} for name in ways}
             progress.keep(found)
     return found
@@ -96,22 +91,15 @@ class _Process:
 
     def _receive(self) -> Any:
         try:
-            answer = self.connection.recv()
+            return self.connection.recv()
         except EOFError:
             raise RuntimeError(f"the process of {self.name!r} ended") from None
-        if isinstance(answer, InputError):
-            raise answer
-        return answer
 
 
 def _serve(connection: Connection, way: Way, warmup: int, threads: int) -> None:
     torch.set_num_threads(threads)
     start = time.perf_counter()
-    try:
-        run = way.make(*way.arguments)
-    except InputError as error:
-        connection.send(error)
-        return
+    run = way.make(*way.arguments)
     facts = {"loading": time.perf_counter() - start}
     for _ in range(warmup):
         run()

@@ -18,14 +18,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import (
-    GeneralizedRCNN,
-    PanopticFPN,
-    RetinaNet,
-    SemanticSegmentor,
-    build_backbone,
-)
-from detectron2.modeling.roi_heads import StandardROIHeads
+from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor, build_backbone
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,26 +63,17 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
             :data:`IMAGE_SIZES`.
 
     Raises:
-        ValueError: a kind of model that this function does not know, or no image size.
+        KeyError: :data:`IMAGE_SIZES` has none for the config's ``INPUT.MIN_SIZE_TEST``.
+        TypeError: a kind of model that this function does not know.
     """
-    side = cfg.INPUT.MIN_SIZE_TEST
-    if image_size is None and side not in IMAGE_SIZES:
-        raise ValueError(
-            f"INPUT.MIN_SIZE_TEST {side} has no image size to count at; "
-            f"known are {', '.join(map(str, IMAGE_SIZES))}"
-        )
-    image_size = image_size or IMAGE_SIZES[side]
+    image_size = image_size or IMAGE_SIZES[cfg.INPUT.MIN_SIZE_TEST]
     model = _build(cfg)
-    known = (GeneralizedRCNN, PanopticFPN, RetinaNet, SemanticSegmentor)
-    if not isinstance(model, known):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} cannot be counted; known are "
-            f"{', '.join(kind.__name__ for kind in known)}"
-        )
-    parts: dict[str, int] = {}
-    proposals = detections = 0
+    if not isinstance(model, GeneralizedRCNN | RetinaNet | SemanticSegmentor):
+        raise TypeError(f"a {type(model).__name__} cannot be counted")
     stride = max(model.backbone.size_divisibility, 1)  # as ImageList pads; 0 is for no padding
     padded = [-(-side // stride) * stride for side in image_size]
+    parts: dict[str, int] = {}
+    proposals = detections = 0
     parts["backbone"], features = count_call(model.backbone, _empty(1, 3, *padded))
     if isinstance(model, RetinaNet):
         inputs = [features[name] for name in model.head_in_features]
@@ -99,30 +83,20 @@ def detector_cost(cfg: CfgNode, image_size: tuple[int, int] | None = None) -> Co
         inputs = [features[name] for name in generator.in_features]
         parts["proposals"], _ = count_call(generator.rpn_head, inputs)
         proposals = generator.post_nms_topk[False]
-        if not isinstance(model.roi_heads, StandardROIHeads):
-            raise ValueError(
-                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} cannot be counted; known are "
-                "StandardROIHeads and CascadeROIHeads"
-            )
         most = _stages(model.roi_heads.box_predictor)[-1].test_topk_per_image
         parts |= _count_roi_heads(model, proposals, most)
         detections = most if {"masks", "keypoints"} & set(parts) else 0
-    if isinstance(model, PanopticFPN | SemanticSegmentor):
+    if hasattr(model, "sem_seg_head"):
         parts["semantic head"], _ = count_call(model.sem_seg_head, features, None)
     return Cost(_parameters(model), parts, image_size, proposals, detections)
 
 
-def backbone_cost(cfg: CfgNode, side: int = 224) -> Cost:
-    """Count the backbone alone, without feature pyramid or classifier.
-
-    Args:
-        cfg: as in :func:`detector_cost`.
-        side: height and width of the image, in pixels.
-    """
+def backbone_cost(cfg: CfgNode) -> Cost:
+    """Count the backbone alone, without pyramid or classifier, on 224x224 pixels."""
     backbone = _build(cfg, build_backbone)
     backbone = getattr(backbone, "bottom_up", backbone)
-    macs, _ = count_call(backbone, _empty(1, 3, side, side))
-    return Cost(_parameters(backbone), {"backbone": macs}, (side, side))
+    macs, _ = count_call(backbone, _empty(1, 3, 224, 224))
+    return Cost(_parameters(backbone), {"backbone": macs}, (224, 224))
 
 
 def count_macs(backbone: nn.Module, image_size: tuple[int, int]) -> int:

@@ -46,10 +46,6 @@ def measure_exported(args: argparse.Namespace, progress: Progress) -> Found:
     from resnest_d2.inference import Predictor
 
     found = {"model": args.export_model, "pictures": len(pictures), "bytes": {}}
-
-    def keep(ways: Found) -> None:
-        progress.keep({**found, "ways": ways})
-
     with tempfile.TemporaryDirectory() as folder:
         ways = {
             EAGER: Way(predict_all, (args.export_model, False, pictures)),
@@ -63,6 +59,10 @@ def measure_exported(args: argparse.Namespace, progress: Progress) -> Found:
             export_model(predictor.model, file, name, **facts)
             found["bytes"][name] = file.stat().st_size
             ways[name] = Way(predict_all, (str(file), False, pictures))
+
+        def keep(times: Found) -> None:
+            progress.keep({**found, "ways": times})
+
         earlier = Progress(progress.found.get("ways", {}), keep)
         return {**found, "ways": measure_apart(ways, args.rounds, earlier, EAGER)}
 

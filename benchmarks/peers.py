@@ -5,7 +5,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 
-from resnest_d2.config import MissingPackageError
 from resnest_d2.config.keys import add_resnest_config
 
 STAGES = ["res2", "res3", "res4", "res5"]
@@ -25,34 +24,20 @@ def config(depth: int) -> CfgNode:
 
 
 def timm_backbone(depth: int) -> nn.Module:
-    """timm's, with the same four stages.
+    """timm's, with the same four stages."""
+    import timm
 
-    Raises:
-        MissingPackageError: it is not installed.
-    """
-    try:
-        import timm
-    except ImportError:
-        raise MissingPackageError("timm is not installed: pip install timm") from None
     return timm.create_model(TIMM[depth], features_only=True, out_indices=(1, 2, 3, 4))
 
 
 def reference_backbone(depth: int) -> nn.Module:
-    """PyPI's ``resnest``.
-
-    Raises:
-        MissingPackageError: it is not installed.
-    """
+    """That of PyPI's ``resnest``."""
     names = ("build_resnest_backbone", "build_resnest_fpn_backbone")
     # It registers the names that ours register, and a registry has no public way to take one out.
     ours = {name: BACKBONE_REGISTRY._obj_map.pop(name) for name in names}
     try:
         from resnest.d2.config import add_resnest_config as add_theirs
         from resnest.d2.resnest import build_resnest_backbone as build_theirs
-    except ImportError:
-        raise MissingPackageError(
-            "the reference is not installed: pip install --no-deps resnest==0.0.6b20230402"
-        ) from None
     finally:
         BACKBONE_REGISTRY._obj_map.update(ours)
     cfg = get_cfg()

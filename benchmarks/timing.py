@@ -20,8 +20,6 @@ from resnest_d2.config import InputError
 # Whose versions figures may depend on, where they are installed.
 PACKAGES = ("torchvision", "resnest", "timm", "numpy", "pycocotools", "hotcoco", "onnxruntime")
 PACKAGES += ("openvino",)
-# Of the square matrices whose product is the machine's limit.
-MATMUL_SIZE = 4096
 
 # What a section found, as it is written to JSON: text, numbers, lists and dictionaries.
 Found = dict[str, Any]
@@ -47,55 +45,9 @@ class Section:
     """Options of the command line that only this section reads, as ``add_argument`` takes them."""
 
 
-@dataclass(frozen=True)
-class Times:
-    """Of one competitor, in seconds, in the order in which they were taken, after a warm-up."""
-
-    seconds: tuple[float, ...]
-    warmup: int = 0
-
-    @property
-    def median(self) -> float:
-        """Median seconds."""
-        return statistics.median(self.seconds)
-
-    def ratio_to(self, other: "Times") -> tuple[float, float, float]:
-        """How many times faster than another: median of the rounds, and their quartiles.
-
-        Each round compares two runs that followed each other.
-        """
-        pairs = zip(self.seconds, other.seconds, strict=True)
-        low, middle, high = quartiles([theirs / ours for ours, theirs in pairs])
-        return middle, low, high
-
-
-def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The values that a quarter, a half and three quarters are below."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
-def summarize(times: Mapping[Any, Times], baseline: str | None = None) -> dict[Any, Found]:
-    """Medians, quartiles and every run, by competitor; with a baseline also ratios to it."""
-    found: dict[Any, Found] = {}
-    for name, one in times.items():
-        low, middle, high = quartiles(one.seconds)
-        found[name] = {"median": middle, "quartiles": [low, high], "warmup": one.warmup}
-        if baseline is not None:
-            ratio, low, high = one.ratio_to(times[baseline])
-            found[name] |= {"times as fast": ratio, "its quartiles": [low, high]}
-        found[name]["seconds"] = list(one.seconds)
-    return found
-
-
 def measure(
-    competitors: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    warmup: int = 1,
-    device: str = "cpu",
-) -> dict[str, Times]:
+    competitors: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1, device: str = "cpu"
+) -> dict[str, list[float]]:
     """Run competitors in turn, in this process; see :mod:`benchmarks.apart` for one of each.
 
     Args:
@@ -104,18 +56,16 @@ def measure(
         warmup: how often each is called before that.
         device: whose work is waited for.
 
-    Raises:
-        ValueError: no rounds, or a negative warm-up.
+    Returns:
+        the seconds of each round.
     """
-    if rounds < 1 or warmup < 0:
-        raise ValueError(f"rounds must be at least 1 and warm-up 0, got {rounds} and {warmup}")
     found: dict[str, list[float]] = {name: [] for name in competitors}
     for index in range(warmup + rounds):
         for name, run in competitors.items():
             seconds = time_call(run, device)
             if index >= warmup:
                 found[name].append(seconds)
-    return {name: Times(tuple(seconds), warmup) for name, seconds in found.items()}
+    return found
 
 
 def time_call(run: Callable[[], Any], device: str = "cpu") -> float:
@@ -132,10 +82,27 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def matrix_product(device: str) -> Callable[[], torch.Tensor]:
-    """A competitor of ``MATMUL_SIZE ** 3`` multiply-adds, as fast as the machine does them."""
-    a, b = (torch.rand(MATMUL_SIZE, MATMUL_SIZE, device=device) for _ in range(2))
-    return lambda: a @ b
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The values that a quarter, a half and three quarters are below."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def speedup(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Quartiles of how many times faster ours are; each round compares runs that followed."""
+    return quartiles([their / our for our, their in zip(ours, theirs, strict=True)])
+
+
+def summarize(times: Mapping[str, Sequence[float]], baseline: str) -> dict[str, Found]:
+    """Medians, ratios to a baseline and every run, by competitor."""
+    found: dict[str, Found] = {}
+    for name, seconds in times.items():
+        low, middle, high = speedup(seconds, times[baseline])
+        found[name] = {"median": statistics.median(seconds), "times as fast": middle}
+        found[name] |= {"its quartiles": [low, high], "seconds": list(seconds)}
+    return found
 
 
 def table(title: str, found: Mapping[str, Found], baseline: str) -> list[str]:
@@ -164,13 +131,11 @@ def environment(device: str) -> Found:
     """What every figure depends on: versions, threads, the machine and the day.
 
     Raises:
-        InputError: the device is not "cpu", nor a GPU that is there.
+        InputError: there is no GPU.
     """
     is_gpu = device.startswith("cuda")
     if is_gpu and not torch.cuda.is_available():
         raise InputError(f"--device {device}: no GPU was found")
-    if not is_gpu and device != "cpu":
-        raise InputError(f"--device must be cpu or cuda, got {device!r}")
     found = {
         "resnest_d2": resnest_d2.__version__,
         "torch": torch.__version__,
@@ -192,9 +157,7 @@ def environment(device: str) -> Found:
 
 def _cpu() -> str:
     """Its name, where Linux says it, and the instructions that PyTorch takes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{(names or ['unknown'])[0]} ({torch.backends.cpu.get_cpu_capability()})"

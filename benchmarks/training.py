@@ -1,7 +1,7 @@
 """Training steps of backbones, and the memory that they take."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -11,7 +11,7 @@ from torch import nn
 from resnest_d2.modeling.build import build_resnest_backbone
 
 from .peers import REFERENCE, config, reference_backbone
-from .timing import Found, Progress, Section, Times, at_least, measure, summarize, table
+from .timing import Found, Progress, Section, at_least, measure, speedup, summarize, table
 
 OURS, CHECKPOINTED, COMPILED = "resnest_d2", "resnest_d2, GRAD_CHECKPOINT", "resnest_d2, compiled"
 MEMORY_DEPTHS = (50, 101, 200, 269)
@@ -45,15 +45,12 @@ def saved_bytes(model: nn.Module, image: torch.Tensor) -> int:
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
         features = model(image)
-    own = set(map(id, _storages([*model.parameters(), *model.buffers()])))
-    found = {id(storage): storage for storage in _storages(kept)}
+    # A storage that tensors share is one object; on "meta" none has an address.
+    found = {id(x.untyped_storage()): x.untyped_storage() for x in kept}
+    for tensor in (*model.parameters(), *model.buffers()):
+        found.pop(id(tensor.untyped_storage()), None)
     del features
-    return sum(storage.nbytes() for key, storage in found.items() if key not in own)
-
-
-def _storages(tensors: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
-    """A storage that tensors share is one object; on "meta" none has an address."""
-    return [tensor.untyped_storage() for tensor in tensors]
+    return sum(storage.nbytes() for storage in found.values())
 
 
 def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
@@ -71,41 +68,34 @@ def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
 
 
 def measure_steps(args: argparse.Namespace, _: Progress) -> Found:
-    """Time training steps in turn, and count what they keep for backward ("saved")."""
+    """Time training steps in turn."""
     depth, size = args.depth, args.train_size
     image = torch.rand(args.batch, 3, size, size, device=args.device)
-    resnet = build_resnet_backbone(config(depth), ShapeSpec(channels=3))
     models = {
         REFERENCE: reference_backbone(depth),
-        f"Detectron2's ResNet-{depth}": resnet,
+        f"Detectron2's ResNet-{depth}": build_resnet_backbone(config(depth), ShapeSpec(channels=3)),
         OURS: training_backbone(depth),
         CHECKPOINTED: training_backbone(depth, checkpoint=True),
     }
-    models = {name: model.to(args.device).train() for name, model in models.items()}
     models[REFERENCE].load_state_dict(models[OURS].state_dict())
-    saved = {name: saved_bytes(model, image) for name, model in models.items()}
+    models = {name: model.to(args.device).train() for name, model in models.items()}
     if args.compile:
         models[COMPILED] = training_backbone(depth).to(args.device)
         models[COMPILED].compile()  # as MODEL.COMPILE does
     runs = {name: make_step(model, image, args.amp) for name, model in models.items()}
     times = measure(runs, args.rounds, warmup=2, device=args.device)
     case = f"depth {depth}, {args.batch}x3x{size}x{size}, {'bf16 autocast' if args.amp else 'fp32'}"
-    return {"case": case, "times": summarize(times, REFERENCE), "saved": saved}
+    return {"case": case, "times": summarize(times, REFERENCE)}
 
 
 def render_steps(found: Found) -> list[str]:
     """A table beside the reference; checkpoints and compilation beside our own."""
-    lines = table(
-        f"Training step of a backbone, {found['case']}, FREEZE_AT 2", found["times"], REFERENCE
-    )
-    times = {name: Times(tuple(one["seconds"])) for name, one in found["times"].items()}
-    lines.append("")
-    for name in [name for name in (CHECKPOINTED, COMPILED) if name in times]:
-        middle, low, high = times[name].ratio_to(times[OURS])
+    title = f"Training step of a backbone, {found['case']}, FREEZE_AT 2"
+    lines = [*table(title, found["times"], REFERENCE), ""]
+    times = {name: one["seconds"] for name, one in found["times"].items()}
+    for name in sorted({CHECKPOINTED, COMPILED} & set(times)):
+        low, middle, high = speedup(times[name], times[OURS])
         lines.append(f"- {name}: {middle:.2f} times as fast as ours ({low:.2f} to {high:.2f})")
-    for name, size in found["saved"].items():
-        share = size / found["saved"][OURS]
-        lines.append(f"- {name}: {size / MIB:.0f} MiB kept for backward, {share:.3f} of ours")
     return lines
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import randomize, relative_difference
 
 from resnest_d2 import SplitAttentionConv2d
-from resnest_d2.optimize.attention import FusedSplitAttentionConv2d
+from resnest_d2.optimize.layers import FusedSplitAttentionConv2d
 
 CHANNELS = 64
 LARGE = 1e4  # fp16 ends at 65504; eight splits sum to more, and so do 64 channels

@@ -9,15 +9,8 @@ import torch
 import torch._dynamo.utils
 import torch.fx.experimental._config as fx_config
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from detectron2.modeling.poolers import ROIPooler
-from helpers import (
-    assert_features_equal,
-    image_shape,
-    make_cfg,
-    randomize,
-    relative_difference,
-)
+from helpers import assert_features_equal, image_shape, make_cfg, randomize, relative_difference
 from test_heads import MODELS, SIZE, small_config
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -180,11 +173,11 @@ def test_half_precision_keeps_deformable_layers_and_refuses(monkeypatch, caplog)
         optimize_for_inference(model, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"dtype must be torch.bfloat16, .* got torch.float64"):
         optimize_for_inference(model, dtype=torch.float64)
-    for has in (True, False):
+    for capability in ("AVX2", "AVX512"):
         caplog.clear()
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
         optimize_for_inference(model, dtype=torch.bfloat16)
-        assert ("it will be slower than in float32" in caplog.text) != has
+        assert ("it will be slower in bfloat16" in caplog.text) == (capability == "AVX2")
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -235,16 +228,13 @@ def test_what_cannot_be_optimised():
 
 
 def test_saved_and_loaded(tmp_path):
-    model = build_detector(small_config("mask")).eval()
-    optimized = optimize_for_inference(model)
-    file = tmp_path / "optimized.pt"
-    torch.save(optimized, file)
-    again = torch.load(file, weights_only=False)
-    # Its weights go into another one that was optimised in the same way.
-    kept = torch.channels_last
-    optimized = optimized.to(memory_format=kept)
-    again = again.to(memory_format=kept)
-    other = optimize_for_inference(build_detector(small_config("mask")).eval(), memory_format=kept)
+    """Whole, and as weights for another one that was optimised in the same way."""
+    optimized, other = (
+        optimize_for_inference(build_detector(small_config("mask")).eval()) for _ in range(2)
+    )
+    torch.save(optimized, tmp_path / "optimized.pt")
+    again = torch.load(tmp_path / "optimized.pt", weights_only=False)
+    again.to(memory_format=torch.channels_last)  # a file does not keep it
     other.load_state_dict(optimized.state_dict())
     image = torch.randn(1, 3, SIZE, SIZE)
     with torch.no_grad():
@@ -254,6 +244,7 @@ def test_saved_and_loaded(tmp_path):
             assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_compiled(tmp_path):
     """Two compilations, not one for every size, and weights that are constants in the code."""
     model = backbone(**SMALLEST)
@@ -263,20 +254,12 @@ def test_compiled(tmp_path):
     before = count_compilations()
     counts = []
     with torch.no_grad():
-        for size in (
-            (96, 128),
-            (320, 352),
-            (352, 320),
-            (384, 384),
-            (64, 96),
-            (352, 320),
-            (96, 128),
-        ):
+        for size in ((96, 128), (320, 352), (384, 384), (64, 96), (352, 320), (96, 128)):
             x = torch.randn(1, 3, *size)
             assert_features_equal(compiled(x), model(x), TOLERANCE)
             counts.append(count_compilations() - before)
     # The first size, all others from 320x320 pixels on; smaller ones are left as they are.
-    assert counts == [1, 2, 2, 2, 2, 2, 2]
+    assert counts == [1, 2, 2, 2, 2, 2]
     with torch.no_grad():
         strided = torch.randn(1, 3, 96, 128).to(memory_format=torch.channels_last)
         assert_features_equal(compiled(strided), model(strided), TOLERANCE)
@@ -294,6 +277,7 @@ def test_compiled(tmp_path):
         optimize_for_inference(nn.Conv2d(3, 3, 1).eval(), compile=True)
 
 
+@pytest.mark.slow
 def test_two_threads_compile_two_models_at_once():
     """Each gets code with its own weights; the settings that this takes are put back."""
     settings = (torch._inductor.config, "freezing"), (fx_config, "use_duck_shape")
@@ -340,13 +324,12 @@ def test_compiled_for_training(monkeypatch):
     assert count_compilations() > before
     assert list(compiled.state_dict()) == list(plain.state_dict())
     # The bias before a batch norm has no gradient but rounding: all are compared with the largest.
-    grads = [
-        [p.grad for p in model.parameters() if p.grad is not None] for model in (plain, compiled)
-    ]
-    largest = max(grad.abs().max() for grad in grads[0])
-    for expected, actual in zip(*grads, strict=True):
-        assert (actual - expected).abs().max() <= TOLERANCE * largest
-    for size in ((96, 64), (64, 160), (128, 128), (96, 160)):
+    expected, actual = (
+        torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        for model in (plain, compiled)
+    )
+    assert relative_difference(actual, expected) <= TOLERANCE
+    for size in ((96, 64), (128, 128)):
         compiled["backbone"](torch.randn(2, 3, *size))["res3"].mean().backward()
     # One size, and then what differs as symbols: a graph or two, not one for every size.
     assert count_compilations() - before <= 3
@@ -365,14 +348,3 @@ def test_a_layer_alone():
     x = torch.randn(1, 32, 9, 9)
     with torch.no_grad():
         assert relative_difference(optimize_for_inference(layer)(x), layer(x)) <= TOLERANCE
-
-
-def test_detectron2s_own_models():
-    cfg = make_cfg("MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN")
-    model = build_resnet_fpn_backbone(cfg, image_shape()).eval()
-    randomize(model)
-    optimized = optimize_for_inference(model)
-    x = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        assert_features_equal(optimized(x), model(x), TOLERANCE)
-    assert norms(optimized) == []

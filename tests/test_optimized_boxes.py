@@ -7,9 +7,9 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import nn
 
+from resnest_d2.optimize import layers as layers_module
 from resnest_d2.optimize import optimize_for_inference
-from resnest_d2.optimize import pooling as pooling_module
-from resnest_d2.optimize.pooling import SparseROIAlign
+from resnest_d2.optimize.layers import SparseROIAlign
 
 HEIGHT, WIDTH, STRIDE = 23, 37, 8
 
@@ -117,13 +117,13 @@ def test_what_is_replaced_in_a_model():
 def test_memory_does_not_grow_with_odd_shapes(monkeypatch):
     """Wide boxes beside high ones: no chunk has room for both in each of its bins."""
     sums = []
-    embedding_bag = pooling_module.F.embedding_bag
+    embedding_bag = layers_module.F.embedding_bag
 
     def watch(pixels, *args, **options):
         sums.append(pixels.numel())
         return embedding_bag(pixels, *args, **options)
 
-    monkeypatch.setattr(pooling_module.F, "embedding_bag", watch)
+    monkeypatch.setattr(layers_module.F, "embedding_bag", watch)
     low = torch.rand(1000, 2) * 100
     sides = torch.cat([torch.tensor([[1300.0, 8.0]]).repeat(500, 1), torch.rand(500, 2) * 112])
     sides[250:500] = sides[250:500].flip(1)
@@ -143,12 +143,8 @@ def test_activations_in_place_are_those_of_known_convolutions_alone():
     hooked.activation.register_forward_hook(lambda *_: None)
     model = nn.Sequential(conv, shared, hooked, nn.ReLU()).eval()
     optimized = optimize_for_inference(model)
-    assert [m.inplace for m in optimized.modules() if isinstance(m, nn.ReLU)] == [
-        True,
-        False,
-        False,
-        False,
-    ]
+    in_place = [m.inplace for m in optimized.modules() if isinstance(m, nn.ReLU)]
+    assert in_place == [True, False, False, False]
     assert not shared.inplace
     image = torch.randn(1, 3, 5, 5)
     kept = image.clone()

@@ -39,11 +39,6 @@ def blocks(language: str, page: str = "README.md") -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
 
 
-def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 130
-    assert len(README.split()) <= 1000
-
-
 def test_a_detector_on_a_photo(tmp_path, monkeypatch):
     """As it stands, but for the model, which nobody has to fetch."""
     code = blocks("python")[0]
@@ -109,13 +104,8 @@ ROWS = {
     "Panoptic FPN": "panoptic",
     "DeepLabV3+": "deeplab",
 }
-METRICS = {
-    "box": "bbox",
-    "mask": "segm",
-    "keypoint": "keypoints",
-    "PQ": "panoptic_seg",
-    "mIoU": "sem_seg",
-}
+METRICS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
+METRICS |= {"PQ": "panoptic_seg", "mIoU": "sem_seg"}
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -134,11 +124,6 @@ def test_the_table_has_what_other_tests_run():
         assert kind in MODELS  # trained for a step, and optimised
         augmented = rows[title]["test-time augmentation"]
         assert (augmented != "error") == (kind in AUGMENTED), title
-    assert {title for title, row in rows.items() if row["DCN"].startswith(("v1, v2", "v2"))} == {
-        "Faster R-CNN",
-        "Mask R-CNN",
-        "Cascade R-CNN",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -174,19 +159,12 @@ def all_kinds_of_truth(tmp_path_factory):
     ):
         (folder / name).parent.mkdir()
         Image.fromarray(pixels).save(folder / name)
-    names = ["truth", "truth_panoptic_separated", "truth_panoptic_stuffonly", "truth_semantic"]
     register_coco_instances("truth", {}, str(folder / "instances.json"), str(folder / "images"))
-    register_coco_panoptic_separated(
-        "truth_panoptic",
-        {
-            "thing_dataset_id_to_contiguous_id": {1: 0, 2: 1},
-            "stuff_dataset_id_to_contiguous_id": {1: 0, 92: 1},
-            "thing_classes": ["a", "b"],
-            "stuff_classes": ["things", "sky"],
-        },
-        *(str(folder / n) for n in ("images", "panoptic", "panoptic.json", "semantic")),
-        str(folder / "instances.json"),
-    )
+    metadata = {"stuff_classes": ["things", "sky"], "thing_classes": ["a", "b"]}
+    metadata["thing_dataset_id_to_contiguous_id"] = {1: 0, 2: 1}
+    metadata["stuff_dataset_id_to_contiguous_id"] = {1: 0, 92: 1}
+    paths = ("images", "panoptic", "panoptic.json", "semantic", "instances.json")
+    register_coco_panoptic_separated("truth_panoptic", metadata, *(str(folder / p) for p in paths))
     semantic = {"file_name": str(folder / "images/1.jpg"), "height": SIZE, "width": SIZE}
     semantic["sem_seg_file_name"] = str(folder / "semantic/1.png")
     DatasetCatalog.register("truth_semantic", lambda: [dict(semantic)])
@@ -194,7 +172,7 @@ def all_kinds_of_truth(tmp_path_factory):
         stuff_classes=["things", "sky"], evaluator_type="sem_seg", ignore_label=255
     )
     yield
-    for name in names:
+    for name in ("truth", "truth_panoptic_separated", "truth_panoptic_stuffonly", "truth_semantic"):
         DatasetCatalog.remove(name)
         with contextlib.suppress(KeyError):
             MetadataCatalog.remove(name)

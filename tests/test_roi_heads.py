@@ -5,11 +5,9 @@ import copy
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.events import EventStorage
 from test_heads import SIZE, batch, small_config
 
-from resnest_d2 import AveragingCascadeROIHeads
 from resnest_d2.engine.trainer import prepare_to_train
 from resnest_d2.modeling.detector import build_detector
 
@@ -23,10 +21,6 @@ def losses_of(model, inputs, seed=0):
 @pytest.fixture(scope="module")
 def cfg() -> CfgNode:
     return small_config("averaging cascade", "MODEL.RESNETS.NORM", "FrozenBN")
-
-
-def test_it_is_registered():
-    assert ROI_HEADS_REGISTRY.get("AveragingCascadeROIHeads") is AveragingCascadeROIHeads
 
 
 def test_losses_are_detectron2s_under_the_stages_weights(cfg):

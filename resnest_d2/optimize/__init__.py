@@ -6,11 +6,9 @@ import logging
 import torch
 from torch import nn
 
-from .attention import FusedSplitAttentionConv2d
 from .fold import activate_in_place, check_foldable, fold_norms
 from .half import check_half, use_half
-from .pooling import SparseROIAlign
-from .replace import replace_layers
+from .layers import FusedSplitAttentionConv2d, SparseROIAlign, replace_layers
 
 logger = logging.getLogger(__name__)
 

@@ -64,8 +64,8 @@ def check_half(model: nn.Module, dtype: torch.dtype) -> None:
         return
     if dtype is torch.float16:
         raise ValueError("dtype torch.float16 is for GPUs; CPUs take torch.bfloat16")
-    if not torch.cpu.get_capabilities().get("avx512_bf16"):
-        logger.warning("This CPU has no bfloat16 instructions: it will be slower than in float32")
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        logger.warning("This CPU has no AVX512: it will be slower in bfloat16 than in float32")
 
 
 def use_half(model: nn.Module, dtype: torch.dtype) -> None:

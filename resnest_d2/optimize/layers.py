@@ -1,13 +1,82 @@
-"""RoIAlign for inference on CPUs: a pixel under a bin is read once, for all channels together."""
+"""Faster layers that take the places of those that they compute the same as."""
 
 import torch
 from detectron2.layers import ROIAlign
+from torch import nn
 from torch.nn import functional as F
 
-from .replace import Replacement, in_graph
+from ..modeling.split_attention import HALF, SplitAttentionConv2d
+from .fold import CONVOLUTIONS, CONVOLUTIONS_WITH_NORM, has_hooks, takes_norm
 
 CHUNK = 64  # boxes at once, of similar widths, as all bins take as many pixels as the largest
 MOST_SAMPLES = 64  # of a bin in a direction; boxes with more would take much memory
+
+
+class Replacement(nn.Module):
+    """The base of layers that stand for those of another class, which is their other base.
+
+    Args:
+        source: the layer whose parts and settings are taken over.
+    """
+
+    kind: type[nn.Module]
+    """The class whose layers are replaced, but not those of its subclasses."""
+
+    def __init__(self, source: nn.Module) -> None:
+        nn.Module.__init__(self)
+        vars(self).update(vars(source))
+
+    @staticmethod
+    def fits(layer: nn.Module) -> bool:
+        """Whether a layer of that class is as its class made it."""
+        return not has_hooks(layer)
+
+
+def replace_layers(model: nn.Module, replacement: type[Replacement]) -> int:
+    """Put a replacement in every place below ``model`` that it fits.
+
+    Returns:
+        how many there were.
+    """
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is replacement.kind and replacement.fits(child):
+                setattr(parent, name, replacement(child))
+                count += 1
+    return count
+
+
+class FusedSplitAttentionConv2d(Replacement, SplitAttentionConv2d):
+    """A :class:`SplitAttentionConv2d` that pools and sums in fewer passes."""
+
+    kind = SplitAttentionConv2d
+
+    @staticmethod
+    def fits(layer: SplitAttentionConv2d) -> bool:
+        """Whether no part has hooks, and convolutions are of known kinds."""
+        convolutions = (layer.conv, layer.fc1, layer.fc2)
+        return not any(map(has_hooks, layer.modules())) and all(
+            takes_norm(conv, CONVOLUTIONS | CONVOLUTIONS_WITH_NORM) for conv in convolutions
+        )
+
+    def pool(self, splits: torch.Tensor) -> torch.Tensor:
+        """Pool before summing the splits: one pass, and no temporary of the map's size."""
+        dtype = torch.float32 if splits.dtype in HALF else splits.dtype
+        return (
+            splits.flatten(1, 2)
+            .mean((2, 3), keepdim=True, dtype=dtype)
+            .view(splits.shape[0], self.radix, self.channels, 1, 1)
+            .sum(1)
+        )
+
+    def weighted_sum(self, splits: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
+        """Interpolate between two splits, whose weights sum to 1."""
+        if self.radix == 1:
+            return splits[:, 0] * attention[:, 0]
+        if self.radix == 2:
+            return torch.lerp(splits[:, 1], splits[:, 0], attention[:, 0])
+        return super().weighted_sum(splits, attention)
 
 
 class SparseROIAlign(Replacement, ROIAlign):
@@ -31,8 +100,9 @@ class SparseROIAlign(Replacement, ROIAlign):
         Returns:
             shape (R, C, height, width).
         """
+        in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
         is_wide = input.dtype in (torch.float32, torch.float64)
-        if in_graph() or not is_wide or input.device.type != "cpu" or input.requires_grad:
+        if in_graph or not is_wide or input.device.type != "cpu" or input.requires_grad:
             return super().forward(input, rois)
         # In torchvision's order: rounding decides how many samples a bin has.
         corners = rois[:, 1:].to(input.dtype) * self.spatial_scale - (0.5 if self.aligned else 0)
