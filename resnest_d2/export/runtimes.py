@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -74,6 +75,9 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         # Left out, onnxruntime looks for its own format too.
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        # A model may keep weights in other files; those of this package do not.
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, os.devnull)
         try:
             session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
