@@ -300,9 +300,7 @@ def test_a_model_that_somebody_instantiated(checkpoint, predictor, pixels):
 def test_an_exported_file(checkpoint, predictor, pixels, tmp_path):
     pytest.importorskip("onnxruntime")
     file = tmp_path / "model.onnx"
-    facts = {"input_format": predictor.input_format, "augmentation": predictor.augmentation}
-    images = [predictor.prepare(np.tile(pixels, (2, 2, 1)))["image"]]
-    export_model(predictor.model, file, "onnx", names=predictor.metadata, images=images, **facts)
+    export_model(predictor, file, [np.tile(pixels, (2, 2, 1))])
     exported = Predictor(file)
     large = np.tile(pixels, (3, 3, 1))
     expected, found = predictor(large), exported(large)
