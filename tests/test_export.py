@@ -160,13 +160,11 @@ def test_proposals_are_detectron2s(number, kept):
     arguments = ([(100, 120)], 0.7, number, kept, 0.0, False)
     expected = find_top_rpn_proposals(boxes, logits, *arguments)[0]
     one = ([level[0] for level in boxes], [level[0] for level in logits])
-    actual, actual_logits = functions.best_proposals(*one, (100, 120), 0.7, number, kept, 0.0)
+    actual = functions.best_proposals(*one, (100, 120), 0.7, number, kept, 0.0)
     found = len(expected)
     assert len(actual) == kept
     assert 0 < found <= kept
     assert torch.equal(actual[:found], expected.proposal_boxes.tensor)
-    assert torch.equal(actual_logits[:found], expected.objectness_logits)
-    assert (actual_logits[found:] == -torch.inf).all()
     assert not actual[found:].any()
 
 
@@ -249,16 +247,18 @@ def test_a_way_to_resize_that_a_file_cannot_tell_is_refused(augmentation):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("output", "model", "words"),
     [
-        ("x.ts", "an exported file must end in .onnx or .pt2, got x.ts"),
-        ("x", "an exported file must end in .onnx or .pt2, got x"),
-        ("absent/x.pt2", "cannot write absent/x.pt2: there is no such folder"),
+        ("x.ts", "", "an exported file must end in .onnx or .pt2, got x.ts"),
+        ("x", "", "an exported file must end in .onnx or .pt2, got x"),
+        ("absent/x.pt2", "", "cannot write absent/x.pt2: there is no such folder"),
+        ("x.pt2", "x.onnx", "--model x.onnx is exported already: give its checkpoint"),
     ],
 )
-def test_a_file_that_cannot_be_written_is_refused(name, words):
-    with pytest.raises(InputError, match=words):
-        check_target(Path(name))
+def test_the_command_refuses_before_it_loads(output, model, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--model", model, "--output", output])
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {words}"
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):
@@ -280,13 +280,6 @@ def test_what_is_in_the_scripts_way_is_named(tmp_path):
         check_target(tmp_path / "x.onnx")
     shutil.copy(standalone.__file__, script)
     check_target(tmp_path / "x.onnx")
-
-
-def test_an_exported_file_is_not_exported(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        command.main(["--model", "x.onnx", "--output", str(tmp_path / "y.pt2")])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error == "error: --model x.onnx is exported already: give its checkpoint"
 
 
 # --- files
@@ -318,7 +311,6 @@ def test_the_command_exports_a_checkpoint(shared):
         assert row[0] == "{}x{}".format(*size)
         assert int(row[1]) == int(row[2]) > 0
         assert all(float(difference) <= 1e-3 for difference in row[3:])
-    assert rows[-4][0] == "image" or set(rows[-4][0]) == {"-"}
     assert f"{shared.file} written" in shared.printed
     data = shared.exported.metadata
     assert data.classes == list("abcde")
@@ -477,31 +469,21 @@ def test_a_program_with_more_than_a_graph_is_refused(
     assert os.listdir(tmp_path) == ["x.pt2"]  # nothing ran
 
 
-def test_a_program_that_is_compressed_is_refused(rewritten):
+def test_a_compressed_program_is_refused(rewritten):
     """So that a small file cannot fill the memory."""
-    file = rewritten("x.pt2", {}, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(InputError, match="x.pt2 is not a program that torch.export.save wrote"):
-        load_exported(file)
+        load_exported(rewritten("x.pt2", {}, compression=zipfile.ZIP_DEFLATED))
 
 
 def test_the_ending_decides_what_runs_a_file(rewritten, tmp_path):
     """A file of another kind is refused, whatever it says of itself."""
-
-    class Square(torch.nn.Module):
-        def forward(self, image):
-            return image * image
-
-    torch.onnx.export(
-        Square(), (torch.rand(3, 4, 4),), tmp_path / "onnx.pt2", input_names=["image"]
-    )
-    facts = {"outputs": ["boxes"]}
-    script = torch.jit.trace(Square(), torch.rand(3, 4, 4))
-    for name in ("script.onnx", "script.pt2"):
-        extra = {"resnest_d2.json": json.dumps(facts | {"format": "torchscript"})}
-        torch.jit.save(script, str(tmp_path / name), _extra_files=extra)
-    aoti = {"extra/resnest_d2.json": lambda _: json.dumps(facts | {"format": "aoti"}).encode()}
-    rewritten("aoti.onnx", aoti)
-    torch.jit.save(script, str(tmp_path / "x.ts"))
+    says = {"resnest_d2.json": json.dumps({"format": "torchscript"})}
+    script = torch.jit.trace(torch.nn.ReLU(), torch.rand(3, 4, 4))
+    for name in ("script.onnx", "script.pt2", "x.ts"):
+        torch.jit.save(script, str(tmp_path / name), _extra_files=says)
+    rewritten("aoti.onnx", {"extra/resnest_d2.json": lambda _: b'{"format": "aoti"}'})
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "onnx.pt2")
     for name, words in (
         ("script.onnx", "script.onnx cannot be read as an ONNX model: "),
         ("aoti.onnx", "aoti.onnx cannot be read as an ONNX model: "),

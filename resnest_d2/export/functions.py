@@ -97,9 +97,9 @@ def best_proposals(
     nms_threshold: float,
     rows_before: int,
     rows: int,
-    least_side: float = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proposals of one image, as Detectron2's ``find_top_rpn_proposals`` at inference.
+    least_side: float,
+) -> torch.Tensor:
+    """Proposals (rows, 4) of one image, as Detectron2's ``find_top_rpn_proposals`` at inference.
 
     Args:
         boxes: of each level, shape (A, 4).
@@ -109,9 +109,6 @@ def best_proposals(
         rows_before: boxes of a level that are looked at.
         rows: proposals of the image.
         least_side: boxes must be wider and higher than this, in pixels.
-
-    Returns:
-        boxes of shape (rows, 4) and their logits, -inf in empty rows.
     """
     found, values = [], []
     for level, level_logits in zip(boxes, logits, strict=True):
@@ -124,7 +121,7 @@ def best_proposals(
         found.append(_take(corners, kept))
         values.append(_take(scores, kept, -torch.inf))
     highest, at = _best(torch.cat(values), rows)
-    return torch.where(highest.isfinite()[:, None], torch.cat(found)[at], 0), highest
+    return torch.where(highest.isfinite()[:, None], torch.cat(found)[at], 0)
 
 
 def best_detections(

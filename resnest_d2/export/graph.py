@@ -123,7 +123,7 @@ def _propose(rpn: RPN, features: Features, size: Size) -> torch.Tensor:
     boxes = _decode(rpn, levels, deltas)
     # The two numbers of rows are by whether the model trains.
     limits = (rpn.nms_thresh, rpn.pre_nms_topk[False], rpn.post_nms_topk[False], rpn.min_box_size)
-    return best_proposals(boxes, [_by_anchor(one, 1)[:, 0] for one in logits], size, *limits)[0]
+    return best_proposals(boxes, [_by_anchor(one, 1)[:, 0] for one in logits], size, *limits)
 
 
 def _by_anchor(values: torch.Tensor, number: int) -> torch.Tensor:
