@@ -15,7 +15,6 @@ import pytest
 import torch
 from detectron2.data import transforms as T
 from detectron2.layers import paste_masks_in_image
-from onnx import TensorProto, helper
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -24,35 +23,42 @@ from resnest_d2.data.images import read_image
 from resnest_d2.export import load_exported, standalone
 from resnest_d2.export.runtimes import Metadata
 
+GRAPH = """
+<ir_version: 9, opset_import: ["": 20]>
+made (float[3, H, W] image)
+    => (float[N, 4] boxes, float[N] scores, int64[N] classes, float[N, 28, 28] masks)
+{
+    start = Constant <value_ints = [0, 0, 0]> ()
+    end = Constant <value_ints = [1, 1, 1]> ()
+    one = Constant <value_ints = [1]> ()
+    corner = Slice (image, start, end)
+    first = Reshape (corner, one)
+    boxes = Add (boxes_, first)
+    scores = Identity (scores_)
+    classes = Identity (classes_)
+    masks = Identity (masks_)
+}
+"""
+FACTS = Metadata(
+    classes=["circle", "square"],
+    category_ids=[7, 9],
+    input_format="BGR",
+    pixel_mean=[10.0, 20.0, 30.0],
+    size_divisibility=32,
+    min_side=64,
+    min_size=64,
+    max_size=100,
+    score_threshold=0.05,
+)
+
 
 def write_onnx(file, boxes, scores, classes, masks):
     """An ONNX file whose outputs are these, where boxes move by the image's first pixel."""
-    values = {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks}
-    tensors = [onnx.numpy_helper.from_array(v, f"{k}_") for k, v in values.items()]
-    tensors += [
-        onnx.numpy_helper.from_array(np.zeros(3, np.int64), "start"),
-        onnx.numpy_helper.from_array(np.ones(3, np.int64), "end"),
-        onnx.numpy_helper.from_array(np.array([1], np.int64), "one"),
-    ]
-    nodes = [
-        helper.make_node("Slice", ["image", "start", "end"], ["corner"]),
-        helper.make_node("Reshape", ["corner", "one"], ["first"]),
-        helper.make_node("Add", ["boxes_", "first"], ["boxes"]),
-    ]
-    nodes += [helper.make_node("Identity", [f"{k}_"], [k]) for k in list(values)[1:]]
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [3, "height", "width"])
-    kinds = {"classes": TensorProto.INT64}
-    outputs = [
-        helper.make_tensor_value_info(k, kinds.get(k, TensorProto.FLOAT), v.shape)
-        for k, v in values.items()
-    ]
-    graph = helper.make_graph(nodes, "made", [image], outputs, tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    data = Metadata(
-        *(["circle", "square"], [7, 9], "BGR", [10.0, 20.0, 30.0]),
-        *(32, 64, 64, 100, 0.05),
-    )
-    helper.set_model_props(model, {"resnest_d2": data.to_json()})
+    model = onnx.parser.parse_model(GRAPH)
+    values = {"boxes_": boxes, "scores_": scores, "classes_": classes, "masks_": masks}
+    tensors = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+    model.graph.initializer.extend(tensors)
+    onnx.helper.set_model_props(model, {"resnest_d2": FACTS.to_json()})
     onnx.save(model, file)
 
 
@@ -165,7 +171,7 @@ def change(made):
         model = onnx.load(made / "x.onnx")
         facts = json.loads(model.metadata_props[0].value) | changes
         facts = {name: value for name, value in facts.items() if value != "left out"}
-        helper.set_model_props(model, {"resnest_d2": json.dumps(facts)})
+        onnx.helper.set_model_props(model, {"resnest_d2": json.dumps(facts)})
         onnx.save(model, made / "x.onnx")
 
     return set_facts
