@@ -86,7 +86,7 @@ HEADS = {
 }
 # One level: the least to export that has masks.
 ONE_LEVEL = ("faster_resnest50_dc5", {"MODEL.MASK_ON": True})
-RESIZE = T.ResizeShortestEdge([128, 128], 200)
+RESIZE = T.ResizeShortestEdge([160, 160], 320)
 IDS = {2 * index + 3: index for index in reversed(range(5))}
 
 
@@ -344,8 +344,8 @@ def test_a_file_that_differs_is_not_left(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "_convert", lambda *_: content)
     other = make(*ONE_LEVEL, 8)
     other.roi_heads.box_predictor.bbox_pred.bias += 0.01
-    words = "the exported file is wrong: boxes differ by .* on an image of 128x192 pixels"
-    images = [picture(seed=1).permute(1, 2, 0).to(torch.uint8).numpy()]
+    words = "the exported file is wrong: boxes differ by .* on an image of 160x320 pixels"
+    images = [picture(160, 320, 1).permute(1, 2, 0).to(torch.uint8).numpy()]
     with pytest.raises(InputError, match=words):
         export_model(as_predictor(other), tmp_path / "x.pt2", images)
     assert not list(tmp_path.iterdir())
@@ -535,10 +535,10 @@ def test_the_table_has_a_dash_where_nothing_was_compared():
 
 
 def export(model, target):
-    images = [picture(128, 192, 1), picture(200, 128, 2)]  # their sizes stay as they are
+    images = [picture(160, 320, 1), picture(256, 160, 2)]  # their sizes stay as they are
     pixels = [image.permute(1, 2, 0).to(torch.uint8).numpy() for image in images]
     comparisons = export_model(as_predictor(model), target, pixels)
-    assert [one.size for one in comparisons] == [(128, 192), (224, 128)]
+    assert [one.size for one in comparisons] == [(160, 320), (256, 160)]
     assert all(one.expected and not one.problem for one in comparisons)
     return load_exported(target)
 
