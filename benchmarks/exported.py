@@ -54,9 +54,7 @@ def measure_exported(args: argparse.Namespace, progress: Progress) -> Found:
         predictor = Predictor(args.export_model, device="cpu")
         for name in FORMATS:
             file = Path(folder) / f"detector.{name}"
-            facts = {"names": predictor.metadata, "input_format": predictor.input_format}
-            facts["augmentation"] = predictor.augmentation
-            export_model(predictor.model, file, name, **facts)
+            export_model(predictor, file)
             found["bytes"][name] = file.stat().st_size
             ways[name] = Way(predict_all, (str(file), False, pictures))
 

@@ -1,5 +1,6 @@
-"""Exported detectors: the graph, the files of both formats, what is refused, and the script."""
+"""Exported detectors: the graph, the files of both formats, and what is refused."""
 
+import contextlib
 import io
 import json
 import os
@@ -10,13 +11,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from commands import run_command
-from detectron2.data import Metadata as CatalogMetadata
 from detectron2.data import transforms as T
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
@@ -26,9 +26,9 @@ from helpers import randomize
 from PIL import Image
 from test_run_model import run_standalone
 
-from resnest_d2 import build_detector, model_zoo
-from resnest_d2.commands.export import table
-from resnest_d2.config import InputError, MissingPackageError
+from resnest_d2 import Predictor, build_detector, model_zoo
+from resnest_d2.commands import export as command
+from resnest_d2.config import FileError, InputError, MissingPackageError
 from resnest_d2.export import (
     DetectorGraph,
     export_model,
@@ -37,19 +37,28 @@ from resnest_d2.export import (
     standalone,
     writer,
 )
-from resnest_d2.export.check import Comparison, compare, expected_outputs, make_images
-from resnest_d2.export.graph import check_exportable
-from resnest_d2.export.writer import check_format
+from resnest_d2.export.writer import (
+    Comparison,
+    check_target,
+    compare,
+    expected_outputs,
+    make_images,
+)
+from resnest_d2.inference.predictor import set_score_threshold
 
 SMALL = {
+    "INPUT.MIN_SIZE_TEST": 128,
+    "INPUT.MAX_SIZE_TEST": 200,
     "MODEL.DEVICE": "cpu",
     "MODEL.RESNETS.DEPTH": 14,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.RPN.CONV_DIMS": [32],
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 150,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 100,
     "MODEL.ROI_HEADS.NUM_CLASSES": 5,
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
     "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
     "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
@@ -57,48 +66,53 @@ SMALL = {
     "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
     "MODEL.RETINANET.NUM_CLASSES": 5,
     "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
     "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 100,
     "TEST.DETECTIONS_PER_IMAGE": 30,
 }
-DCN = {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True]}
+# Two levels of the pyramid, which take much less time to export than five.
+ANCHORS = {"MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64]]}
+TWO = {"MODEL.RPN.IN_FEATURES": ["p3", "p6"], "MODEL.ROI_HEADS.IN_FEATURES": ["p3", "p4"]} | ANCHORS
+DCN = TWO | {"MODEL.RESNETS.DEFORM_ON_PER_STAGE": [False, False, True, True]}
 HEADS = {
-    "faster": ("faster_resnest50", {}),
-    "mask": ("mask_resnest50", {}),
-    "cascade box": ("cascade_box_resnest50", {}),
-    "cascade mask": ("cascade_resnest50", {}),
-    "MMDetection's cascade": ("mmdet/cascade_resnest50", {}),
-    "retinanet": ("retinanet_resnest50", {}),
+    "faster": ("faster_resnest50", TWO),
+    "mask": ("mask_resnest50", TWO),
+    "cascade box": ("cascade_box_resnest50", TWO),
+    "cascade mask": ("cascade_resnest50", TWO),
+    "MMDetection's cascade": ("mmdet/cascade_resnest50", TWO),
+    "retinanet": ("retinanet_resnest50", ANCHORS | {"MODEL.RETINANET.IN_FEATURES": ["p3", "p7"]}),
     "dcn v1": ("faster_resnest50", DCN | {"MODEL.RESNETS.DEFORM_MODULATED": False}),
     "dcn v2": ("mask_resnest50", DCN | {"MODEL.RESNETS.DEFORM_MODULATED": True}),
 }
-RESIZE = T.ResizeShortestEdge([128, 128], 200)
+# One level: the least to export that has masks.
+ONE_LEVEL = ("faster_resnest50_dc5", {"MODEL.MASK_ON": True})
+RESIZE = T.ResizeShortestEdge([160, 160], 320)
 IDS = {2 * index + 3: index for index in reversed(range(5))}
-NAMES = CatalogMetadata(thing_classes=list("abcde"), thing_dataset_id_to_contiguous_id=IDS)
-FACTS = {"names": NAMES, "input_format": "RGB", "augmentation": RESIZE}
 
 
-def set_threshold(model, threshold):
-    for module in model.modules():
-        if hasattr(module, "test_score_thresh"):
-            module.test_score_thresh = threshold
+def make_config(name, options=()):
+    cfg = model_zoo.get_config(name)
+    for key, value in {**SMALL, **dict(options)}.items():
+        cfg.merge_from_list([key, value])
+    return cfg
 
 
-def make(name, options=None, least=None):
+def make(name, options=(), least=None):
     """A small model with drawn weights.
 
     ``least`` is how many detections pass the threshold on :func:`picture`.
     """
-    cfg = model_zoo.get_config(name)
-    for key, value in {**SMALL, **(options or {})}.items():
-        cfg.merge_from_list([key, value])
     torch.manual_seed(0)
-    model = build_detector(cfg).eval()
+    model = build_detector(make_config(name, options)).eval()
     randomize(model)
-    set_threshold(model, 0.0)
     if least is not None:
         scores = expected_outputs(model, picture())["scores"]
-        set_threshold(model, scores[least - 1 : least + 1].mean().item())
+        set_score_threshold(model, scores[least - 1 : least + 1].mean().item())
     return model.requires_grad_(False)
+
+
+def as_predictor(model, augmentation=RESIZE):
+    return Predictor(model, classes=list("abcde"), augmentation=augmentation)
 
 
 def picture(height=128, width=192, seed=0):
@@ -130,8 +144,7 @@ def test_a_graph_finds_what_detectron2_finds(head, least):
         assert actual["classes"].dtype == torch.int64
 
 
-@pytest.mark.parametrize("number", [100, 700], ids=["moved", "by level"])
-@pytest.mark.parametrize("kept", [40, 3000])
+@pytest.mark.parametrize(("number", "kept"), [(100, 40), (700, 40), (700, 3000)])
 def test_proposals_are_detectron2s(number, kept):
     generator = torch.Generator().manual_seed(1)
     boxes, logits = [], []
@@ -147,13 +160,11 @@ def test_proposals_are_detectron2s(number, kept):
     arguments = ([(100, 120)], 0.7, number, kept, 0.0, False)
     expected = find_top_rpn_proposals(boxes, logits, *arguments)[0]
     one = ([level[0] for level in boxes], [level[0] for level in logits])
-    actual, actual_logits = functions.best_proposals(*one, (100, 120), 0.7, number, kept, 0.0)
+    actual = functions.best_proposals(*one, (100, 120), 0.7, number, kept, 0.0)
     found = len(expected)
     assert len(actual) == kept
     assert 0 < found <= kept
     assert torch.equal(actual[:found], expected.proposal_boxes.tensor)
-    assert torch.equal(actual_logits[:found], expected.objectness_logits)
-    assert (actual_logits[found:] == -torch.inf).all()
     assert not actual[found:].any()
 
 
@@ -193,41 +204,49 @@ def test_pooling_is_detectron2s(kind, levels):
 # --- what is refused
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("keypoint_resnest50", "a keypoint head cannot be exported"),
-        ("panoptic_resnest50", "a model of type PanopticFPN cannot be exported"),
-        ("pointrend_resnest50", "a mask head of type PointRendMaskHead cannot be exported"),
-        ("deeplabv3plus_resnest50", "a model of type SemanticSegmentor cannot be exported"),
-    ],
-)
-def test_what_no_graph_holds_is_refused(name, words):
-    cfg = model_zoo.get_config(name)
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 14])
-    if "RES5_MULTI_GRID" in cfg.MODEL.RESNETS:
-        cfg.MODEL.RESNETS.RES5_MULTI_GRID = [1]
-    with pytest.raises(InputError, match=words):
-        check_exportable(build_detector(cfg))
-
-
-def test_a_model_without_a_limit_is_refused():
-    with pytest.raises(InputError, match="without a limit of detections .TEST.DETECTIONS_PER_IMAG"):
-        check_exportable(make("faster_resnest50", {"TEST.DETECTIONS_PER_IMAGE": -1}))
+NO_LIMIT = {"TEST.DETECTIONS_PER_IMAGE": -1}
+POINTS = {"MODEL.POINT_HEAD.NUM_CLASSES": 5}
 
 
 @pytest.mark.parametrize(
-    ("format", "name", "words"),
+    ("name", "options", "words"),
     [
-        ("tflite", "x.onnx", "format must be one of onnx, pt2, got 'tflite'"),
-        ("torchscript", "x.ts", "format must be one of onnx, pt2, got 'torchscript'"),
-        ("pt2", "x.onnx", "a file of the format pt2 must end in .pt2, got x.onnx"),
-        ("pt2", "absent/x.pt2", "cannot write absent/x.pt2: there is no such folder"),
+        ("keypoint_resnest50", {}, "a keypoint head"),
+        ("panoptic_resnest50", {}, "a model of type PanopticFPN"),
+        ("pointrend_resnest50", POINTS, "a mask head of type PointRendMaskHead"),
+        ("deeplabv3plus_resnest50", {"MODEL.RESNETS.RES5_MULTI_GRID": [1]}, "a model of type Sema"),
+        ("faster_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTIONS_"),
+        ("retinanet_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTION"),
     ],
 )
-def test_a_format_that_does_not_fit_is_refused(format, name, words):
-    with pytest.raises(InputError, match=words):
-        check_format(format, Path(name))
+def test_what_no_graph_holds_is_refused(name, options, words):
+    with pytest.raises(InputError, match=f"^{words}.* cannot be exported: docs/export.md lists"):
+        DetectorGraph(build_detector(make_config(name, options)))
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [T.Resize((128, 128)), T.ResizeShortestEdge([96, 128], 200), T.AugmentationList([RESIZE])],
+    ids=lambda augmentation: type(augmentation).__name__,
+)
+def test_a_way_to_resize_that_a_file_cannot_tell_is_refused(augmentation):
+    with pytest.raises(InputError, match="a file cannot tell to resize images by .*Resize"):
+        writer.describe(as_predictor(make(*ONE_LEVEL), augmentation))
+
+
+@pytest.mark.parametrize(
+    ("output", "model", "words"),
+    [
+        ("x.ts", "", "an exported file must end in .onnx or .pt2, got x.ts"),
+        ("x", "", "an exported file must end in .onnx or .pt2, got x"),
+        ("absent/x.pt2", "", "cannot write absent/x.pt2: there is no such folder"),
+        ("x.pt2", "x.onnx", "--model x.onnx is exported already: give its checkpoint"),
+    ],
+)
+def test_the_command_refuses_before_it_loads(output, model, words, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--model", model, "--output", output])
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {words}"
 
 
 def test_packages_that_are_missing_are_named(monkeypatch):
@@ -235,57 +254,67 @@ def test_packages_that_are_missing_are_named(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match="ONNX file needs onnxscript, which is not insta"):
-        check_format("onnx", Path("x.onnx"))
+        check_target(Path("x.onnx"))
 
 
-def test_a_script_of_someone_else_is_not_overwritten(tmp_path):
-    (tmp_path / "run_model.py").write_text("print('mine')")
+def test_what_is_in_the_scripts_way_is_named(tmp_path):
+    script = tmp_path / "run_model.py"
+    script.mkdir()
+    with pytest.raises(FileError, match="cannot write .*run_model.py: it is a folder"):
+        check_target(tmp_path / "x.onnx")
+    script.rmdir()
+    script.write_text("print('mine')")
     with pytest.raises(InputError, match="run_model.py is not this package's and would be overwr"):
-        check_format("onnx", tmp_path / "x.onnx")
-    shutil.copy(standalone.__file__, tmp_path / "run_model.py")
-    check_format("onnx", tmp_path / "x.onnx")
-
-
-def test_an_exported_file_is_not_exported(tmp_path):
-    result = run_command("export", "--model", "x.onnx", "--output", tmp_path / "y.pt2")
-    assert result.returncode == 2
-    error = result.stderr.splitlines()[-1]
-    assert error == "error: --model x.onnx is exported already: give its checkpoint"
+        check_target(tmp_path / "x.onnx")
+    shutil.copy(standalone.__file__, script)
+    check_target(tmp_path / "x.onnx")
 
 
 # --- files
 
 
-def export(model, target, format):
-    images = [picture(160, 320, 1), picture(288, 192, 2)]
-    comparisons = export_model(model, target, format, images=images, **FACTS)
-    assert len(comparisons) == 2
-    assert all(one.expected and not one.problem for one in comparisons)
-    return load_exported(target)
-
-
 @pytest.fixture(scope="module")
-def mask_model():
-    return make("mask_resnest50", None, 8)
+def shared(tmp_path_factory):
+    """A model, the file that the command makes of its checkpoint, and what it prints."""
+    model, folder = make(*ONE_LEVEL, 8), tmp_path_factory.mktemp("exported")
+    cfg = make_config(*ONE_LEVEL)
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = model.roi_heads.box_predictor.test_score_thresh
+    names = {"thing_classes": list("abcde"), "thing_dataset_id_to_contiguous_id": IDS}
+    checkpoint = folder.with_suffix(".pth")
+    content = {"model": model.state_dict(), "classes": names, "config": cfg.dump()}
+    torch.save(content, checkpoint)
+    arguments = ["--output", folder / "x.pt2", "--model", checkpoint]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert command.main(list(map(str, arguments))) == 0
+    file = folder / "x.pt2"
+    return SimpleNamespace(
+        model=model, file=file, printed=printed.getvalue(), exported=load_exported(file)
+    )
 
 
-@pytest.fixture(scope="module")
-def program(mask_model, tmp_path_factory):
-    """The file x.pt2 of the model, alone in its folder."""
-    target = tmp_path_factory.mktemp("exported") / "x.pt2"
-    export(mask_model, target, "pt2")
-    return target
+def test_the_command_exports_a_checkpoint(shared):
+    assert os.listdir(shared.file.parent) == ["x.pt2"]
+    rows = [line.split() for line in shared.printed.splitlines()]
+    for size, row in ((160, 320), rows[-3]), ((288, 192), rows[-2]):
+        assert row[0] == "{}x{}".format(*size)
+        assert int(row[1]) == int(row[2]) > 0
+        assert all(float(difference) <= 1e-3 for difference in row[3:])
+    assert f"{shared.file} written" in shared.printed
+    data = shared.exported.metadata
+    assert data.classes == list("abcde")
+    assert data.category_ids == [3, 5, 7, 9, 11]  # in the order of the classes
+    assert (data.input_format, data.size_divisibility) == ("RGB", 32)
+    assert (data.min_size, data.max_size) == (128, 200)
+    assert data.pixel_mean == pytest.approx([123.68, 116.779, 103.939])
 
 
-def test_a_file_is_the_model_in_detectron2s_contract(mask_model, program):
-    assert os.listdir(program.parent) == ["x.pt2"]
-    exported = load_exported(program)
+def test_a_file_is_the_model_in_detectron2s_contract(shared):
     inputs = [
         {"image": picture(), "height": 64, "width": 300},
         {"image": picture(256, 96, 1).to(torch.uint8), "height": 512, "width": 192},
     ]
-    expected = [mask_model([one])[0] for one in inputs]
-    for actual, wanted in zip(exported(inputs), expected, strict=True):
+    expected = [shared.model([one])[0] for one in inputs]
+    for actual, wanted in zip(shared.exported(inputs), expected, strict=True):
         actual, wanted = actual["instances"], wanted["instances"]
         assert len(wanted) > 2
         assert actual.image_size == wanted.image_size
@@ -293,76 +322,73 @@ def test_a_file_is_the_model_in_detectron2s_contract(mask_model, program):
         assert torch.allclose(actual.scores, wanted.scores, atol=1e-4)
         assert torch.equal(actual.pred_classes, wanted.pred_classes)
         assert (actual.pred_masks != wanted.pred_masks).float().mean() < 1e-3
-    data = exported.metadata
-    assert data.classes == list("abcde")
-    assert data.category_ids == [3, 5, 7, 9, 11]  # in the order of the classes
-    assert (data.input_format, data.size_divisibility) == ("RGB", 32)
-    assert (data.min_size, data.max_size, data.nms_threshold) == (128, 200, 0.5)
-    assert data.pixel_mean == pytest.approx([123.68, 116.779, 103.939])
 
 
-def test_a_threshold_below_the_files_is_refused(mask_model, program):
+def test_a_threshold_below_the_files_is_refused(shared):
     """The file has left such detections out: an answer without them would be a wrong one."""
-    exported = load_exported(program)
-    given = [{"image": picture()}]
+    exported, given = shared.exported, [{"image": picture()}]
     scores = exported(given)[0]["instances"].scores
     least = exported.metadata.score_threshold
     assert 0 < least < scores.min()
-    assert least == mask_model.roi_heads.box_predictor.test_score_thresh
-    with pytest.raises(InputError, match="holds no detections of scores below .*, so 0.01 cannot"):
-        exported.set_score_threshold(0.01)
-    exported.set_score_threshold(scores[2].item())
-    assert torch.equal(exported(given)[0]["instances"].scores, scores[:3])
-    exported.set_score_threshold(least)
-    assert torch.equal(exported(given)[0]["instances"].scores, scores)
+    assert least == shared.model.roi_heads.box_predictor.test_score_thresh
+    for wrong in (0.01, float("nan")):
+        with pytest.raises(InputError, match="no detections of scores below .*, so .* cannot"):
+            exported.set_score_threshold(wrong)
+    for threshold, number in ((scores[2].item(), 3), (least, len(scores))):
+        exported.set_score_threshold(threshold)
+        assert torch.equal(exported(given)[0]["instances"].scores, scores[:number])
 
 
-def test_a_file_that_differs_is_not_left(mask_model, program, tmp_path, monkeypatch):
-    content, images = program.read_bytes(), [picture(160, 320, 1)]
+def test_a_file_that_differs_is_not_left(shared, tmp_path, monkeypatch):
+    content = shared.file.read_bytes()
     monkeypatch.setattr(writer, "_convert", lambda *_: content)
-    other = make("mask_resnest50", None, 8)
-    other.roi_heads.box_predictor.bbox_pred.bias += 0.5
-    words = "the exported file is wrong: .* differ by .* on an image of 160x320 pixels"
+    other = make(*ONE_LEVEL, 8)
+    other.roi_heads.box_predictor.bbox_pred.bias += 0.01
+    words = "the exported file is wrong: boxes differ by .* on an image of 160x320 pixels"
+    images = [picture(160, 320, 1).permute(1, 2, 0).to(torch.uint8).numpy()]
     with pytest.raises(InputError, match=words):
-        export_model(other, tmp_path / "x.pt2", "pt2", images=images, **FACTS)
+        export_model(as_predictor(other), tmp_path / "x.pt2", images)
     assert not list(tmp_path.iterdir())
-    export_model(mask_model, tmp_path / "x.pt2", "pt2", images=images, **FACTS)
-    assert os.listdir(tmp_path) == ["x.pt2"]
 
 
 KILLED = """
-import sys, torch
+import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from test_export import FACTS, HEADS, make
+from test_export import ONE_LEVEL, as_predictor, make
 from resnest_d2.export import export_model
-model = make(*HEADS["faster"])
+predictor = as_predictor(make(*ONE_LEVEL))
 print("exporting", flush=True)
-export_model(model, Path(sys.argv[2]), "pt2", **FACTS)
+export_model(predictor, Path(sys.argv[2]))
 """
 
 
-def test_an_export_that_is_killed_leaves_nothing(tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "seconds"), [("x.pt2", 2), ("x.onnx", 8)])
+def test_an_export_that_is_killed_leaves_nothing(tmp_path, name, seconds):
     folder, temporary = tmp_path / "target", tmp_path / "temporary"
     folder.mkdir()
     temporary.mkdir()
-    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder / "x.pt2")]
+    code = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder / name)]
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+    with subprocess.Popen(code, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout.readline() == "exporting\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(2)
+            process.wait(seconds)
         process.send_signal(signal.SIGKILL)
     assert not list(folder.iterdir())
-    assert not list(temporary.rglob("*.pt2"))
+    assert not list(temporary.rglob("x*"))
 
 
 @pytest.fixture
-def rewritten(program, tmp_path):
-    """Write the program's archive anew, with files added or changed."""
+def rewritten(shared, tmp_path):
+    """Write the file's archive anew, with files added or changed."""
 
-    def write(name, changes):
-        with zipfile.ZipFile(program) as old, zipfile.ZipFile(tmp_path / name, "w") as new:
+    def write(name, changes, **options):
+        with (
+            zipfile.ZipFile(shared.file) as old,
+            zipfile.ZipFile(tmp_path / name, "w", **options) as new,
+        ):
             root = old.namelist()[0].partition("/")[0]
             changes = {f"{root}/{inner}": change for inner, change in changes.items()}
             for entry in old.namelist():
@@ -390,7 +416,7 @@ def as_pickle(content):
     """Say of a weight that it is a pickle."""
     config = json.loads(content)
     weight = next(iter(config["config"].values()))
-    weight |= {"use_pickle": True, "path_name": "weight_harm"}
+    weight |= {"use_pickle": True, "path_name": "weight_999"}
     return json.dumps(config).encode()
 
 
@@ -400,12 +426,21 @@ WEIGHTS = "data/weights/model_weights_config.json"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({WEIGHTS: as_pickle, "data/weights/weight_harm": harm}, "x.pt2 holds pickles, which can"),
+        ({WEIGHTS: as_pickle, "data/weights/weight_999": harm}, "x.pt2 holds pickles, which can"),
         ({"data/sample_inputs/model.pt": harm}, "x.pt2 holds pickles, which can run code"),
-        ({"data/constants/opaque_obj_0": harm}, "wrote: it holds data/constants/opaque_obj_0"),
-        ({"data/weights/model.pt": harm}, "wrote: it holds data/weights/model.pt"),
-        ({"data/aotinductor/model/a.so": harm}, "wrote: it holds data/aotinductor/model/a.so"),
-        ({"code/harm.py": harm}, "not a program that torch.export.save wrote: it holds code/harm"),
+        (
+            {"data/constants/opaque_obj_0": harm},
+            "wrote: it holds archive/data/constants/opaque_obj_0",
+        ),
+        ({"data/weights/model.pt": harm}, "wrote: it holds archive/data/weights/model.pt"),
+        (
+            {"data/aotinductor/model/a.so": harm},
+            "wrote: it holds archive/data/aotinductor/model/a.so",
+        ),
+        (
+            {"code/harm.py": harm},
+            "not a program that torch.export.save wrote: it holds archive/code",
+        ),
         ({WEIGHTS: lambda _: b"{}"}, "x.pt2 cannot be read as a program of PyTorch: 'config'"),
         ({WEIGHTS: lambda _: b"{"}, "x.pt2 cannot be read as a program of PyTorch: Expecting"),
         ({"models/model.json": lambda _: b"{}"}, "x.pt2 cannot be read as a program of PyTorch"),
@@ -422,24 +457,21 @@ def test_a_program_with_more_than_a_graph_is_refused(
     assert os.listdir(tmp_path) == ["x.pt2"]  # nothing ran
 
 
+def test_a_compressed_program_is_refused(rewritten):
+    """So that a small file cannot fill the memory."""
+    with pytest.raises(InputError, match="x.pt2 is not a program that torch.export.save wrote"):
+        load_exported(rewritten("x.pt2", {}, compression=zipfile.ZIP_DEFLATED))
+
+
 def test_the_ending_decides_what_runs_a_file(rewritten, tmp_path):
     """A file of another kind is refused, whatever it says of itself."""
-
-    class Square(torch.nn.Module):
-        def forward(self, image):
-            return image * image
-
-    torch.onnx.export(
-        Square(), (torch.rand(3, 4, 4),), tmp_path / "onnx.pt2", input_names=["image"]
-    )
-    facts = {"outputs": ["boxes"]}
-    script = torch.jit.trace(Square(), torch.rand(3, 4, 4))
-    for name in ("script.onnx", "script.pt2"):
-        extra = {"resnest_d2.json": json.dumps(facts | {"format": "torchscript"})}
-        torch.jit.save(script, str(tmp_path / name), _extra_files=extra)
-    aoti = {"extra/resnest_d2.json": lambda _: json.dumps(facts | {"format": "aoti"}).encode()}
-    rewritten("aoti.onnx", aoti)
-    torch.jit.save(script, str(tmp_path / "x.ts"))
+    says = {"resnest_d2.json": json.dumps({"format": "torchscript"})}
+    script = torch.jit.trace(torch.nn.ReLU(), torch.rand(3, 4, 4))
+    for name in ("script.onnx", "script.pt2", "x.ts"):
+        torch.jit.save(script, str(tmp_path / name), _extra_files=says)
+    rewritten("aoti.onnx", {"extra/resnest_d2.json": lambda _: b'{"format": "aoti"}'})
+    graph = onnx.helper.make_graph([], "empty", [], [])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "onnx.pt2")
     for name, words in (
         ("script.onnx", "script.onnx cannot be read as an ONNX model: "),
         ("aoti.onnx", "aoti.onnx cannot be read as an ONNX model: "),
@@ -483,48 +515,32 @@ def test_the_check_tells_what_differs():
 
 def test_the_check_draws_noise_until_something_is_found():
     """Above the best score in the first images there is something in later ones, or in none."""
-    model = make("faster_resnest50")
-    graph = DetectorGraph(model)
-    first = make_images(graph)
+    model = make(*ONE_LEVEL)
+    first = make_images(model)
     best = [expected_outputs(model, image)["scores"].max().item() for image in first]
-    set_threshold(model, max(best))
-    second = make_images(graph)
+    set_score_threshold(model, max(best))
+    second = make_images(model)
     assert [image.shape for image in second] == [image.shape for image in first]
     assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
-    found = [len(expected_outputs(model, image)["scores"]) for image in second]
-    assert max(found) > 0
-    set_threshold(model, 1.0)
-    assert [image.shape for image in make_images(graph)] == [image.shape for image in first]
+    assert max(len(expected_outputs(model, image)["scores"]) for image in second) > 0
 
 
 def test_the_table_has_a_dash_where_nothing_was_compared():
     nothing, something = Comparison((9, 9), 0, 0, {}), Comparison((8, 8), 1, 1, {"boxes": 0.0})
-    rows = [line.split() for line in table([nothing, something]).splitlines()[2:]]
+    rows = [line.split() for line in command.table([nothing, something]).splitlines()[2:]]
     assert rows == [["9x9", "0", "0", "-"], ["8x8", "1", "1", "0.0e+00"]]
 
 
 # --- whole exports
 
 
-def test_the_command_exports_a_checkpoint(tmp_path):
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0])
-    model = build_detector(cfg)
-    randomize(model)
-    names = {"thing_classes": [f"digit {n}" for n in range(10)]}
-    content = {"model": model.state_dict(), "classes": names, "config": cfg.dump()}
-    torch.save(content, tmp_path / "m.pth")
-    result = run_command("export", "--output", tmp_path / "x.pt2", "--model", tmp_path / "m.pth")
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"160x320\s+20\s+20\s", result.stdout)
-    assert f"{tmp_path / 'x.pt2'} written" in result.stdout
-    assert load_exported(tmp_path / "x.pt2").metadata.classes[3] == "digit 3"
-    arguments = ["--format", "pt2", "--output", tmp_path / "y.onnx", "--model", tmp_path / "m.pth"]
-    result = run_command("export", *arguments)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == (
-        "error: a file of the format pt2 must end in .pt2, got y.onnx"
-    )
+def export(model, target):
+    images = [picture(160, 320, 1), picture(256, 160, 2)]  # their sizes stay as they are
+    pixels = [image.permute(1, 2, 0).to(torch.uint8).numpy() for image in images]
+    comparisons = export_model(as_predictor(model), target, pixels)
+    assert [one.size for one in comparisons] == [(160, 320), (256, 160)]
+    assert all(one.expected and not one.problem for one in comparisons)
+    return load_exported(target)
 
 
 @pytest.mark.slow
@@ -532,7 +548,7 @@ def test_the_command_exports_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head(tmp_path, head, format):
     model = make(*HEADS[head], 8)  # most rows are empty
-    exported = export(model, tmp_path / f"x.{format}", format)
+    exported = export(model, tmp_path / f"x.{format}")
     names = {f"x.{format}"} | ({"run_model.py"} if format == "onnx" else set())
     assert set(os.listdir(tmp_path)) == names
     least = exported.metadata.min_side
@@ -547,9 +563,7 @@ def test_every_head(tmp_path, head, format):
         arguments = ["photo.png", "--threshold", least, "--json", "found.json"]
         result = run_standalone("x.onnx", *arguments, folder=tmp_path)
         assert result.returncode == 0, result.stderr
-        resized = RESIZE.get_transform(pixels).apply_image(pixels).transpose(2, 0, 1)
-        given = {"image": torch.from_numpy(resized.copy()), "height": 100, "width": 150}
-        found = exported([given])[0]["instances"].pred_boxes.tensor
+        found = Predictor(tmp_path / "x.onnx")(pixels).instances.pred_boxes.tensor
         records = json.loads((tmp_path / "found.json").read_text())
         boxes = torch.tensor([record["bbox"] for record in records]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -559,40 +573,29 @@ def test_every_head(tmp_path, head, format):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["mask", "retinanet"])
 def test_a_file_finds_nothing_where_nothing_is(tmp_path, head):
-    model = make(*HEADS[head])
-    set_threshold(model, 1.0)
+    model = make(*(ONE_LEVEL if head == "mask" else HEADS[head]))
+    set_score_threshold(model, 1.0)
     target = tmp_path / "x.onnx"
-    export_model(model, target, "onnx", **FACTS)
+    export_model(as_predictor(model), target)
     assert (load_exported(target).run(picture(160, 192))["scores"] == -1).all()
-
-
-@pytest.fixture(scope="module")
-def model_file(mask_model, tmp_path_factory):
-    """The file x.onnx of the model."""
-    target = tmp_path_factory.mktemp("exported") / "x.onnx"
-    export(mask_model, target, "onnx")
-    return target
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("title", ["TorchScript", "AOTInductor", "8 bits", "The backbone alone"])
-def test_the_ways_to_other_formats_in_the_docs(
-    mask_model, program, request, tmp_path, monkeypatch, title
-):
+def test_the_ways_to_other_formats_in_the_docs(shared, tmp_path, monkeypatch, title):
     """The lines of docs/export.md make a file that finds what the model finds."""
     text = (Path(__file__).parents[1] / "docs/export.md").read_text()
     (code,) = re.findall(rf"^\*\*{title}\*\*.*?```python\n(.*?)```", text, re.S | re.M)
     monkeypatch.chdir(tmp_path)
-    shutil.copy(program, "detector.pt2")
+    model = shared.model
+    shutil.copy(shared.file, "detector.pt2")
     if title == "8 bits":
-        shutil.copy(request.getfixturevalue("model_file"), "detector.onnx")
+        export(model, Path("detector.onnx"))
     image = picture(160, 320, 1)
-    given = {"model": mask_model, "image": image, "images": [image.numpy()] * 2}
+    given = {"model": model, "image": image, "images": [image.numpy()] * 2}
     exec(code, given)
     if title == "The backbone alone":
-        expected = mask_model.backbone(
-            ((image - mask_model.pixel_mean) / mask_model.pixel_std)[None]
-        )
+        expected = model.backbone(((image - model.pixel_mean) / model.pixel_std)[None])
         for name, values in zip(expected, given["features"], strict=True):
             assert np.abs(values - expected[name].numpy()).max() < 1e-4 * expected[name].abs().max()
         return
@@ -603,4 +606,4 @@ def test_the_ways_to_other_formats_in_the_docs(
         assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
         assert (actual["scores"] >= 0).any()
         return
-    assert not compare((160, 320), expected_outputs(mask_model, image), actual).problem
+    assert not compare((160, 320), expected_outputs(model, image), actual).problem

@@ -328,9 +328,7 @@ def test_an_exported_file(small_detector, pixels, tmp_path):
     # The scores of the others are as good as equal.
     predictor = Predictor(small_detector, options=["TEST.DETECTIONS_PER_IMAGE", 5])
     file = tmp_path / "model.onnx"
-    facts = {"input_format": predictor.input_format, "augmentation": predictor.augmentation}
-    images = [predictor.prepare(np.tile(pixels, (2, 2, 1)))["image"]]
-    export_model(predictor.model, file, "onnx", names=predictor.metadata, images=images, **facts)
+    export_model(predictor, file, [np.tile(pixels, (2, 2, 1))])
     exported = Predictor(file)
     large = np.tile(pixels, (3, 3, 1))
     expected, found = predictor(large), exported(large)

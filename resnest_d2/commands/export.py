@@ -3,17 +3,14 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
 
 from tabulate import tabulate
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import InputError
-from ..data.images import read_image
-from ..export import Format, export_model
-from ..export.check import Comparison
+from ..export import export_model
 from ..export.runtimes import RUNTIMES
-from ..export.writer import check_format
+from ..export.writer import Comparison, check_target
 from . import add_model_arguments, load_predictor, running
 
 
@@ -22,7 +19,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="resnest-d2 export", description=__doc__)
     add = parser.add_argument
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
-    add("--format", choices=get_args(Format), help="(default: as the file's ending)")
     text = "pictures to compare file and model on (default: noise)"
     add("--check-images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
     text = "a checkpoint, the folder of a training or a name of the zoo"
@@ -45,19 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Export; the exit code is 2 if something cannot be exported."""
     args = make_parser().parse_args(arguments)
     with running():
-        check_format(args.format or args.output.suffix.lstrip("."), args.output)
+        check_target(args.output)
         if Path(args.model).suffix in RUNTIMES:
             raise InputError(f"--model {args.model} is exported already: give its checkpoint")
         predictor = load_predictor(args, device="cpu")
-        comparisons = export_model(
-            predictor.model,
-            args.output,
-            args.format or args.output.suffix.lstrip("."),
-            names=predictor.metadata,
-            input_format=predictor.input_format,
-            augmentation=predictor.augmentation,
-            images=[predictor.prepare(read_image(file))["image"] for file in args.check_images],
-        )
+        images = [predictor.read(file) for file in args.check_images]
+        comparisons = export_model(predictor, args.output, images)
     print("Largest differences between the file and the model:")
     print(table(comparisons))
     print(f"{args.output} written, {args.output.stat().st_size / 2**20:.1f} MiB")

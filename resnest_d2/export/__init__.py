@@ -1,14 +1,7 @@
 """Detectors as files that run elsewhere: ONNX and torch.export."""
 
 from .graph import DetectorGraph
-from .runtimes import ExportedModel, Format, load_exported
-from .writer import export_model, export_program
+from .runtimes import ExportedModel, load_exported
+from .writer import export_model
 
-__all__ = [
-    "DetectorGraph",
-    "ExportedModel",
-    "Format",
-    "export_model",
-    "export_program",
-    "load_exported",
-]
+__all__ = ["DetectorGraph", "ExportedModel", "export_model", "load_exported"]

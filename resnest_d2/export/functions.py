@@ -15,11 +15,6 @@ from torch.nn import functional as F
 from torchvision.ops import nms
 
 EMPTY = -1.0
-# Up to so many boxes torchvision's batched_nms moves groups apart, which rounds; above it runs NMS
-# on each group by itself. The limit is its own, for CPUs. Proposals, whose rows are fixed, keep it.
-# How many detections pass the threshold shows only in a run of the graph, and ONNX's NMS takes fp32
-# alone, so detections are always moved, and a kept one is rarely another one than Detectron2's.
-MOST_MOVED = 1000
 
 Size = tuple[int, int]
 
@@ -44,6 +39,27 @@ def clip(boxes: torch.Tensor, size: Size) -> torch.Tensor:
 
 
 def suppress(
+    boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, threshold: float, rows: int
+) -> torch.Tensor:
+    """Non-maximum suppression of valid boxes.
+
+    Args:
+        boxes: shape (N, 4).
+        scores, valid: shape (N,).
+        threshold: IoU above which the box of the lower score is dropped.
+        rows: how many boxes are kept at most.
+
+    Returns:
+        indices of shape (rows,), by descending score; N where there are no more boxes.
+    """
+    none = torch.full((rows + 2,), len(boxes), dtype=torch.int64, device=boxes.device)
+    # Two empty boxes more: torch.export takes 0 and 1 for other cases, which no graph would hold.
+    at = torch.cat([valid.nonzero()[:, 0], none[:2]])
+    boxes, scores = F.pad(boxes, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-torch.inf)
+    return torch.cat([at[nms(boxes[at], scores[at], threshold)], none])[:rows]
+
+
+def suppress_in_groups(
     boxes: torch.Tensor,
     scores: torch.Tensor,
     groups: torch.Tensor,
@@ -51,29 +67,19 @@ def suppress(
     threshold: float,
     rows: int,
 ) -> torch.Tensor:
-    """Non-maximum suppression inside groups, as torchvision's ``batched_nms`` of few boxes.
+    """As :func:`suppress`, where boxes of different groups (N,) do not suppress each other.
 
-    Args:
-        boxes: shape (N, 4).
-        scores, groups, valid: shape (N,); boxes that are not valid are left out.
-        threshold: IoU above which the box of the lower score is dropped.
-        rows: how many boxes are kept at most.
-
-    Returns:
-        indices of shape (rows,), by descending score; N where there are no more boxes.
+    As in torchvision's ``batched_nms`` of few boxes groups are moved apart, which rounds. Of many
+    boxes that runs NMS on each group; how many they are shows only in a run of the graph, and
+    ONNX's NMS takes fp32 alone, so that rarely a kept box is another one than Detectron2's.
     """
     boxes = torch.where(valid[:, None], boxes, 0)
     moved = boxes + (groups * (boxes.max() + 1))[:, None]
-    none = torch.full((rows + 2,), len(boxes), dtype=torch.int64, device=boxes.device)
-    # Two empty boxes more: torch.export takes 0 and 1 for other cases, which no graph would hold.
-    at = torch.cat([valid.nonzero()[:, 0], none[:2]])
-    moved, scores = F.pad(moved, (0, 0, 0, 1)), F.pad(scores, (0, 1), value=-torch.inf)
-    kept = at[nms(moved[at], scores[at], threshold)]
-    return torch.cat([kept, none])[:rows]
+    return suppress(moved, scores, valid, threshold, rows)
 
 
 def _take(values: torch.Tensor, kept: torch.Tensor, empty: float = 0) -> torch.Tensor:
-    """Rows by the indices of :func:`suppress`."""
+    """Rows by the indices of :func:`suppress`, whose N stands for a row of ``empty``."""
     padding = [0, 0] * (values.ndim - 1) + [0, 1]
     return F.pad(values, padding, value=empty)[kept]
 
@@ -91,9 +97,9 @@ def best_proposals(
     nms_threshold: float,
     rows_before: int,
     rows: int,
-    least_side: float = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Proposals of one image, as Detectron2's ``find_top_rpn_proposals`` at inference.
+    least_side: float,
+) -> torch.Tensor:
+    """Proposals (rows, 4) of one image, as Detectron2's ``find_top_rpn_proposals`` at inference.
 
     Args:
         boxes: of each level, shape (A, 4).
@@ -103,37 +109,19 @@ def best_proposals(
         rows_before: boxes of a level that are looked at.
         rows: proposals of the image.
         least_side: boxes must be wider and higher than this, in pixels.
-
-    Returns:
-        boxes of shape (rows, 4) and their logits, -inf in empty rows.
     """
-    best = [_best(level, rows_before) for level in logits]
-    scores = torch.cat([values for values, _ in best])
-    corners = torch.cat([level[at] for level, (_, at) in zip(boxes, best, strict=True)])
-    valid = corners.isfinite().all(1) & scores.isfinite()
-    corners = clip(corners, size)
-    valid = valid & (corners[:, 2:] - corners[:, :2] > least_side).all(1)
-    if len(scores) <= MOST_MOVED:
-        levels = torch.arange(len(scores), device=scores.device) // rows_before
-        kept = suppress(corners, scores, levels, valid, nms_threshold, rows)
-    else:
-        kept = _suppress_by_level(corners, scores, valid, nms_threshold, rows_before)
-        highest, at = _best(_take(scores, kept, -torch.inf), rows)
-        kept = torch.where(highest.isfinite(), kept[at], len(scores))
-    return _take(corners, kept), _take(scores, kept, -torch.inf)
-
-
-def _suppress_by_level(
-    boxes: torch.Tensor, scores: torch.Tensor, valid: torch.Tensor, threshold: float, rows: int
-) -> torch.Tensor:
-    """As :func:`suppress`, on levels of so many rows each, not sorted."""
-    kept = []
-    for start in range(0, len(boxes), rows):
-        level = slice(start, start + rows)
-        groups = torch.zeros_like(scores[level])
-        at = suppress(boxes[level], scores[level], groups, valid[level], threshold, rows)
-        kept.append(torch.where(at < rows, at + start, len(boxes)))
-    return torch.cat(kept)
+    found, values = [], []
+    for level, level_logits in zip(boxes, logits, strict=True):
+        scores, at = _best(level_logits, rows_before)
+        corners = level[at]
+        valid = corners.isfinite().all(1) & scores.isfinite()
+        corners = clip(corners, size)
+        valid = valid & (corners[:, 2:] - corners[:, :2] > least_side).all(1)
+        kept = suppress(corners, scores, valid, nms_threshold, rows_before)
+        found.append(_take(corners, kept))
+        values.append(_take(scores, kept, -torch.inf))
+    highest, at = _best(torch.cat(values), rows)
+    return torch.where(highest.isfinite()[:, None], torch.cat(found)[at], 0)
 
 
 def best_detections(
@@ -162,7 +150,7 @@ def best_detections(
     valid = (scores[:, :-1] > score_threshold) & finite[:, None]
     valid = valid.reshape(-1) & (corners != 0).any(1)  # zero is an empty proposal's
     groups = torch.arange(classes, device=values.device).repeat(number)
-    kept = suppress(corners, values, groups, valid, nms_threshold, rows)
+    kept = suppress_in_groups(corners, values, groups, valid, nms_threshold, rows)
     return Detections(_take(corners, kept), _take(values, kept, EMPTY), _take(groups, kept))
 
 
@@ -193,7 +181,7 @@ def best_dense_detections(
         values.append(best)
         groups.append(at % classes)
     found = [torch.cat(levels) for levels in (corners, values, groups)]
-    kept = suppress(*found, found[1].isfinite(), nms_threshold, rows)
+    kept = suppress_in_groups(*found, found[1].isfinite(), nms_threshold, rows)
     return Detections(*map(_take, found, [kept] * 3, (0, EMPTY, 0)))
 
 

@@ -6,7 +6,7 @@ import torch
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.retinanet import RetinaNet
 from detectron2.modeling.proposal_generator import RPN
-from detectron2.modeling.roi_heads import CascadeROIHeads, Res5ROIHeads, ROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
 from detectron2.structures import Boxes, Instances
 from torch import nn
@@ -53,39 +53,26 @@ def last_predictor(model: nn.Module) -> nn.Module:
     return predictors[-1] if isinstance(predictors, nn.ModuleList) else predictors
 
 
-def check_exportable(model: nn.Module) -> None:
-    """Refuse what no graph of this package holds.
-
-    Raises:
-        InputError: the model is of another kind.
-    """
-    reason = _reason_against(model)
-    if reason:
-        raise InputError(f"{reason} cannot be exported: docs/export.md lists what can")
-
-
 def _reason_against(model: nn.Module) -> str:
-    colours = getattr(model, "input_format", None)
-    if colours not in ("RGB", "BGR", None):
-        return f"a model of the colours {colours}"
+    """What keeps a model from being exported, "" if nothing does."""
+    if getattr(model, "input_format", None) not in ("RGB", "BGR", None):
+        return f"a model of the colours {model.input_format}"
     if type(model) is RetinaNet:
-        return ""
-    if type(model) is not GeneralizedRCNN:
+        most = model.max_detections_per_image
+    elif type(model) is not GeneralizedRCNN:
         return f"a model of type {type(model).__name__}"
-    heads = model.roi_heads
-    if not isinstance(heads, StandardROIHeads | Res5ROIHeads):
-        return f"ROI heads of type {type(heads).__name__}"
-    if type(model.proposal_generator) is not RPN:
+    elif not isinstance(model.roi_heads, StandardROIHeads):
+        return f"ROI heads of type {type(model.roi_heads).__name__}"
+    elif type(model.proposal_generator) is not RPN:
         return f"proposals of type {type(model.proposal_generator).__name__}"
-    if getattr(heads, "keypoint_on", False):
+    elif model.roi_heads.keypoint_on:
         return "a keypoint head"
-    masks = heads.mask_head if heads.mask_on else []
-    for head in masks if isinstance(masks, nn.ModuleList | list) else [masks]:
-        if not isinstance(head, BaseMaskRCNNHead):
-            return f"a mask head of type {type(head).__name__}"
-    if last_predictor(model).test_topk_per_image < 0:
-        return "a model without a limit of detections (TEST.DETECTIONS_PER_IMAGE)"
-    return ""
+    else:
+        for head in _mask_heads(model.roi_heads):
+            if not isinstance(head, BaseMaskRCNNHead):
+                return f"a mask head of type {type(head).__name__}"
+        most = last_predictor(model).test_topk_per_image
+    return "" if most > 0 else "a model without a limit of detections (TEST.DETECTIONS_PER_IMAGE)"
 
 
 class DetectorGraph(nn.Module):
@@ -95,15 +82,16 @@ class DetectorGraph(nn.Module):
     Detectron2 that chooses boxes.
 
     Args:
-        model: a detector in evaluation mode that :func:`check_exportable` lets pass.
+        model: a detector in evaluation mode.
 
     Raises:
-        InputError: as :func:`check_exportable`.
+        InputError: the model is of a kind that this graph does not hold.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        check_exportable(model)
+        if reason := _reason_against(model):
+            raise InputError(f"{reason} cannot be exported: docs/export.md lists what can")
         self.model = model
         has_masks = not isinstance(model, RetinaNet) and model.roi_heads.mask_on
         self.names = OUTPUTS if has_masks else OUTPUTS[:3]
@@ -135,7 +123,7 @@ def _propose(rpn: RPN, features: Features, size: Size) -> torch.Tensor:
     boxes = _decode(rpn, levels, deltas)
     # The two numbers of rows are by whether the model trains.
     limits = (rpn.nms_thresh, rpn.pre_nms_topk[False], rpn.post_nms_topk[False], rpn.min_box_size)
-    return best_proposals(boxes, [_by_anchor(one, 1)[:, 0] for one in logits], size, *limits)[0]
+    return best_proposals(boxes, [_by_anchor(one, 1)[:, 0] for one in logits], size, *limits)
 
 
 def _by_anchor(values: torch.Tensor, number: int) -> torch.Tensor:
@@ -162,16 +150,20 @@ def _detect_densely(model: RetinaNet, features: Features) -> Detections:
     return best_dense_detections(boxes, scores, *limits, *rows)
 
 
-def _detect(heads: ROIHeads, features: Features, boxes: torch.Tensor, size: Size) -> Detections:
+def _detect(
+    heads: StandardROIHeads, features: Features, boxes: torch.Tensor, size: Size
+) -> Detections:
     """Detections among proposals (N, 4), in one stage or in those of a cascade."""
     levels = [features[name] for name in heads.in_features]
-    is_cascade = isinstance(heads, CascadeROIHeads)
+    stages = [(heads.box_head, heads.box_predictor)]
+    if isinstance(heads, CascadeROIHeads):
+        stages = list(zip(heads.box_head, heads.box_predictor, strict=True))
     logits, probabilities = [], []
-    for stage, predictor in enumerate(heads.box_predictor if is_cascade else [heads.box_predictor]):
+    for stage, (head, predictor) in enumerate(stages):
         if stage:
             boxes = clip(boxes, size)
         proposals = Instances(size, proposal_boxes=Boxes(boxes))
-        predictions = predictor(_box_features(heads, levels, boxes, stage))
+        predictions = predictor(head(pool(heads.box_pooler, levels, boxes)))
         (boxes,) = predictor.predict_boxes(predictions, [proposals])
         logits.append(predictions[0])
         probabilities += predictor.predict_probs(predictions, [proposals])
@@ -183,26 +175,20 @@ def _detect(heads: ROIHeads, features: Features, boxes: torch.Tensor, size: Size
     return best_detections(boxes, scores, size, *limits, predictor.test_topk_per_image)
 
 
-def _box_features(
-    heads: ROIHeads, levels: Sequence[torch.Tensor], boxes: torch.Tensor, stage: int
+def _mask_heads(heads: StandardROIHeads) -> list[nn.Module]:
+    """One for each stage of a cascade that averages, or one, or none."""
+    if not heads.mask_on:
+        return []
+    several = isinstance(heads, AveragingCascadeROIHeads)
+    return list(heads.mask_head) if several else [heads.mask_head]
+
+
+def _masks(
+    heads: StandardROIHeads, features: Features, found: Detections, size: Size
 ) -> torch.Tensor:
-    """What a stage's predictor takes, shape (N, channels)."""
-    if isinstance(heads, Res5ROIHeads):
-        return heads.res5(pool(heads.pooler, levels, boxes)).mean(dim=[2, 3])
-    head = heads.box_head[stage] if isinstance(heads, CascadeROIHeads) else heads.box_head
-    return head(pool(heads.box_pooler, levels, boxes))
-
-
-def _masks(heads: ROIHeads, features: Features, found: Detections, size: Size) -> torch.Tensor:
-    """Probabilities of masks, shape (N, 28, 28), the mean where every stage has a head."""
-    if isinstance(heads, Res5ROIHeads):
-        levels = [features[name] for name in heads.in_features]
-        pooled = heads.res5(pool(heads.pooler, levels, found.boxes))
-    else:
-        levels = [features[name] for name in heads.mask_in_features]
-        pooled = pool(heads.mask_pooler, levels, found.boxes)
+    """Probabilities of masks, shape (N, 28, 28), the mean of all mask heads."""
+    levels = [features[name] for name in heads.mask_in_features]
+    pooled = pool(heads.mask_pooler, levels, found.boxes)
     instances = Instances(size, pred_classes=found.classes)
-    if not isinstance(heads, AveragingCascadeROIHeads):
-        return heads.mask_head(pooled, [instances])[0].pred_masks[:, 0]
-    masks = [head(pooled, [instances])[0].pred_masks[:, 0] for head in heads.mask_head]
+    masks = [head(pooled, [instances])[0].pred_masks[:, 0] for head in _mask_heads(heads)]
     return torch.stack(masks).mean(0)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,40 +17,38 @@ from detectron2.structures import Boxes, Instances
 
 from .. import __version__
 from ..config import FileError, InputError, MissingFileError, import_extra
+from .graph import OUTPUTS
 from .standalone import pad
 
-Format = Literal["onnx", "pt2"]
 # The JSON of a file's facts: a property of ONNX, with the ending .json an extra file of pt2.
 ENTRY = "resnest_d2"
 Side = Annotated[int, pydantic.Field(ge=1, le=4096)]
+Colour = Annotated[Sequence[pydantic.FiniteFloat], pydantic.Field(min_length=3, max_length=3)]
 
 
 @pydantic.dataclasses.dataclass(frozen=True, config={"extra": "forbid"})
 class Metadata:
     """Facts about an exported model, which its file holds."""
 
-    outputs: Sequence[Literal["boxes", "scores", "classes", "masks"]]
     classes: Sequence[str]
     category_ids: Sequence[int]
     """Ids of the classes in the annotations that the model was trained on, if they are known."""
     input_format: Literal["RGB", "BGR"]
     """The order of the image's colours, as ``INPUT.FORMAT``."""
-    pixel_mean: Sequence[float]
+    pixel_mean: Colour
     """Part of the graph; an image is padded with it."""
-    pixel_std: Sequence[float]
     size_divisibility: Side
     """Height and width of the image are multiples of it."""
     min_side: Side
     """The least height and width; in smaller images a level of the pyramid has a single row."""
-    min_size: int
+    min_size: pydantic.NonNegativeInt
     """The shorter side that images are resized to, 0 if they are not."""
-    max_size: int
+    max_size: pydantic.NonNegativeInt
     """The limit of the longer side."""
-    score_threshold: float
+    score_threshold: pydantic.FiniteFloat
     """The file gives no detection of a lower score."""
-    nms_threshold: float
     version: str = __version__
-    """The version of this package."""
+    """The version of this package that wrote the file."""
 
     def to_json(self) -> str:
         """The JSON that a file holds."""
@@ -66,7 +66,7 @@ class OnnxRuntime:
         facts: the JSON of :class:`Metadata` that the file holds, None without any.
 
     Raises:
-        InputError: the content is no ONNX model, or one of other inputs.
+        InputError: the content is no ONNX model, or one of other inputs or outputs.
         MissingPackageError: onnxruntime is not installed.
     """
 
@@ -75,20 +75,24 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         # Left out, onnxruntime looks for its own format too.
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        # A model may keep weights in other files; those of this package do not.
+        folder = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(folder, os.devnull)
         try:
             session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own classes share no base below it
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{name} cannot be read as an ONNX model: {reason}") from error
-        if [one.name for one in session.get_inputs()] != ["image"]:
-            raise InputError(f"{name} is not a model of `resnest-d2 export`: its input is another")
+            raise InputError(f"{name} cannot be read as an ONNX model: {_short(error)}") from error
+        inputs = [one.name for one in session.get_inputs()]
+        outputs = tuple(one.name for one in session.get_outputs())
+        if inputs != ["image"] or outputs not in (OUTPUTS, OUTPUTS[:3]):
+            raise InputError(f"{name} has other inputs or outputs than a model of this package")
         self.facts = session.get_modelmeta().custom_metadata_map.get(ENTRY)
         self._session = session
 
     def __call__(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Outputs, in the order of ``Metadata.outputs``, of a padded image (3, H, W)."""
+        """Outputs in the order of :data:`OUTPUTS`, of a padded image (3, H, W)."""
         outputs = self._session.run(None, {"image": image.numpy()})
         return [torch.from_numpy(value) for value in outputs]
 
@@ -105,12 +109,14 @@ class TorchRuntime:
     """
 
     def __init__(self, content: bytes, name: str) -> None:
-        self.facts = _check_archive(content, name)
         try:
-            self._module = torch.export.load(io.BytesIO(content)).module()
-        except Exception as error:  # the first wrong field decides which one it is
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{name} cannot be read as a program of PyTorch: {reason}") from error
+            self.facts = _check_archive(content, name)
+            self._module = torch.export.load(io.BytesIO(content)).module(check_guards=False)
+        except InputError:
+            raise
+        except Exception as error:  # the first wrong byte or field decides which one it is
+            reason = f"{name} cannot be read as a program of PyTorch: {_short(error)}"
+            raise InputError(reason) from error
 
     def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """Outputs as OnnxRuntime's."""
@@ -120,14 +126,16 @@ class TorchRuntime:
 Runtime = OnnxRuntime | TorchRuntime
 RUNTIMES = {".onnx": OnnxRuntime, ".pt2": TorchRuntime}
 
-# What torch.export.save writes, below the archive's folder.
-_FILES = {
-    *("archive_format", "archive_version", "byteorder"),
-    *("version", ".data/version", ".data/serialization_id"),
-    *("models/model.json", "data/sample_inputs/model.pt", f"extra/{ENTRY}.json"),
-}
-_CONFIGS = ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
-_TENSORS = ("data/weights/weight_", "data/constants/tensor_")
+# What torch.export.save writes of these models, uncompressed.
+_FILES = re.compile(
+    r"archive/((\.data/)?version|\.data/serialization_id|archive_format|archive_version|byteorder"
+    rf"|models/model\.json|data/sample_inputs/model\.pt|extra/{ENTRY}\.json"
+    r"|data/(weights|constants)/(model_(weights|constants)_config\.json|(weight|tensor)_\d+))"
+)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _check_archive(content: bytes, name: str) -> str | None:
@@ -138,30 +146,27 @@ def _check_archive(content: bytes, name: str) -> str | None:
 
     Raises:
         InputError: it holds something else.
+        Exception: it is damaged.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            files = {one.partition("/")[2]: one for one in archive.namelist()}
-            if len(files) != len(archive.namelist()):
-                raise InputError(f"{name} holds several files of one name")
-            known = {*_FILES, *_CONFIGS}
-            others = [one for one in files if one not in known and not one.startswith(_TENSORS)]
-            if others or "models/model.json" not in files:
-                what = f"it holds {others[0]}" if others else "it holds no graph"
+    pickles = f"{name} holds pickles, which can run code: it is not loaded"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        files = archive.namelist()
+        for one in archive.infolist():
+            wrong = not _FILES.fullmatch(one.filename) or files.count(one.filename) > 1
+            if wrong or one.compress_type != zipfile.ZIP_STORED:
+                what = f"it holds {one.filename}"
                 raise InputError(f"{name} is not a program that torch.export.save wrote: {what}")
-            for config in _CONFIGS:
-                payloads = json.loads(archive.read(files[config]))["config"].values()
-                if any(payload["use_pickle"] for payload in payloads):
-                    raise InputError(f"{name} holds pickles, which can run code: it is not loaded")
-            sample = archive.read(files["data/sample_inputs/model.pt"])
-            entry = files.get(f"extra/{ENTRY}.json")
-            facts = archive.read(entry).decode() if entry else None
-    except (zipfile.BadZipFile, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise InputError(f"{name} cannot be read as a program of PyTorch: {error}") from error
+        for kind in ("weights", "constants"):
+            config = json.loads(archive.read(f"archive/data/{kind}/model_{kind}_config.json"))
+            if any(payload["use_pickle"] for payload in config["config"].values()):
+                raise InputError(pickles)
+        sample = io.BytesIO(archive.read("archive/data/sample_inputs/model.pt"))
+        entry = f"archive/extra/{ENTRY}.json"
+        facts = archive.read(entry).decode() if entry in files else None
     try:
-        torch.load(io.BytesIO(sample), weights_only=True)
+        torch.load(sample, weights_only=True)
     except Exception as error:  # torch.export.load would go on without weights_only
-        raise InputError(f"{name} holds pickles, which can run code: it is not loaded") from error
+        raise InputError(pickles) from error
     return facts
 
 
@@ -184,13 +189,19 @@ class ExportedModel:
         Raises:
             InputError: the file itself leaves out detections of that score.
         """
-        if threshold < self.metadata.score_threshold:
+        if not threshold >= self.metadata.score_threshold:  # NaN neither
             raise InputError(
                 f"the file holds no detections of scores below {self.metadata.score_threshold:g}, "
                 f"so {threshold:g} cannot be asked of it: export the model again with a lower "
                 "threshold"
             )
-        self._least = threshold
+        self._least = max(threshold, 0.0)
+
+    def pad(self, image: torch.Tensor) -> torch.Tensor:
+        """Pad an image (3, H, W) to sides that the graph takes."""
+        facts = self.metadata
+        sides = facts.size_divisibility, facts.min_side
+        return torch.from_numpy(pad(image.cpu().numpy(), facts.pixel_mean, *sides))
 
     @torch.no_grad()
     def run(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -199,10 +210,7 @@ class ExportedModel:
         Args:
             image: shape (3, H, W), 0 to 255, in the colours of ``metadata.input_format``.
         """
-        data = self.metadata
-        sides = data.size_divisibility, data.min_side
-        padded = pad(image.cpu().numpy(), data.pixel_mean, *sides)
-        return dict(zip(data.outputs, self._runtime(torch.from_numpy(padded)), strict=True))
+        return dict(zip(OUTPUTS, self._runtime(self.pad(image)), strict=False))
 
     def __call__(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
         """Detect.
@@ -252,15 +260,7 @@ def load_exported(path: str | Path) -> ExportedModel:
 
 
 def open_exported(content: bytes, path: Path) -> ExportedModel:
-    """Open the content of a file.
-
-    Args:
-        content: of the file.
-        path: its name, whose ending says what it must be.
-
-    Raises:
-        InputError, MissingPackageError: as :func:`load_exported`.
-    """
+    """Open the content of a file, whose name is ``path``; errors as of :func:`load_exported`."""
     runtime = RUNTIMES[path.suffix](content, str(path))
     if runtime.facts is None:
         raise InputError(f"{path} was not written by `resnest-d2 export`: it holds no metadata")

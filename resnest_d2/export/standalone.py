@@ -8,6 +8,7 @@ python run_model.py model.onnx photo.jpg --output drawn.png --json found.json
 import argparse
 import colorsys
 import json
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 Detections = dict[str, np.ndarray]
+# Pillow raises these on files that are damaged or no pictures.
+DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
 
 
 class InputError(Exception):
@@ -24,7 +27,14 @@ class InputError(Exception):
 
 def read_picture(file: str) -> Image.Image:
     """Read a picture upright, in RGB, with white where it is transparent."""
-    picture = ImageOps.exif_transpose(opened := Image.open(file))
+    try:
+        opened = Image.open(file)
+        picture = ImageOps.exif_transpose(opened)
+        picture.load()
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{file}: {error}") from error
+    except DAMAGED as error:
+        raise InputError(f"{file} cannot be read as a picture: {error}") from error
     if picture.mode.startswith("I;16") or (picture.mode == "I" and opened.format == "PNG"):
         values = np.asarray(picture).astype(np.uint32) // 257
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
@@ -78,10 +88,13 @@ def detect(
     order = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}[metadata["input_format"]]
     height, width = picture.height, picture.width
     new = resized_shape(height, width, metadata["min_size"], metadata["max_size"])
+    if 0 in new:
+        raise InputError(f"a picture of {width} x {height} pixels is too narrow to be resized")
     image = np.asarray(picture.resize(new[::-1], Image.Resampling.BILINEAR), np.float32)
     sides = metadata["size_divisibility"], metadata["min_side"]
     image = pad(image[:, :, order].transpose(2, 0, 1), metadata["pixel_mean"], *sides)
-    outputs = dict(zip(metadata["outputs"], session.run(None, {"image": image}), strict=True))
+    names = [output.name for output in session.get_outputs()]
+    outputs = dict(zip(names, session.run(None, {"image": image}), strict=True))
     boxes = outputs["boxes"] * np.float32([width / new[1], height / new[0]] * 2)
     boxes = outputs["boxes"] = np.clip(boxes, 0, [width, height] * 2)
     kept = outputs["scores"] >= max(threshold, 0)  # empty rows have -1
@@ -185,7 +198,7 @@ def main() -> int:
     parser.add_argument("--threshold", type=float, help=text)
     try:
         run(parser.parse_args())
-    except (InputError, OSError, Image.DecompressionBombError) as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -203,8 +216,8 @@ def open_model(file: str) -> tuple[Any, dict[str, Any]]:
     if facts is None:
         raise InputError(f"{file} was not written by `resnest-d2 export`")
     metadata = json.loads(facts)
-    needed = ("outputs", "classes", "category_ids", "input_format", "pixel_mean", "min_side")
-    needed += ("size_divisibility", "min_size", "max_size", "score_threshold")
+    needed = ("classes", "category_ids", "input_format", "pixel_mean", "size_divisibility")
+    needed += ("min_side", "min_size", "max_size", "score_threshold")
     if missing := [name for name in needed if name not in metadata]:
         text = "is of another version than this script: it does not tell"
         raise InputError(f"{file} {text} {', '.join(missing)}")
@@ -213,11 +226,16 @@ def open_model(file: str) -> tuple[Any, dict[str, Any]]:
 
 def run(args: argparse.Namespace) -> None:
     """Find objects, print them, and write what is asked for."""
+    files = [Path(file).resolve() for file in (args.model, args.picture)]
+    for file in filter(None, (args.json, args.output)):
+        if Path(file).resolve() in files:
+            raise InputError(f"{file} is another of the files named here and would be overwritten")
+        files.append(Path(file).resolve())
     session, metadata = open_model(args.model)
     least = metadata["score_threshold"]
     threshold = max(0.5, least) if args.threshold is None else args.threshold
-    if threshold < least:
-        raise InputError(f"--threshold {threshold:g} is below {args.model}'s own, {least:g}")
+    if not least <= threshold <= 1:  # NaN neither
+        raise InputError(f"--threshold {threshold:g} is not between {args.model}'s {least:g} and 1")
     picture = read_picture(args.picture)
     found = detect(session, metadata, picture, threshold)
     numbers = range(max(found["classes"], default=-1) + 1)

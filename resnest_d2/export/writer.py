@@ -1,24 +1,30 @@
-"""Writing the graph of a detector: torch.export once, then the format's own writer."""
+"""Writing a detector to a file, once the file has been compared with the model."""
 
 import io
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 import detectron2.data.transforms as T
+import numpy as np
 import torch
-from detectron2.data import Metadata as CatalogMetadata
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.structures import ImageList
 from torch import nn
+from torch.nn import functional as F
 
 from ..config import InputError, import_extra
 from ..files import check_writable, replacing, write_text
 from ..optimize import optimize_for_inference
 from . import standalone
-from .check import Comparison, compare, expected_outputs, make_images
 from .graph import DetectorGraph, last_predictor, least_side, stride_of
-from .runtimes import ENTRY, ExportedModel, Format, Metadata, open_exported
+from .runtimes import ENTRY, RUNTIMES, ExportedModel, Metadata, open_exported
+
+if TYPE_CHECKING:
+    from ..inference import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -33,71 +39,91 @@ KNOWN_WARNINGS = (
     (UserWarning, "Symbolic dimension"),
     (UserWarning, "No complete tensor found"),  # of views, whose storage is written whole
 )
+# Largest differences: of boxes in pixels, of scores and masks.
+BOX_TOLERANCE, VALUE_TOLERANCE = 1e-3, 1e-4
+DRAWN = 10  # images of noise
+SCALES = (1, 8, 32)  # pixels of it
+
+Outputs = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outputs of a file beside those of the model, for one image."""
+
+    size: tuple[int, int]
+    """Height and width of the image."""
+    expected: int
+    """Detections of the model."""
+    actual: int
+    """Detections of the file."""
+    differences: Mapping[str, float]
+    """The largest difference by output; none where nothing could be compared."""
+
+    @property
+    def problem(self) -> str:
+        """Tells what differs more than it may; "" if nothing does."""
+        where = "on an image of {}x{} pixels".format(*self.size)
+        if self.expected != self.actual:
+            return f"the file finds {self.actual} objects {where}, the model {self.expected}"
+        for name, value in self.differences.items():
+            limit = BOX_TOLERANCE if name == "boxes" else VALUE_TOLERANCE
+            if not value <= limit:  # NaN differs too
+                return f"{name} differ by {value:.2g} {where}, and may by {limit:g}"
+        return ""
 
 
 def export_model(
-    model: nn.Module,
-    target: Path,
-    format: Format,
-    *,
-    names: CatalogMetadata,
-    input_format: str,
-    augmentation: T.Augmentation,
-    images: Sequence[torch.Tensor] = (),
+    predictor: "Predictor", target: Path, images: Sequence[np.ndarray] = ()
 ) -> list[Comparison]:
-    """Write a detector to a file that runs without its code, and compare the two.
+    """Write a predictor's detector to a file that runs without its code, and compare the two.
 
     Nothing is written, temporary files neither, before the file has been compared with the model.
     Beside an ONNX file stands ``run_model.py``, which runs it without PyTorch.
 
     Args:
-        model: in evaluation mode, on the CPU.
-        target: the file.
-        format: its kind.
-        names: of the classes, as Detectron2's catalog has them.
-        input_format: as ``INPUT.FORMAT``.
-        augmentation: the resizing of images at inference.
-        images: to compare on, shape (3, H, W), by default noise; they are padded.
+        predictor: on the CPU.
+        target: the file, whose ending is its format: .onnx or .pt2.
+        images: to compare on, as :meth:`Predictor.read` gives them, by default noise.
 
     Returns:
         a comparison for each image.
 
     Raises:
-        InputError: the model or the format cannot be exported, or the file's outputs are not the
-            model's.
+        InputError: the model or its way to resize images cannot be exported, or the file's outputs
+            are not the model's.
         MissingPackageError: a package is not installed.
         FileError: the file cannot be written.
     """
-    check_format(format, target)
-    graph = DetectorGraph(model).eval()
-    metadata = describe(graph, names, input_format, augmentation)
-    logger.info("Exporting to %s, which takes a minute or more", format)
-    content = _convert(optimize_for_inference(graph), format, metadata)
+    check_target(target)
+    graph = DetectorGraph(predictor.model)
+    metadata = describe(predictor)
+    logger.info("Exporting to %s, which takes a minute or more", target.suffix)
+    content = _convert(optimize_for_inference(graph.eval()), target.suffix, metadata)
     logger.info("Comparing the file with the model")
-    comparisons = _compare(graph, open_exported(content, target), images)
+    inputs = [predictor.prepare(image)["image"] for image in images] or make_images(graph.model)
+    comparisons = _compare(graph.model, open_exported(content, target), inputs)
     with replacing(target) as temporary:
         temporary.write_bytes(content)
-    if format == "onnx":
+    if target.suffix == ".onnx":
         write_text(target.with_name(SCRIPT), Path(standalone.__file__).read_text("utf-8"))
     return comparisons
 
 
-def check_format(format: str, target: Path) -> None:
-    """See that a format can be written here, before the minutes that it takes.
+def check_target(target: Path) -> None:
+    """See that a file can be written, before the minutes that it takes.
 
     Raises:
-        InputError: there is no such format, the file's ending is another one, or a script of
-            someone else is in the way.
+        InputError: the ending is none of a format, or a script of someone else is in the way.
         MissingPackageError: a package is not installed.
         FileError: the file cannot be written.
     """
-    if format not in get_args(Format):
-        raise InputError(f"format must be one of {', '.join(get_args(Format))}, got {format!r}")
-    if target.suffix != f".{format}":
-        raise InputError(f"a file of the format {format} must end in .{format}, got {target.name}")
+    if target.suffix not in RUNTIMES:
+        raise InputError(f"an exported file must end in {' or '.join(RUNTIMES)}, got {target}")
     check_writable(target)
-    if format == "onnx":
+    if target.suffix == ".onnx":
         script = target.with_name(SCRIPT)
+        check_writable(script)
         text = script.read_text("utf-8", "replace") if script.is_file() else ""
         if text and "resnest-d2 export" not in text:
             raise InputError(f"{script} is not this package's and would be overwritten: move it")
@@ -105,30 +131,33 @@ def check_format(format: str, target: Path) -> None:
             import_extra(name, "export", "an ONNX file")
 
 
-def describe(
-    graph: DetectorGraph,
-    names: CatalogMetadata,
-    input_format: str,
-    augmentation: T.Augmentation,
-) -> Metadata:
-    """Collect what the file of a graph says about itself; the arguments are export_model's."""
-    model, last = graph.model, last_predictor(graph.model)
-    steps = getattr(augmentation, "augs", [augmentation])
-    resize = next((step for step in steps if isinstance(step, T.ResizeShortestEdge)), None)
+def describe(predictor: "Predictor") -> Metadata:
+    """Gather what a file tells about its model.
+
+    Raises:
+        InputError: images are resized in a way that a file cannot tell.
+    """
+    model, names, resize = predictor.model, predictor.metadata, predictor.augmentation
+    if isinstance(resize, T.ResizeShortestEdge) and len(set(resize.short_edge_length)) == 1:
+        sizes = resize.short_edge_length[0], resize.max_size
+    elif isinstance(resize, T.AugmentationList) and not resize.augs:
+        sizes = 0, 0
+    else:
+        raise InputError(
+            f"a file cannot tell to resize images by {resize}: it takes a ResizeShortestEdge of "
+            "one length, or an empty AugmentationList"
+        )
     numbers = names.get("thing_dataset_id_to_contiguous_id", None) or {}
     return Metadata(
-        outputs=list(graph.names),
         classes=list(names.get("thing_classes", None) or []),
         category_ids=sorted(numbers, key=numbers.get),
-        input_format=input_format,
+        input_format=predictor.input_format,
         pixel_mean=model.pixel_mean.flatten().tolist(),
-        pixel_std=model.pixel_std.flatten().tolist(),
         size_divisibility=stride_of(model),
         min_side=least_side(model),
-        min_size=min(resize.short_edge_length) if resize else 0,
-        max_size=int(resize.max_size) if resize else 0,
-        score_threshold=last.test_score_thresh,
-        nms_threshold=last.test_nms_thresh,
+        min_size=sizes[0],
+        max_size=sizes[1],
+        score_threshold=last_predictor(model).test_score_thresh,
     )
 
 
@@ -142,13 +171,13 @@ def export_program(graph: DetectorGraph) -> torch.export.ExportedProgram:
     return torch.export.export(graph, (example,), dynamic_shapes=shapes)
 
 
-def _convert(graph: DetectorGraph, format: Format, metadata: Metadata) -> bytes:
+def _convert(graph: DetectorGraph, suffix: str, metadata: Metadata) -> bytes:
     """The content of a graph's file."""
     with warnings.catch_warnings():
         for category, start in KNOWN_WARNINGS:
             warnings.filterwarnings("ignore", start, category)
         program = export_program(graph)
-        if format == "pt2":
+        if suffix == ".pt2":
             stream = io.BytesIO()
             torch.export.save(program, stream, extra_files={f"{ENTRY}.json": metadata.to_json()})
             return stream.getvalue()
@@ -159,19 +188,40 @@ def _convert(graph: DetectorGraph, format: Format, metadata: Metadata) -> bytes:
         return exported.model_proto.SerializeToString()
 
 
+def make_images(model: nn.Module) -> list[torch.Tensor]:
+    """Two images of noise at several scales, of other sizes than the export's example.
+
+    Of :data:`DRAWN` ones of each size the first is taken in which the model finds something.
+    """
+    generator, images = torch.Generator().manual_seed(0), []
+    channels, stride = len(model.pixel_mean), stride_of(model)
+    for rows, columns in ((5, 10), (9, 6)):
+        size = (rows * stride, columns * stride)
+        for _ in range(DRAWN):
+            image = torch.zeros(1, channels, *size)
+            shares = torch.rand(len(SCALES), generator=generator).softmax(0)
+            for scale, share in zip(SCALES, shares, strict=True):
+                small = [side // scale for side in size]
+                noise = torch.rand(1, channels, *small, generator=generator)
+                image += F.interpolate(noise, size, mode="bilinear") * 255 * share
+            if len(expected_outputs(model, image[0])["scores"]):
+                break
+        images.append(image[0])
+    return images
+
+
 def _compare(
-    graph: DetectorGraph, exported: ExportedModel, images: Sequence[torch.Tensor]
+    model: nn.Module, exported: ExportedModel, images: Sequence[torch.Tensor]
 ) -> list[Comparison]:
     """Compare a file with the model that it was made from.
 
     Raises:
         InputError: they differ.
     """
-    data, comparisons = exported.metadata, []
-    for image in images or make_images(graph):
-        sides = data.size_divisibility, data.min_side
-        pixels = torch.from_numpy(standalone.pad(image.numpy(), data.pixel_mean, *sides))
-        expected = expected_outputs(graph.model, pixels)
+    comparisons = []
+    for image in images:
+        pixels = exported.pad(image)
+        expected = expected_outputs(model, pixels)
         comparisons.append(compare(tuple(pixels.shape[-2:]), expected, exported.run(pixels)))
         if comparisons[-1].problem:
             raise InputError(f"the exported file is wrong: {comparisons[-1].problem}")
@@ -181,3 +231,49 @@ def _compare(
             "name others with --check-images"
         )
     return comparisons
+
+
+@torch.no_grad()
+def expected_outputs(model: nn.Module, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Compute the outputs of the model itself, by Detectron2's own code.
+
+    Args:
+        model: the detector.
+        image: shape (3, H, W), multiples of the stride.
+    """
+    if isinstance(model, GeneralizedRCNN):
+        (found,) = model.inference([{"image": image}], do_postprocess=False)
+    else:
+        pixels = ((image - model.pixel_mean) / model.pixel_std)[None]
+        features = model.backbone(pixels)
+        levels = [features[name] for name in model.head_in_features]
+        images = ImageList(pixels, [tuple(image.shape[-2:])])
+        (found,) = model.forward_inference(images, levels, model.head(levels))
+    outputs = {"boxes": found.pred_boxes.tensor, "scores": found.scores}
+    outputs["classes"] = found.pred_classes
+    return outputs | ({"masks": found.pred_masks[:, 0]} if found.has("pred_masks") else {})
+
+
+def compare(size: tuple[int, int], expected: Outputs, actual: Outputs) -> Comparison:
+    """Compare outputs; detections are matched by class and box, because equal scores have no order.
+
+    Args:
+        size: of the image.
+        expected: of :func:`expected_outputs`.
+        actual: of the file, rows with a negative score are empty.
+    """
+    filled = actual["scores"] >= 0
+    actual = {name: value[filled] for name, value in actual.items()}
+    numbers = (len(expected["scores"]), len(actual["scores"]))
+    if numbers[0] != numbers[1] or not numbers[0]:
+        return Comparison(size, *numbers, {})
+    distances = torch.cdist(expected["boxes"].double(), actual["boxes"].double(), p=torch.inf)
+    distances[expected["classes"][:, None] != actual["classes"]] = 1e9
+    order = []
+    for row in distances:
+        order.append(row.argmin().item())
+        distances[:, order[-1]] = torch.inf  # each row of the file is taken once
+    differences = {
+        name: (value - actual[name][order]).abs().max().item() for name, value in expected.items()
+    }
+    return Comparison(size, *numbers, differences)
