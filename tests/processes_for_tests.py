@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from resnest_d2 import build_resnest_fpn_backbone, model_zoo
 from resnest_d2.config import InputError
 from resnest_d2.engine import build_evaluator
-from resnest_d2.engine.processes import once
+from resnest_d2.engine.launch import once
 from resnest_d2.engine.trainer import prepare_to_train
 
 

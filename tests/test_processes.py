@@ -11,8 +11,8 @@ import torch
 from processes_for_tests import evaluate, fail, share, take_steps, write_rank
 
 from resnest_d2.config import InputError
-from resnest_d2.engine import processes
-from resnest_d2.engine.processes import join_torchrun, once, start_processes
+from resnest_d2.engine import launch
+from resnest_d2.engine.launch import join_torchrun, once, start_processes
 
 
 def start(work, *args, number=2):
@@ -45,9 +45,9 @@ def test_a_launcher_that_names_no_local_rank(monkeypatch, named, expected):
     for name, value in {**group, **named}.items():
         monkeypatch.setenv(name, value)
     chosen = []
-    monkeypatch.setattr(processes, "rendezvous", lambda address: iter([(None, 3, 4)]))
-    monkeypatch.setattr(processes.dist, "init_process_group", lambda *args, **options: None)
-    monkeypatch.setattr(processes.comm, "create_local_process_group", lambda number: None)
+    monkeypatch.setattr(launch, "rendezvous", lambda address: iter([(None, 3, 4)]))
+    monkeypatch.setattr(launch.dist, "init_process_group", lambda *args, **options: None)
+    monkeypatch.setattr(launch.comm, "create_local_process_group", lambda number: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -128,7 +128,7 @@ def test_evaluation_over_processes_gives_the_same(tmp_path, registered_digits, m
     assert metrics[0] == metrics[1] == metrics[2]
 
 
-START = "from resnest_d2.engine.processes import start_processes\nif __name__ == '__main__':\n"
+START = "from resnest_d2.engine.launch import start_processes\nif __name__ == '__main__':\n"
 
 
 def run_in_tests(code):

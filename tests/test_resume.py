@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from resnest_d2.config import InputError
 from resnest_d2.engine import Trainer
-from resnest_d2.engine.watch import read_metrics
+from resnest_d2.engine.hooks import read_metrics
 
 START = 4
 TINY = {

@@ -21,7 +21,7 @@ from detectron2.engine.hooks import EvalHook
 from short_training import make
 
 from resnest_d2.config import FileError
-from resnest_d2.engine import processes
+from resnest_d2.engine import launch
 from resnest_d2.files import hold_folder
 
 # How often a training is killed; docs/reliability.md has figures of 7 for each victim.
@@ -297,14 +297,14 @@ def test_processes_of_loaders_end_with_the_training(tmp_path, registered_digits,
 
 
 def test_a_signal_before_processes_are_started_ends_the_launcher(monkeypatch):
-    def launch(*_):
+    def begin(*_):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(processes, "launch", launch)
+    monkeypatch.setattr("resnest_d2.engine.launch.launch", begin)
     with pytest.raises(SystemExit) as raised:
-        processes.start_processes(print, (), 2, 1, 0, "auto")
+        launch.start_processes(print, (), 2)
     assert raised.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -25,8 +25,8 @@ from resnest_d2.engine import (
     choose_device,
     load_config,
 )
+from resnest_d2.engine.hooks import read_metrics
 from resnest_d2.engine.launch import prepare
-from resnest_d2.engine.watch import read_metrics
 from resnest_d2.evaluation import CocoEvaluator
 
 DIGITS = "configs/mask_resnest14_digits.yaml"

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from short_training import make
 
-from resnest_d2.engine.watch import DrawCurves, ProgressBar, plot_curves, read_metrics
+from resnest_d2.engine.hooks import DrawCurves, ProgressBar, plot_curves, read_metrics
 
 ALWAYS_SMALL = (
     *("--config-file", ROOT / "configs/mask_resnest14_digits.yaml", "SOLVER.IMS_PER_BATCH", 2),

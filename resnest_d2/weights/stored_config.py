@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import ConfigError, InputError
-from ..config.keys import flat_items, portable_config
+from ..config.keys import add_resnest_config, flat_items, portable_config
 from ..config.load import load_config, parse_config
 from .files import Checkpoint
 
@@ -94,7 +95,11 @@ def describe_changes(before: str, after: str) -> dict[str, str]:
     """
     if not (before and after):
         return {}
-    sides = (dict(flat_items(parse_config(text, "a config"))) for text in (before, after))
+    defaults = get_cfg()
+    add_resnest_config(defaults)
+    # Not parsed: a trainer of the user's may have added keys that nobody else knows.
+    known = dict(flat_items(defaults))
+    sides = ({**known, **dict(flat_items(yaml.safe_load(text)))} for text in (before, after))
     return {k: f"{one!r} -> {other!r}" for k, (one, other) in differences(*sides).items()}
 
 
