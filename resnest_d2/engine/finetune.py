@@ -29,7 +29,6 @@ SIDES = (
     (re.compile("left", re.IGNORECASE), "right"),
     (re.compile("(?<![A-Za-z])[Ll](?![a-z])|(?<=[a-z])L(?![a-z])"), "r"),
 )
-SCHEDULE_KEYS = {f"SOLVER.{key}" for key in ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER")}
 
 Data = tuple[CocoData | None, CocoData | None]
 """What is trained on, and what is evaluated on."""
@@ -112,8 +111,7 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
 def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes: int) -> None:
     """Fit a config to data that were read.
 
-    Data sets, number of classes, format of masks and keypoints follow from the files. A schedule
-    on the command line is meant as it stands: it is not scaled to the number of processes.
+    Data sets, number of classes, format of masks and keypoints follow from the files.
 
     Args:
         cfg: the config, changed in place.
@@ -144,8 +142,6 @@ def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes
         cfg.INPUT.MASK_FORMAT = "bitmask"
     if learned(cfg)[1]:
         _set_keypoints(cfg, (train or val).keypoint_names)
-    if SCHEDULE_KEYS & given and "SOLVER.REFERENCE_WORLD_SIZE" not in given:
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
 
 
 def set_num_classes(cfg: CfgNode, names: Sequence[str], given: set[str]) -> None:

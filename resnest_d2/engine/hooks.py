@@ -36,8 +36,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGAIN = 1.0  # seconds within which launchers hand on a signal that the process has got already
 # Whether this process is training; the processes of its loaders look at it.
 TRAINING = RawValue("b", False)
-Series = Mapping[str, Sequence[tuple[int, float]]]
-
 LOGGERS = ("detectron2", "fvcore", "resnest_d2")
 CURVES = ("/AP", "/AP50", "/PQ", "/mIoU")  # that curves show
 
@@ -52,6 +50,14 @@ class StopTraining(BaseException):
     def __init__(self, reason: str, exit_code: int) -> None:
         super().__init__(reason)
         self.exit_code = exit_code
+
+
+def receive_signals(receive: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Handle signals, but for those that are ignored, as by nohup; return the handlers before."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers
+        return {}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, receive) for number in heeded}
 
 
 def ignoring_signals(loader: Any) -> Any:
@@ -99,20 +105,16 @@ class Stop(hooks.HookBase):
         self._code, self._reason = max(self._code, 1), reason
 
     def before_train(self) -> None:
-        """Listen to signals, but for those that are ignored, as by nohup."""
+        """Listen to signals."""
         TRAINING.value = True
         self._look = self.trainer.model.register_forward_pre_hook(self._before_forward)
-        if threading.current_thread() is threading.main_thread():  # else Python allows no handlers
-            for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._receive)
+        self._before = receive_signals(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        is_again = self._code >= 128 and time.monotonic() - self._at > AGAIN
-        if is_again and number == signal.SIGINT:
-            raise KeyboardInterrupt
         if self._code < 128:
             self._code, self._at = 128 + number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._at > AGAIN:
+            raise KeyboardInterrupt
 
     def _before_forward(self, model: nn.Module, inputs: Any) -> None:
         if self._code >= 128 and not model.training and comm.get_world_size() == 1:
@@ -131,8 +133,8 @@ class Stop(hooks.HookBase):
         iteration, is_signal = self.trainer.iter, code >= 128
         name = f"model_{iteration:07d}" if is_signal else FINAL
         if iteration + 1 >= self.trainer.max_iter:
-            # The hook before this one has saved. Others evaluate what has come to its last
-            # iteration, and that shall not begin.
+            # The hook before this one has saved. EvalHook, which evaluates behind the last
+            # iteration, shall not begin.
             self.trainer.max_iter += 1
         elif not (is_signal and Path(self._checkpointer.get_checkpoint_file()).stem == name):
             self._checkpointer.save(name, iteration=iteration)
@@ -157,20 +159,13 @@ class Stop(hooks.HookBase):
         self._look.remove()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
 
 
 class KeepBest(hooks.BestCheckpointer):
-    """Detectron2's ``BestCheckpointer``, which remembers the best over a resumed run.
+    """Detectron2's ``BestCheckpointer``, which knows the best of the run that is resumed.
 
-    It stands behind the evaluation, in the first process.
-
-    Args:
-        eval_period: as ``EvalHook``'s.
-        checkpointer: writes ``model_best.pth``.
-        metric: as "bbox/AP".
-        patience: evaluations without a gain after which training stops; 0 trains on.
-        stop: ends training.
+    It stands behind the evaluation, in the first process. After ``patience`` evaluations without a
+    gain ``stop`` ends training; 0 trains on.
     """
 
     def __init__(
@@ -185,7 +180,7 @@ class KeepBest(hooks.BestCheckpointer):
         self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
         self._metric, self._stop = metric, stop
         self._evaluations, self._patience = eval_period, patience
-        self._noted: int | None = None
+        self._noted = None
 
     def before_train(self) -> None:
         """Go on from the best of the run that is resumed."""
@@ -222,10 +217,7 @@ class ProgressBar(hooks.HookBase):
     """Shows iterations, time left and the loss on standard error.
 
     Time left counts evaluations in. Messages on the terminal stand above the bar; Detectron2's
-    lines of losses go to ``log.txt`` alone.
-
-    Args:
-        show: whether to show it; None for where standard error is a terminal.
+    lines of losses go to ``log.txt`` alone. If ``show`` is None, a terminal gets the bar.
     """
 
     def __init__(self, show: bool | None = None) -> None:
@@ -272,13 +264,9 @@ class ProgressBar(hooks.HookBase):
 
 
 class DrawCurves(hooks.HookBase):
-    """Draws ``curves.png`` of an output folder after each evaluation, over all resumed runs.
+    """Draws ``curves.png`` of a folder after each evaluation, over all resumed runs.
 
     It needs Matplotlib, and draws nothing without.
-
-    Args:
-        period: of evaluations, in iterations.
-        folder: the output folder.
     """
 
     def __init__(self, period: int, folder: str | Path) -> None:
@@ -313,11 +301,10 @@ class DrawCurves(hooks.HookBase):
 
 
 def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Read what Detectron2's ``JSONWriter`` wrote, over all runs that a training was resumed by.
+    """Read each metric's (iteration, value) pairs from a file of Detectron2's ``JSONWriter``.
 
-    Returns:
-        for each metric its (iteration, value) pairs, in order. Where a run began at an earlier
-        iteration than the one before had reached, its values count.
+    Where a resumed run began at an earlier iteration than the one before had reached, its values
+    count.
     """
     series: dict[str, list[tuple[int, float]]] = {}
     for line in Path(file).read_text().splitlines():
@@ -335,13 +322,8 @@ def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
     return series
 
 
-def plot_curves(series: Series, picture: Path) -> None:
-    """Draw losses, learning rate and the metrics of all tasks over iterations to a PNG file.
-
-    Args:
-        series: (iteration, value) pairs by the names of :func:`read_metrics`.
-        picture: the file, which is there whole or not at all.
-    """
+def plot_curves(series: Mapping[str, Sequence[tuple[int, float]]], picture: Path) -> None:
+    """Draw losses, learning rate and metrics, as of :func:`read_metrics`, to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")

@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from ..weights import Checkpoint, open_weights
 from ..weights.stored_config import config_to_use
 from .checkpoint import last_checkpoint
 from .finetune import Data, fit_config, read_own_data, register, wants_own_data, write_annotations
-from .hooks import SIGNALS
+from .hooks import receive_signals
 from .options import TrainingOptions
 from .trainer import Trainer, evaluate_model, load_for_evaluation
 
@@ -268,10 +267,7 @@ def _signals_to_children() -> Iterator[None]:
         if not children:
             raise SystemExit(128 + number)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = receive_signals(hand_on)
     try:
         yield
     finally:

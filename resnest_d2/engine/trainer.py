@@ -29,7 +29,6 @@ from ..config import ConfigError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
-from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
 from ..weights import Checkpoint, load_weights
@@ -226,7 +225,7 @@ class Trainer(DefaultTrainer):
         if self.start_iter > self.max_iter:
             raise InputError(
                 f"--resume: the checkpoint has done {self.start_iter} iterations, and SOLVER."
-                f"MAX_ITER is {self.max_iter}: raise that, or evaluate by --eval-only"
+                f"MAX_ITER is {self.max_iter}"
             )
         if self.start_iter:
             changed = self.checkpointer.changes
@@ -242,11 +241,10 @@ class Trainer(DefaultTrainer):
         states = (loop["optimizer"], self.optimizer.state_dict())
         theirs, ours = ([len(g["params"]) for g in state["param_groups"]] for state in states)
         if theirs != ours:
-            changes = self.checkpointer.changes
-            listed = "; ".join(f"{key} {change}" for key, change in changes.items())
+            changed = ", ".join(self.checkpointer.changes)
             raise InputError(
-                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's of "
-                f"{theirs}; they follow from the settings ({listed or 'which are the same'})"
+                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's has "
+                f"{theirs}, by other settings ({changed}): train with MODEL.WEIGHTS in a new folder"
             )
         super().load_state_dict({**state_dict, "_trainer": loop})
 
@@ -318,18 +316,12 @@ def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
     compiles the backbone in place.
 
     Raises:
-        ConfigError: a setting that has no effect on this model, or two that exclude each other.
+        ConfigError: two settings exclude each other.
     """
     if cfg.MODEL.DEVICE.startswith("cpu") or comm.get_world_size() == 1:
         model = replace_sync_batchnorm(model)
-    checkpointed = cfg.MODEL.RESNETS.get("GRAD_CHECKPOINT", False)
-    if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):
-        raise ConfigError(
-            "MODEL.RESNETS.GRAD_CHECKPOINT saves nothing with MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME!r}: only ResNeSt backbones have it"
-        )
     if cfg.MODEL.get("COMPILE", False):
-        if checkpointed:
+        if cfg.MODEL.RESNETS.get("GRAD_CHECKPOINT", False):
             raise ConfigError(
                 "MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot both be True: a graph "
                 "cannot span blocks that are computed twice; choose speed or memory"
