@@ -62,6 +62,9 @@ def test_trains_evaluates_and_saves(trained):
     log = (output / "log.txt").read_text() + result.stdout + result.stderr
     assert "Environment info:" in (output / "log.txt").read_text()
     assert "Environment info:" not in result.stdout
+    assert "iter: 1 " in result.stdout  # and no bar, which is for terminals
+    assert "train:" not in result.stdout + result.stderr
+    assert (output / "curves.png").is_file()
     assert (output / "model_final.pth").is_file()
     metrics = read_metrics(output / "metrics.json")
     assert {"bbox/AP", "segm/AP", "bbox_TTA/AP", "segm_TTA/AP"} <= set(metrics)
