@@ -407,8 +407,9 @@ def test_a_signal_to_all_of_two_processes(tmp_path, tiny_digits, heeded, number)
     assert "Traceback" not in training.output()
 
 
-def machines_of_torchrun():
+def machines_of_torchrun(monkeypatch):
     """Two agents with a process each, which count their restarts on their own."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # as docs/train.md says
     with socket.socket() as free:
         free.bind(("localhost", 0))
         place = f"localhost:{free.getsockname()[1]}"
@@ -418,10 +419,12 @@ def machines_of_torchrun():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("agents", [1, 2])
-def test_torchrun_starts_them_again(tmp_path, tiny_digits, agents):
+def test_torchrun_starts_them_again(tmp_path, tiny_digits, monkeypatch, agents):
     """A worker is killed; without --resume on the command line they go on where they were."""
     folder, keys = tmp_path / "out", ("SOLVER.MAX_ITER", "40")
-    launchers = machines_of_torchrun() if agents == 2 else [torchrun("--max-restarts", "3")]
+    launchers = [torchrun("--max-restarts", "3")]
+    if agents == 2:
+        launchers = machines_of_torchrun(monkeypatch)
     trainings = [
         Training(folder, tiny_digits, launcher, keys=keys, log=f"{number}.log")
         for number, launcher in enumerate(launchers)
