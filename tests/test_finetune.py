@@ -1,5 +1,6 @@
 """Fine-tuning from the command line on data in COCO's format."""
 
+import contextlib
 import itertools
 import json
 import re
@@ -322,34 +323,36 @@ def test_a_number_of_classes_that_the_data_do_not_have(train_files, name, option
         use_own_data(cfg, arguments(opts=option, **train_files))
 
 
-def test_what_a_model_cannot_learn_from_instances(train_files, tmp_path):
-    for name, kind in (
-        ("panoptic_resnest50", "PanopticFPN"),
-        ("deeplabv3plus_resnest50", "SemanticSegmentor"),
-    ):
-        with pytest.raises(
-            ValueError, match=f"hold instances, MODEL.META_ARCHITECTURE {kind} learns"
-        ):
-            use_own_data(model_zoo.get_config(name), arguments(**train_files))
-    with pytest.raises(ValueError, match="train.json has no keypoints, which this config learns"):
-        use_own_data(model_zoo.get_config("keypoint_resnest50"), arguments(**train_files))
-    data = json.loads(train_files["train_json"].read_text())
+def without_masks(data):
     for annotation in data["annotations"]:
         annotation.pop("segmentation", None)
-    boxes = {**train_files, "train_json": tmp_path / "boxes.json"}
-    boxes["train_json"].write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="boxes.json has no masks, which this config learns: take"):
-        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**boxes))
-    val = {"val_json": boxes["train_json"], "val_images": boxes["train_images"]}
-    with pytest.raises(ValueError, match="boxes.json has no masks, which this config is evaluated"):
-        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**train_files, **val))
-    use_own_data(model_zoo.get_config("cascade_box_resnest50"), arguments(**boxes))
+
+
+def without_annotations(data):
     data["annotations"] = []
-    boxes["train_json"].write_text(json.dumps(data))
-    with pytest.raises(
-        ValueError, match="boxes.json has no annotation that can be learned, crowds"
-    ):
-        use_own_data(model_zoo.get_config("faster_resnest50"), arguments(**boxes))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("panoptic_resnest50", None, "MODEL.META_ARCHITECTURE PanopticFPN learns from maps"),
+        ("deeplabv3plus_resnest50", None, "META_ARCHITECTURE SemanticSegmentor learns from maps"),
+        ("keypoint_resnest50", None, "train.json has no keypoints, which this config learns"),
+        ("mask_resnest50", without_masks, "train.json has no masks, which this config learns: t"),
+        ("faster_resnest50", without_annotations, "train.json has no annotation that can be lear"),
+        ("cascade_box_resnest50", without_masks, None),
+    ],
+)
+def test_what_a_model_cannot_learn(own_data, tmp_path, name, change, message):
+    files = changed(own_data, "train", tmp_path, change or (lambda data: None))
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        use_own_data(model_zoo.get_config(name), arguments(**files))
+
+
+def test_masks_that_are_evaluated_are_there(train_files, own_data, tmp_path):
+    files = train_files | changed(own_data, "val", tmp_path, without_masks)
+    with pytest.raises(InputError, match="val.json has no masks, which this config is evaluated"):
+        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**files))
 
 
 @pytest.fixture(autouse=True)

@@ -138,13 +138,9 @@ def last(folder):
     return torch.load(folder / (folder / "last_checkpoint").read_text(), weights_only=True)
 
 
-def torchrun(*options):
-    return (
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        *(options if "--nnodes" in options else ("--nproc_per_node", "2", *options)),
-    )
+def torchrun(*options, number=2):
+    run = "torch.distributed.run"
+    return (sys.executable, "-m", run, "--nproc_per_node", str(number), *options)
 
 
 SHORT = {"SOLVER.CHECKPOINT_PERIOD": "5"}
@@ -413,8 +409,8 @@ def machines_of_torchrun(monkeypatch):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         place = f"localhost:{free.getsockname()[1]}"
-    options = ["--nnodes", "2", "--nproc_per_node", "1", "--max-restarts", "3", "--rdzv-id", "1"]
-    return 2 * [torchrun(*options, "--rdzv-backend", "c10d", "--rdzv-endpoint", place)]
+    options = ["--nnodes", "2", "--max-restarts", "3", "--rdzv-id", "1", "--rdzv-backend", "c10d"]
+    return 2 * [torchrun(*options, "--rdzv-endpoint", place, number=1)]
 
 
 @pytest.mark.slow
