@@ -22,20 +22,15 @@ from torch.nn.parallel import DistributedDataParallel
 from resnest_d2 import build_resnest_fpn_backbone, model_zoo
 from resnest_d2.config import InputError
 from resnest_d2.engine import build_evaluator
-from resnest_d2.engine.processes import once
+from resnest_d2.engine.launch import once
 from resnest_d2.engine.trainer import prepare_to_train
 
 
-def write_rank(folder: str) -> None:
-    """Write what this process knows of the group, and its threads."""
+def know(folder: str) -> None:
+    """Write what this process knows of the group, its threads, and what only one of them does."""
     total = torch.tensor([comm.get_rank() + 1.0])
     torch.distributed.all_reduce(total)
     known = [comm.get_rank(), comm.get_world_size(), comm.get_local_rank(), int(total)]
-    Path(folder, str(comm.get_rank())).write_text(json.dumps([*known, torch.get_num_threads()]))
-
-
-def share(folder: str) -> None:
-    """Write what the first process has read, and which error this one gets of a second work."""
 
     def read() -> str:
         Path(folder, "work").open("x").close()
@@ -49,9 +44,8 @@ def share(folder: str) -> None:
         once(fail)
     except InputError as error:
         text += f", {error}"
-    Path(folder, str(comm.get_rank())).write_text(text)
-    comm.synchronize()
-    once(Path(folder, "work").unlink)
+    known += [torch.get_num_threads(), text]
+    Path(folder, str(comm.get_rank())).write_text(json.dumps(known))
 
 
 def fail(rank: int, code: int) -> None:

@@ -9,6 +9,13 @@ from resnest_d2.engine.finetune import fit_config, read_own_data, register, writ
 
 KEYS = {
     "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.WIDTH_PER_GROUP": "8",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": "32",
+    "MODEL.FPN.OUT_CHANNELS": "16",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN": "50",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "16",
     "INPUT.MIN_SIZE_TRAIN": "(64,)",
     "INPUT.MIN_SIZE_TEST": "64",
     "SOLVER.IMS_PER_BATCH": "2",
@@ -20,14 +27,18 @@ KEYS = {
 }
 
 
+def options(keys=None):
+    """These settings over those above, as on a command line."""
+    return [part for pair in {**KEYS, **(keys or {})}.items() for part in pair]
+
+
 def short_config(folder, keys=None):
     """The digits' config with these settings over those above."""
-    opts = [part for pair in {**KEYS, **(keys or {})}.items() for part in pair]
     file = model_zoo.get_config_file("mask_resnest14_digits")
-    return load_config(file, [*opts, "OUTPUT_DIR", str(folder)])
+    return load_config(file, [*options(keys), "OUTPUT_DIR", str(folder)])
 
 
-def make(folder, resume=False, keys=None, kind=Trainer, **options):
+def make(folder, resume=False, keys=None, kind=Trainer, **more):
     """A trainer that has loaded what it starts from.
 
     Args:
@@ -35,9 +46,9 @@ def make(folder, resume=False, keys=None, kind=Trainer, **options):
         resume: whether it goes on.
         keys: settings that differ from those above.
         kind: its class.
-        options: fields of ``TrainingOptions``.
+        more: fields of ``TrainingOptions``.
     """
-    trainer = kind(short_config(folder, keys), TrainingOptions(**options))
+    trainer = kind(short_config(folder, keys), TrainingOptions(**more))
     trainer.resume_or_load(resume=resume)
     return trainer
 

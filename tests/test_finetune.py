@@ -1,11 +1,13 @@
 """Fine-tuning from the command line on data in COCO's format."""
 
+import contextlib
 import itertools
 import json
 import re
 
 import numpy as np
 import pytest
+import short_training
 import torch
 from commands import run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
@@ -14,14 +16,15 @@ from PIL import Image
 from short_training import arguments, use_own_data
 
 from resnest_d2 import model_zoo
+from resnest_d2.commands.train import main
 from resnest_d2.config import InputError
 from resnest_d2.engine import Trainer, load_config
 from resnest_d2.engine.finetune import TRAIN, VAL, mirrored_keypoints
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights import open_weights
 
-YAML = "configs/mask_resnest14_digits.yaml"
-TINY = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "0"]
+DIGITS = model_zoo.get_config_file("mask_resnest14_digits")
+TINY = short_training.options({"SOLVER.MAX_ITER": "2"})
 NAMES = ["round", "straight", "bent"]
 
 
@@ -45,29 +48,28 @@ def own_data(tiny_digits, tmp_path_factory):
     }
 
 
-def options(own_data, *splits):
-    for split in splits:
-        yield from (f"--{split}-json", str(own_data["folder"] / f"{split}.json"))
-        yield from (f"--{split}-images", str(own_data[split]))
+def changed(own_data, split, folder, change):
+    """Arguments that name a file of these data with other content."""
+    data = json.loads((own_data["folder"] / f"{split}.json").read_text())
+    change(data)
+    (folder / f"{split}.json").write_text(json.dumps(data))
+    return {f"{split}_json": folder / f"{split}.json", f"{split}_images": own_data[split]}
+
+
+def options(files):
+    return [str(w) for k, v in files.items() for w in (f"--{k.replace('_', '-')}", v)]
 
 
 @pytest.fixture(scope="module")
-def detector(tmp_path_factory):
-    """A checkpoint of the ten digits to start from."""
-    path = tmp_path_factory.mktemp("weights") / "ten_digits.pth"
-    torch.save({"model": model_zoo.get("mask_resnest14_digits", device="cpu").state_dict()}, path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def trained(own_data, detector, tmp_path_factory):
+def trained(own_data, tmp_path_factory):
+    """The command's output and folder; it starts from a checkpoint of the ten digits."""
     output = tmp_path_factory.mktemp("fine tuned")
-    result = run_tool(
-        "train_net.py",
-        *("--config-file", YAML, *options(own_data, "train", "val")),
-        *("OUTPUT_DIR", output, "MODEL.WEIGHTS", detector, *TINY),
-    )
-    return result, output
+    weights = output / "ten_digits.pth"
+    torch.save({"model": build_detector(load_config(DIGITS, TINY)).state_dict()}, weights)
+    files = {f"{split}_json": own_data["folder"] / f"{split}.json" for split in ("train", "val")}
+    files |= {f"{split}_images": own_data[split] for split in ("train", "val")}
+    opts = ("OUTPUT_DIR", output, "MODEL.WEIGHTS", weights, *TINY)
+    return run_tool("train_net.py", "--config-file", DIGITS, *options(files), *opts), output
 
 
 def test_classes_follow_from_the_file(trained):
@@ -84,11 +86,8 @@ def test_classes_follow_from_the_file(trained):
     assert saved["classes"]["thing_dataset_id_to_contiguous_id"] == {4: 0, 25: 1, 90: 2}
     assert saved["model"]["roi_heads.box_predictor.cls_score.weight"].shape[0] == 4
     completed = json.loads((output / "annotations_val.json").read_text())
-    assert {c["id"]: c["name"] for c in completed["categories"]} == {
-        4: "straight",
-        25: "bent",
-        90: "round",
-    }
+    names = {c["id"]: c["name"] for c in completed["categories"]}
+    assert names == {4: "straight", 25: "bent", 90: "round"}
     assert all(a["area"] > 0 for a in completed["annotations"])
     assert f"Evaluation results for {VAL} in csv format" in result.stdout
 
@@ -102,18 +101,23 @@ def test_predictions_are_named(trained):
     assert predictor.model.roi_heads.num_classes == 3
 
 
-def test_evaluation_counts_in_the_classes_of_the_checkpoint(trained, own_data, tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_evaluation_counts_in_the_classes_of_the_checkpoint(
+    trained, own_data, tmp_path, capsys, resume
+):
     """A validation file with one of the classes; its own order would give it another number."""
-    data = json.loads((own_data["folder"] / "val.json").read_text())
-    data["categories"] = [c for c in data["categories"] if c["id"] == 90]
-    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 90]
-    (tmp_path / "val.json").write_text(json.dumps(data))
-    args = ["--config-file", YAML, "--eval-only", "--val-json", tmp_path / "val.json"]
-    args += ["--val-images", own_data["val"], "OUTPUT_DIR", tmp_path / "out"]
-    args += ["MODEL.WEIGHTS", trained[1] / "model_final.pth"]
-    result = run_tool("train_net.py", *args)
-    assert result.returncode == 0, result.stderr
-    completed = json.loads((tmp_path / "out/annotations_val.json").read_text())
+
+    def only_one(data):
+        data["categories"] = [c for c in data["categories"] if c["id"] == 90]
+        data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 90]
+
+    files = options(changed(own_data, "val", tmp_path, only_one))
+    folder = trained[1] if resume else tmp_path / "out"
+    args = ["--config-file", DIGITS, "--eval-only", *["--resume"][: int(resume)], *files, *TINY]
+    weights = [] if resume else ["MODEL.WEIGHTS", str(trained[1] / "model_final.pth")]
+    assert main([*args, "OUTPUT_DIR", str(folder), *weights]) == 0
+    assert f"Evaluation results for {VAL} in csv format" in capsys.readouterr().out
+    completed = json.loads((folder / "annotations_val.json").read_text())
     assert [c["id"] for c in completed["categories"]] == [4, 25, 90]
     assert {a["category_id"] for a in completed["annotations"]} == {90}
 
@@ -122,32 +126,41 @@ def test_names_are_enough_for_the_order_of_classes(trained, own_data, tmp_path):
     """Data sets that are registered in Python have names without ids; val has another order."""
     classes = open_weights(trained[1] / "model_final.pth").classes
     del classes["thing_dataset_id_to_contiguous_id"]
-    data = json.loads((own_data["folder"] / "val.json").read_text())
-    numbers = {c["id"]: 100 - c["id"] for c in data["categories"]}
-    for category in data["categories"]:
-        category["id"] = numbers[category["id"]]
-    for annotation in data["annotations"]:
-        annotation["category_id"] = numbers[annotation["category_id"]]
-    (tmp_path / "val.json").write_text(json.dumps(data))
-    files = {"val_json": tmp_path / "val.json", "val_images": own_data["val"]}
+
+    def reverse(data):
+        for category in data["categories"]:
+            category["id"] = 100 - category["id"]
+        for annotation in data["annotations"]:
+            annotation["category_id"] = 100 - annotation["category_id"]
+
+    files = changed(own_data, "val", tmp_path, reverse)
     cfg = model_zoo.get_config("mask_resnest14_digits")
     cfg.OUTPUT_DIR = str(tmp_path)
     use_own_data(cfg, arguments(eval_only=True, **files), classes=classes)
     assert MetadataCatalog.get(VAL).thing_classes == ["straight", "bent", "round"]
 
 
-def test_categories_listed_twice_are_evaluated(own_data, tmp_path):
-    """On annotations_val.json, which has each of them once."""
-    data = json.loads((own_data["folder"] / "val.json").read_text())
-    data["categories"] += [dict(data["categories"][1])]
-    (tmp_path / "val.json").write_text(json.dumps(data))
-    files = {"val_json": tmp_path / "val.json", "val_images": own_data["val"]}
+def test_odd_categories_are_evaluated(own_data, tmp_path):
+    """Roboflow's supercategory of the others, which is no class, and one that is listed twice.
+
+    AP is computed on annotations_val.json, which has each class once.
+    """
+
+    def add(data):
+        others = [{**one, "supercategory": "things"} for one in data["categories"]]
+        data["categories"] = [{"id": 0, "name": "things", "supercategory": "none"}, *others]
+        data["categories"].append(others[0])
+
+    files = changed(own_data, "train", tmp_path, add) | changed(own_data, "val", tmp_path, add)
     cfg = model_zoo.get_config("mask_resnest14_digits")
     cfg.OUTPUT_DIR = str(tmp_path)
-    use_own_data(cfg, arguments(eval_only=True, **files))
+    use_own_data(cfg, arguments(**files))
+    assert sorted(MetadataCatalog.get(TRAIN).thing_classes) == sorted(NAMES)
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
     assert MetadataCatalog.get(VAL).json_file == str(tmp_path / "annotations_val.json")
     written = json.loads((tmp_path / "annotations_val.json").read_text())
-    assert [c["id"] for c in written["categories"]] == [4, 25, 90]
+    order = [4, 25, 90]
+    assert [c["id"] for c in written["categories"]] == order
     evaluator = Trainer.build_evaluator(cfg, VAL)
     evaluator.reset()
     for image in written["images"]:
@@ -156,66 +169,42 @@ def test_categories_listed_twice_are_evaluated(own_data, tmp_path):
         boxes = torch.tensor([a["bbox"] for a in found], dtype=torch.float32)
         boxes[:, 2:] += boxes[:, :2]
         instances.pred_boxes, instances.scores = Boxes(boxes), torch.ones(len(found))
-        order = [4, 25, 90]
-        classes = [order.index(a["category_id"]) for a in found]
-        instances.pred_classes = torch.tensor(classes)
+        instances.pred_classes = torch.tensor([order.index(a["category_id"]) for a in found])
         evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
     assert evaluator.evaluate()["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_resumed_evaluation_counts_in_the_last_checkpoints_classes(trained, own_data, tmp_path):
-    data = json.loads((own_data["folder"] / "val.json").read_text())
-    data["categories"] = [c for c in data["categories"] if c["id"] != 4]
-    data["annotations"] = [a for a in data["annotations"] if a["category_id"] != 4]
-    (tmp_path / "val.json").write_text(json.dumps(data))
-    result = run_tool(
-        "train_net.py",
-        *("--config-file", YAML, "--eval-only", "--resume", "--val-json", tmp_path / "val.json"),
-        *("--val-images", own_data["val"], "OUTPUT_DIR", trained[1]),
-    )
-    assert result.returncode == 0, result.stderr
-    assert f"Evaluation results for {VAL} in csv format" in result.stdout
-
-
-def test_other_classes_are_not_resumed(trained, own_data, tmp_path):
-    data = json.loads((own_data["folder"] / "train.json").read_text())
+def rename(data):
     for category in data["categories"]:
         category["name"] += "!"
-    (tmp_path / "train.json").write_text(json.dumps(data))
-    result = run_tool(
-        "train_net.py",
-        *("--config-file", YAML, "--resume", "--train-json", tmp_path / "train.json"),
-        *("--train-images", own_data["train"], "OUTPUT_DIR", trained[1], *TINY),
-    )
-    assert result.returncode == 2
-    assert (
-        "was trained on the classes ['straight', 'bent', 'round'], the data have" in result.stderr
-    )
+
+
+def widen(data):
+    data["annotations"][3]["bbox"] = "wide"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename, r"was trained on the classes \['straight', 'bent', 'round'\], the data have"),
+        (widen, r"\nannotation \d+: 'bbox' must be four numbers"),
+    ],
+)
+def test_wrong_data_end_in_one_line(trained, own_data, tmp_path, capsys, change, message):
+    """And other classes are not resumed."""
+    files = options(changed(own_data, "train", tmp_path, change))
+    args = ["--config-file", DIGITS, "--resume", *files, *TINY, "OUTPUT_DIR", str(trained[1])]
+    with pytest.raises(SystemExit) as raised:
+        main(args)
+    assert raised.value.code == 2
+    said = capsys.readouterr()
+    assert re.search(message, said.err)
+    assert "Traceback" not in said.err + said.out
 
 
 @pytest.fixture
 def train_files(own_data):
     return {"train_json": own_data["folder"] / "train.json", "train_images": own_data["train"]}
-
-
-def test_roboflows_category_0_is_no_class(train_files, own_data, tmp_path):
-    """Without annotations, it is the supercategory of the others, in both files; one is twice."""
-    files = {}
-    for split in ("train", "val"):
-        data = json.loads((own_data["folder"] / f"{split}.json").read_text())
-        others = [{**one, "supercategory": "things"} for one in data["categories"]]
-        data["categories"] = [{"id": 0, "name": "things", "supercategory": "none"}, *others]
-        data["categories"].append(others[0])
-        (tmp_path / f"{split}.json").write_text(json.dumps(data))
-        files |= {f"{split}_json": tmp_path / f"{split}.json", f"{split}_images": own_data[split]}
-    cfg = model_zoo.get_config("mask_resnest50")
-    cfg.OUTPUT_DIR = str(tmp_path / "out")
-    use_own_data(cfg, arguments(**files))
-    assert sorted(MetadataCatalog.get(TRAIN).thing_classes) == sorted(NAMES)
-    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 3
-    evaluator = Trainer.build_evaluator(cfg, VAL)  # which reads what was written
-    evaluator.reset()
-    assert set(evaluator.evaluate()) == {"bbox"}
 
 
 @pytest.mark.parametrize(
@@ -242,22 +231,6 @@ def cfg_small(cfg):
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.SOLVER.IMS_PER_BATCH = 1
     return cfg
-
-
-@pytest.mark.parametrize(
-    ("opts", "expected"),
-    [
-        ([], 0),
-        (["SOLVER.MAX_ITER", "100"], 0),
-        (["SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.005"], 0),
-        (["SOLVER.MAX_ITER", "100", "SOLVER.REFERENCE_WORLD_SIZE", "8"], 8),
-    ],
-)
-def test_a_schedule_on_the_command_line_is_meant_as_it_stands(train_files, opts, expected):
-    cfg = model_zoo.get_config("mask_resnest50")
-    cfg.merge_from_list(opts)
-    use_own_data(cfg, arguments(opts=opts, **train_files))
-    assert cfg.SOLVER.REFERENCE_WORLD_SIZE == expected
 
 
 def test_keypoints(tmp_path, caplog):
@@ -350,49 +323,36 @@ def test_a_number_of_classes_that_the_data_do_not_have(train_files, name, option
         use_own_data(cfg, arguments(opts=option, **train_files))
 
 
-def test_what_a_model_cannot_learn_from_instances(train_files, tmp_path):
-    for name, kind in (
-        ("panoptic_resnest50", "PanopticFPN"),
-        ("deeplabv3plus_resnest50", "SemanticSegmentor"),
-    ):
-        with pytest.raises(
-            ValueError, match=f"hold instances, MODEL.META_ARCHITECTURE {kind} learns"
-        ):
-            use_own_data(model_zoo.get_config(name), arguments(**train_files))
-    with pytest.raises(ValueError, match="train.json has no keypoints, which this config learns"):
-        use_own_data(model_zoo.get_config("keypoint_resnest50"), arguments(**train_files))
-    data = json.loads(train_files["train_json"].read_text())
+def without_masks(data):
     for annotation in data["annotations"]:
         annotation.pop("segmentation", None)
-    boxes = {**train_files, "train_json": tmp_path / "boxes.json"}
-    boxes["train_json"].write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="boxes.json has no masks, which this config learns: take"):
-        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**boxes))
-    val = {"val_json": boxes["train_json"], "val_images": boxes["train_images"]}
-    with pytest.raises(ValueError, match="boxes.json has no masks, which this config is evaluated"):
-        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**train_files, **val))
-    use_own_data(model_zoo.get_config("cascade_box_resnest50"), arguments(**boxes))
+
+
+def without_annotations(data):
     data["annotations"] = []
-    boxes["train_json"].write_text(json.dumps(data))
-    with pytest.raises(
-        ValueError, match="boxes.json has no annotation that can be learned, crowds"
-    ):
-        use_own_data(model_zoo.get_config("faster_resnest50"), arguments(**boxes))
 
 
-def test_wrong_data_end_in_one_line(own_data, tmp_path):
-    data = json.loads((own_data["folder"] / "train.json").read_text())
-    data["annotations"][3]["bbox"] = "wide"
-    (tmp_path / "bad.json").write_text(json.dumps(data))
-    result = run_tool(
-        "train_net.py",
-        *("--config-file", YAML, "--train-json", tmp_path / "bad.json"),
-        *("--train-images", own_data["train"], "OUTPUT_DIR", tmp_path / "out"),
-    )
-    assert result.returncode == 2
-    number = data["annotations"][3]["id"]
-    assert f"\nannotation {number}: 'bbox' must be four numbers" in result.stderr
-    assert "Traceback" not in result.stderr + result.stdout
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("panoptic_resnest50", None, "MODEL.META_ARCHITECTURE PanopticFPN learns from maps"),
+        ("deeplabv3plus_resnest50", None, "META_ARCHITECTURE SemanticSegmentor learns from maps"),
+        ("keypoint_resnest50", None, "train.json has no keypoints, which this config learns"),
+        ("mask_resnest50", without_masks, "train.json has no masks, which this config learns: t"),
+        ("faster_resnest50", without_annotations, "train.json has no annotation that can be lear"),
+        ("cascade_box_resnest50", without_masks, None),
+    ],
+)
+def test_what_a_model_cannot_learn(own_data, tmp_path, name, change, message):
+    files = changed(own_data, "train", tmp_path, change or (lambda data: None))
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
+        use_own_data(model_zoo.get_config(name), arguments(**files))
+
+
+def test_masks_that_are_evaluated_are_there(train_files, own_data, tmp_path):
+    files = train_files | changed(own_data, "val", tmp_path, without_masks)
+    with pytest.raises(InputError, match="val.json has no masks, which this config is evaluated"):
+        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**files))
 
 
 @pytest.fixture(autouse=True)

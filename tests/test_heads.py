@@ -15,8 +15,7 @@ from PIL import Image
 from torchvision.ops import deform_conv2d
 
 from resnest_d2 import model_zoo
-from resnest_d2.engine.evaluate import load_for_evaluation
-from resnest_d2.engine.trainer import Trainer, with_augmentation
+from resnest_d2.engine.trainer import Trainer, load_for_evaluation, with_augmentation
 from resnest_d2.modeling.deeplab import semantic_augmentations
 from resnest_d2.modeling.detector import build_detector
 

@@ -8,30 +8,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes_for_tests import evaluate, fail, share, take_steps, write_rank
+from processes_for_tests import evaluate, fail, know, take_steps
 
 from resnest_d2.config import InputError
-from resnest_d2.engine import processes
-from resnest_d2.engine.processes import join_torchrun, once, start_processes
+from resnest_d2.engine import launch
+from resnest_d2.engine.launch import join_torchrun, once, start_processes
 
 
-def start(work, *args, number=2):
-    return start_processes(work, args, number, 1, 0, "auto")
+def start(work, *args):
+    return start_processes(work, args, 2)
 
 
 def test_processes_on_one_machine(tmp_path, monkeypatch):
-    """They share its cores, which PyTorch would give to each of them."""
+    """They share its cores, which PyTorch would give to each; the first one reads for all."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert start(write_rank, str(tmp_path)) == 0
+    assert start(know, str(tmp_path)) == 0
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     found = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
-    assert found == [[rank, 2, rank, 3, threads] for rank in (0, 1)]
-
-
-def test_the_first_process_reads_for_all(tmp_path):
-    assert start(share, str(tmp_path)) == 0
-    written = [(tmp_path / str(rank)).read_text() for rank in (0, 1)]
-    assert written == ["read by 0, of 0"] * 2
+    assert found == [[rank, 2, rank, 3, threads, "read by 0, of 0"] for rank in (0, 1)]
     assert once(lambda: 3) == 3
 
 
@@ -45,9 +39,9 @@ def test_a_launcher_that_names_no_local_rank(monkeypatch, named, expected):
     for name, value in {**group, **named}.items():
         monkeypatch.setenv(name, value)
     chosen = []
-    monkeypatch.setattr(processes, "rendezvous", lambda address: iter([(None, 3, 4)]))
-    monkeypatch.setattr(processes.dist, "init_process_group", lambda *args, **options: None)
-    monkeypatch.setattr(processes.comm, "create_local_process_group", lambda number: None)
+    monkeypatch.setattr(launch, "rendezvous", lambda address: iter([(None, 3, 4)]))
+    monkeypatch.setattr(launch.dist, "init_process_group", lambda *args, **options: None)
+    monkeypatch.setattr(launch.comm, "create_local_process_group", lambda number: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
@@ -56,18 +50,18 @@ def test_a_launcher_that_names_no_local_rank(monkeypatch, named, expected):
 
 
 def test_one_process_is_this_one(tmp_path):
-    start_processes(tmp_path.joinpath("file").touch, (), 1, 1, 0, "auto")
+    start_processes(tmp_path.joinpath("file").touch, ())
     assert (tmp_path / "file").exists()
 
 
-@pytest.mark.parametrize("code", [3, -9])
+@pytest.mark.parametrize("code", [-9, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_process_that_fails_ends_the_others(code):
     assert start(fail, 1, code) == (code if code > 0 else 128 - code)
 
 
 def test_machines_need_an_address():
     with pytest.raises(InputError, match="--dist-url must be tcp://HOST:PORT .*: auto"):
-        start_processes(write_rank, ("",), 1, 2, 0, "auto")
+        start_processes(know, ("",), num_machines=2)
 
 
 SHARES = {"unequal": [[0], [1, 2]], "empty": [[0, 1, 2], []], "detector": [[0], [1]]}
@@ -121,17 +115,19 @@ def test_evaluation_over_processes_gives_the_same(tmp_path, registered_digits, m
         if number == 1:
             evaluate(str(folder))
         else:
-            run = f"start_processes(evaluate, ({str(folder)!r},), {number}, 1, 0, 'auto')"
-            run_in_tests(f"from processes_for_tests import evaluate\n{START}    {run}\n")
+            run_in_tests("evaluate", folder, number)
         metrics.append(json.loads((folder / "metrics.json").read_text()))
     assert 0 < metrics[0]["AP"] < 100
     assert metrics[0] == metrics[1] == metrics[2]
 
 
-START = "from resnest_d2.engine.processes import start_processes\nif __name__ == '__main__':\n"
-
-
-def run_in_tests(code):
+def run_in_tests(work, folder, number):
+    code = f"""
+from processes_for_tests import {work}
+from resnest_d2.engine.launch import start_processes
+if __name__ == "__main__":
+    start_processes({work}, ({str(folder)!r},), {number})
+"""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
@@ -140,8 +136,7 @@ def run_in_tests(code):
 def test_two_processes_are_one_training(tmp_path, tiny_digits, monkeypatch):
     """Equal weights, other images; nothing is gathered but Detectron2's own losses."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tiny_digits))
-    run = f"start_processes(train, ({str(tmp_path)!r},), 2, 1, 0, 'auto')"
-    run_in_tests(f"from processes_for_tests import train\n{START}    {run}")
+    run_in_tests("train", tmp_path, 2)
     notes = [json.loads((tmp_path / f"note-{rank}.json").read_text()) for rank in (0, 1)]
     assert notes[0]["weights"] == notes[1]["weights"]
     assert all(note["gathers"] == ["one"] * 6 for note in notes)

@@ -23,7 +23,7 @@ from test_heads import AUGMENTED, MODELS, SIZE, small_config
 
 import resnest_d2
 from resnest_d2.config.keys import portable_config
-from resnest_d2.engine.evaluate import evaluate_model
+from resnest_d2.engine.trainer import evaluate_model
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights.catalog import find
 

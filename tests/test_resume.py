@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from short_training import make
+from detectron2.config import CfgNode
+from short_training import make, short_config
 from torch.optim import lr_scheduler
 
 from resnest_d2.config import InputError
 from resnest_d2.engine import Trainer
-from resnest_d2.engine.watch import read_metrics
+from resnest_d2.engine.hooks import read_metrics
 
 START = 4
 TINY = {
@@ -95,15 +96,13 @@ def resume(registered_digits, tmp_path, saved):
     ("iteration", "options"),
     [
         (START, {}),
-        (START, {"SOLVER.BASE_LR": "0.01"}),  # in warm-up
+        (START, {"SOLVER.BASE_LR": "0.01", "SOLVER.WEIGHT_DECAY": "0.3"}),  # in warm-up
         (START, {"SOLVER.MAX_ITER": "20", "SOLVER.STEPS": "()"}),
         (20, {"SOLVER.BASE_LR": "0.01", "SOLVER.STEPS": "(15,)"}),  # after a step
-        (20, {"SOLVER.GAMMA": "0.5", "SOLVER.STEPS": "(5, 12)"}),
         (20, {"SOLVER.LR_SCHEDULER_NAME": "WarmupCosineLR"}),
         (20, {"SOLVER.LR_SCHEDULER_NAME": "WarmupPolyLR", "SOLVER.POLY_LR_POWER": "0.8"}),
-        (START, {"SOLVER.WEIGHT_DECAY": "0.3", "SOLVER.MOMENTUM": "0.5"}),
-        (START, {"SOLVER.WEIGHT_DECAY_NORM": "0.2", "SOLVER.NESTEROV": "False"}),
-        (START, {"SOLVER.BACKBONE_MULTIPLIER": "1.0", "SOLVER.BASE_LR": "0.0"}),
+        (START, {"SOLVER.MOMENTUM": "0.5", "SOLVER.NESTEROV": "False"}),
+        (START, {"SOLVER.WEIGHT_DECAY_NORM": "0.2", "SOLVER.BASE_LR": "0.0"}),
     ],
 )
 def test_the_settings_are_those_of_a_fresh_run(resume, iteration, options):
@@ -124,15 +123,13 @@ def test_the_power_of_a_polynomial_schedule_follows(resume):
     assert rates == pytest.approx([group["lr"] for group in expected])
 
 
-def one_cycle(optimizer):
-    return lr_scheduler.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=40)
-
-
 SCHEDULES = {
     "steps": lambda optimizer: lr_scheduler.MultiStepLR(optimizer, [3, 30], 0.1),
     "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 40),
     "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n),
-    "one cycle": one_cycle,
+    "one cycle": lambda optimizer: lr_scheduler.OneCycleLR(
+        optimizer, optimizer.param_groups[0]["lr"], total_steps=40
+    ),
     "both": lambda optimizer: lr_scheduler.SequentialLR(
         optimizer,
         [lr_scheduler.LinearLR(optimizer), lr_scheduler.CosineAnnealingLR(optimizer, 40)],
@@ -184,10 +181,39 @@ def test_one_line_lists_what_changed(resume, tmp_path, caplog, options, message)
     assert found == ([f"Resuming {tmp_path} with other settings: {message}"] if message else [])
 
 
-def test_a_run_that_is_longer_than_asked_for(resume):
-    words = r"--resume: the checkpoint has done 20 iterations, .*SOLVER.MAX_ITER is 15"
-    with pytest.raises(InputError, match=words):
-        resume(20, {"SOLVER.MAX_ITER": "15", "SOLVER.STEPS": "(9,)"})
+def without(key):
+    return lambda content: content.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        ({"SOLVER.MAX_ITER": "3", "SOLVER.STEPS": "(2,)"}, None, "has done 4 .*MAX_ITER is 3"),
+        (
+            {"SOLVER.BACKBONE_MULTIPLIER": "0.1"},
+            None,
+            "optimizer has .*BACKBONE_MULTIPLIER.*: train",
+        ),
+        ({"MODEL.BACKBONE.FREEZE_AT": "3"}, None, "optimizer has groups .*FREEZE_AT"),
+        ({}, without("trainer"), "model_0000003.pth has no trainer to go on from, only weights"),
+    ],
+)
+def test_what_cannot_go_on_is_refused(resume, options, change, message):
+    with pytest.raises(InputError, match=f"--resume: .*{message}"):
+        resume(keys=options, change=change)
+
+
+def test_keys_of_a_users_own_trainer_go_on(tmp_path, registered_digits):
+    """They are in the checkpoint's config, and nobody else knows them."""
+    for value in (1, 2):
+        cfg = short_config(tmp_path, TINY)
+        cfg.OWN = CfgNode({"KEY": value})
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=value == 2)
+        trainer.iter = START
+        trainer.checkpointer.save(f"model_{START:07d}", iteration=START)
+    assert trainer.start_iter == START + 1
+    assert trainer.checkpointer.changes == {"OWN.KEY": "1 -> 2"}
 
 
 @pytest.mark.parametrize("average", ["ema_state", "model_ema"])
@@ -237,18 +263,14 @@ def test_mixed_precision_may_be_newly_on_or_off(resume, tmp_path):
     assert make(tmp_path, resume=True, keys=TINY).start_iter == START
 
 
-def test_a_run_that_dies_early_does_not_go_on_from_an_older_one(tmp_path, registered_digits):
+def test_metrics_go_on_and_a_run_that_dies_early_leaves_no_tag(tmp_path, registered_digits):
+    """The run behind it begins anew."""
     keys = {"SOLVER.MAX_ITER": "2"}
     make(tmp_path, keys=keys).train()
+    make(tmp_path, resume=True, keys={"SOLVER.MAX_ITER": "3"}).train()
+    assert [i for i, _ in read_metrics(tmp_path / "metrics.json")["total_loss"]] == [1, 2]
     (tmp_path / "model_best.json").write_text('{"metric": "x", "value": 1, "iteration": 1}')
     make(tmp_path, keys=keys)  # dies before its first checkpoint
     assert (tmp_path / "model_final.pth").is_file()
     assert not (tmp_path / "model_best.json").exists()
-    trainer = make(tmp_path, resume=True, keys=keys)
-    assert trainer.start_iter == 0
-
-
-def test_metrics_go_on(tmp_path, registered_digits):
-    make(tmp_path).train()
-    make(tmp_path, resume=True, keys={"SOLVER.MAX_ITER": "6"}).train()
-    assert [i for i, _ in read_metrics(tmp_path / "metrics.json")["total_loss"]] == [3, 5]
+    assert make(tmp_path, resume=True, keys=keys).start_iter == 0

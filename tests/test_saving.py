@@ -11,25 +11,22 @@ from short_training import make, short_config
 
 from resnest_d2.config import InputError
 from resnest_d2.engine import TrainingOptions
-from resnest_d2.engine.checkpoint import last_checkpoint
+from resnest_d2.engine.checkpoint import BEGUN, last_checkpoint
 from resnest_d2.weights import UnreadableError
 
 pytestmark = pytest.mark.usefixtures("registered_digits")
 
-EVALUATED = {"TEST.EVAL_PERIOD": "1", "DATASETS.TEST": "('digits_val',)", "SOLVER.MAX_ITER": "6"}
+EVALUATED = {"TEST.EVAL_PERIOD": "1", "DATASETS.TEST": "('digits_val',)"}
+TWO = {"DATASETS.TEST": "('digits_val', 'digits_train')"}
 
 
 def checkpoints(folder):
     return sorted(file.name for file in folder.glob("*.pth"))
 
 
-def best(folder):
-    return json.loads((folder / "model_best.json").read_text())
-
-
-def scored(folder, values, **options):
+def scored(folder, values, keys=None, **options):
     """A trainer that evaluates to these figures, one after the other, in place of a model's."""
-    trainer = make(folder, keys={**EVALUATED, **options.pop("keys", {})}, **options)
+    trainer = make(folder, keys={**EVALUATED, **(keys or {})}, keep_best="bbox/AP", **options)
     values = iter(values)
     for hook in trainer._hooks:
         if isinstance(hook, hooks.EvalHook):
@@ -37,71 +34,76 @@ def scored(folder, values, **options):
     return trainer
 
 
-class Kill(HookBase):
-    def __init__(self, iteration):
-        self.iteration = iteration
+class At(HookBase):
+    """Does something behind an iteration."""
 
-    def before_step(self):
+    def __init__(self, iteration, act):
+        self.iteration, self.act = iteration, act
+
+    def after_step(self):
         if self.trainer.iter == self.iteration:
-            raise KeyboardInterrupt
+            self.act()
 
 
-def test_the_best_is_kept(tmp_path):
-    scored(tmp_path, [1.0, 3.0, float("nan"), 2.0, 3.0, 1.0], keep_best="bbox/AP").train()
-    assert best(tmp_path) == {"metric": "bbox/AP", "value": 3.0, "iteration": 1}
-    assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    kept = torch.load(tmp_path / "model_best.pth", weights_only=True)
-    assert kept["iteration"] == 1
-    same = torch.load(tmp_path / "model_0000001.pth", weights_only=True)
-    assert all(torch.equal(kept["model"][k], v) for k, v in same["model"].items())
-
-
-def test_patience_stops(tmp_path):
-    """In the iteration behind the second evaluation without a gain."""
-    trainer = scored(tmp_path, [1.0, 3.0, 2.0, 3.0, 9.0], keep_best="bbox/AP", patience=2)
+def test_the_best_and_the_last_are_kept_and_patience_stops(tmp_path):
+    """In the iteration behind the third evaluation without a gain."""
+    older, weights = tmp_path / "model_0000009.pth", []
+    older.touch()
+    values = [1.0, 3.0, float("nan"), 2.0, 3.0, 9.0]
+    keys = {"SOLVER.MAX_ITER": "9", "SOLVER.CHECKPOINT_PERIOD": "1"}
+    trainer = scored(tmp_path, values, keys, patience=3, keep_last=2)
+    name, parameter = next((n, p) for n, p in trainer.model.named_parameters() if p.requires_grad)
+    trainer.register_hooks([At(1, lambda: weights.append(parameter.detach().clone()))])
     trainer.train()
-    assert trainer.iter == 4
+    assert trainer.iter == 5
+    best = json.loads((tmp_path / "model_best.json").read_text())
+    assert best == {"metric": "bbox/AP", "value": 3.0, "iteration": 1}
     assert (tmp_path / "last_checkpoint").read_text() == "model_final.pth"
-    assert torch.load(tmp_path / "model_final.pth", weights_only=True)["iteration"] == 4
+    kept = [f"model_{name}.pth" for name in ("0000004", "0000005", "0000009", "best", "final")]
+    assert checkpoints(tmp_path) == kept
+    best, final = (torch.load(tmp_path / kept[i], weights_only=True) for i in (3, 4))
+    assert (best["iteration"], final["iteration"]) == (1, 5)
+    assert torch.equal(best["model"][name], weights[0])
+    assert not torch.equal(final["model"][name], weights[0])
 
 
 def test_the_best_is_known_over_a_stop(tmp_path):
     """Also an evaluation behind the checkpoint that is resumed; another run begins anew."""
-    trainer = scored(tmp_path, [1.0, 5.0, 2.0], keep_best="bbox/AP")
-    trainer.register_hooks([Kill(2)])
+
+    def stop():
+        raise KeyboardInterrupt
+
+    trainer = scored(tmp_path, [1.0, 5.0])
+    trainer.register_hooks([At(1, stop)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
-    scored(tmp_path, [4.0, 4.5, 4.9, 4.9], keep_best="bbox/AP", resume=True).train()
-    assert best(tmp_path) == {"metric": "bbox/AP", "value": 5.0, "iteration": 1}
-    scored(tmp_path, [2.0] * 6, keep_best="bbox/AP").train()
-    assert best(tmp_path)["value"] == 2.0
+    scored(tmp_path, [4.9, 4.9], resume=True).train()
+    best = tmp_path / "model_best.json"
+    assert json.loads(best.read_text()) == {"metric": "bbox/AP", "value": 5.0, "iteration": 1}
+    scored(tmp_path, [2.0], {"SOLVER.MAX_ITER": "1"}).train()
+    assert json.loads(best.read_text())["value"] == 2.0
 
 
 @pytest.mark.parametrize(
-    ("metric", "names", "keys", "message"),
+    ("metric", "keys", "message"),
     [
-        ("bbox/AP", "('digits_val',)", (), None),
-        ("segm/AP50", "('digits_val',)", (), None),
-        ("bbox/AP-seven", "('digits_val',)", (), None),
-        ("digits_val/bbox/AP", "('digits_val', 'digits_train')", (), None),
-        ("bbox/AP", "('digits_val', 'digits_train')", (), "called digits_val/TASK/METRIC"),
-        ("digits_val/bbox/AP", "('digits_val',)", (), "a metric is called TASK/METRIC"),
-        ("x/bbox/AP", "('digits_val', 'digits_train')", (), "called digits_val/TASK/METRIC"),
-        ("AP", "('digits_val',)", (), "such as bbox/AP; tasks are bbox, segm"),
-        ("box/AP", "('digits_val',)", (), "such as bbox/AP; tasks are bbox, segm"),
-        ("bbox/APP", "('digits_val',)", (), "task bbox has no metric 'APP'; did you mean AP"),
-        ("bbox/AP", "()", (), "needs data to evaluate on, and DATASETS.TEST is empty"),
-        ("segm/AP", "('digits_val',)", ("MODEL.MASK_ON", "False"), "MODEL.MASK_ON is False"),
-        ("keypoints/AP", "('digits_val',)", (), "MODEL.KEYPOINT_ON is False"),
-        ("sem_seg/mIoU", "('digits_val',)", (), "'digits_val' has the tasks bbox, segm, keypo"),
-        ("panoptic_seg/PQ", "('digits_val',)", (), "has the tasks bbox, segm, keypoints alone"),
+        ("bbox/AP", {}, None),
+        ("segm/AP50", {}, None),
+        ("bbox/AP-seven", {}, None),
+        ("digits_val/bbox/AP", TWO, None),
+        ("bbox/AP", TWO, "there are digits_val/bbox/AP, .*digits_train/segm/AP and others"),
+        ("digits_val/bbox/AP", {}, "on DATASETS.TEST .*; there are bbox/AP, segm/AP and"),
+        ("x/bbox/AP", TWO, "no metric of this model"),
+        ("AP", {}, "no metric of this model on DATASETS.TEST .*bbox/AP"),
+        ("bbox/APP", {}, "did you mean bbox/AP"),
+        ("bbox/AP", {"DATASETS.TEST": "()"}, "needs data to evaluate on, and DATASETS.TEST is"),
+        ("segm/AP", {"MODEL.MASK_ON": "False"}, "no metric of this model"),
+        ("keypoints/AP", {}, "no metric of this model"),
+        ("sem_seg/mIoU", {}, "no metric of this model"),
     ],
 )
-def test_metrics_that_will_not_be_there_are_refused_at_the_start(
-    tmp_path, metric, names, keys, message
-):
-    pairs = dict(zip(keys[::2], keys[1::2], strict=True))
-    cfg = short_config(tmp_path, {"DATASETS.TEST": names, **pairs})
+def test_metrics_that_will_not_be_there_are_refused_at_the_start(tmp_path, metric, keys, message):
+    cfg = short_config(tmp_path, {"DATASETS.TEST": "('digits_val',)", **keys})
     options = TrainingOptions(keep_best=metric)
     if message is None:
         options.check(cfg)
@@ -117,56 +119,42 @@ def test_metrics_that_will_not_be_there_are_refused_at_the_start(
         ({"keep_last": -1}, "--keep-last must be at least 0"),
         ({"patience": 1}, "--patience needs --keep-best METRIC"),
         ({"patience": 1, "keep_best": "bbox/AP"}, "--patience needs evaluations during training"),
+        ({"keep_best": "bbox/AQ"}, "--keep-best bbox/AQ"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path, options, message):
-    cfg = short_config(tmp_path, {"DATASETS.TEST": "('digits_val',)"})
+def test_a_trainer_refuses_options_that_make_no_sense(tmp_path, options, message):
     with pytest.raises(InputError, match=message):
-        TrainingOptions(**options).check(cfg)
-
-
-def test_the_last_are_kept(tmp_path):
-    """Also over a resume; what is older is not touched."""
-    keys = {"SOLVER.CHECKPOINT_PERIOD": "1"}
-    older = tmp_path / "model_0000000.pth"
-    make(tmp_path, keys=keys, keep_last=2).train()
-    assert checkpoints(tmp_path) == ["model_0000002.pth", "model_0000003.pth", "model_final.pth"]
-    older.write_bytes(b"")
-    make(tmp_path, resume=True, keys={**keys, "SOLVER.MAX_ITER": "6"}, keep_last=2).train()
-    kept = ["model_0000000.pth", "model_0000004.pth", "model_0000005.pth", "model_final.pth"]
-    assert checkpoints(tmp_path) == kept
+        make(tmp_path, keys={"DATASETS.TEST": "('digits_val',)"}, **options)
 
 
 class FullDisk:
-    """``os.fsync`` on a disk that is full for some of its calls."""
+    """``os.fsync`` on a disk that is full for the second checkpoint."""
 
-    def __init__(self, bad):
-        self.calls, self.bad, self.real = 0, bad, os.fsync
+    def __init__(self):
+        self.calls, self.real = 0, os.fsync
 
     def __call__(self, descriptor):
         if os.fstat(descriptor).st_size > 1 << 20:  # checkpoints only
             self.calls += 1
-            if self.calls in self.bad:
+            if self.calls == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
         self.real(descriptor)
 
 
 def test_a_full_disk_stops_and_loses_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", FullDisk({2}))
+    monkeypatch.setattr(os, "fsync", FullDisk())
     with pytest.raises(InputError, match=r"cannot write .*model_0000003.pth: No space left"):
         make(tmp_path).train()
     assert checkpoints(tmp_path) == ["model_0000001.pth"]
     assert not list(tmp_path.glob(".*.part"))
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
-    resumed = make(tmp_path, resume=True)
-    assert resumed.start_iter == 2
-    resumed.train()
+    assert make(tmp_path, resume=True).start_iter == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_teaches_nothing(tmp_path, value):
     """Detectron2 ends training before the optimizer's step."""
-    trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "6"})
+    trainer = make(tmp_path)
     model = trainer.model
 
     def spoil(model, inputs, losses):
@@ -181,15 +169,9 @@ def test_a_loss_that_is_not_finite_teaches_nothing(tmp_path, value):
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     trainer = make(tmp_path)
-
-    class Spoil(HookBase):
-        def after_backward(self):
-            if self.trainer.iter == 3:
-                next(p for p in trainer.model.parameters() if p.requires_grad).grad[:] = torch.nan
-
-    trainer._trainer.register_hooks([Spoil()])
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 1.0
+    parameter = next(p for p in trainer.model.parameters() if p.requires_grad)
+    trainer._hooks.insert(0, At(3, lambda: parameter.data.fill_(torch.nan)))
+    trainer._hooks[0].trainer = trainer
     with pytest.raises(UnreadableError, match=r"model_0000003.pth is not saved: .* NaN or inf"):
         trainer.train()
     assert checkpoints(tmp_path) == ["model_0000001.pth"]
@@ -197,6 +179,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "absent", "turned", "flag", "method"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
+    """By training and evaluation; never for one of an older run."""
     content = {"model": {"weight": torch.zeros(300)}}
     for iteration in (1, 3):
         torch.save(content, tmp_path / f"model_{iteration:07d}.pth")
@@ -217,3 +200,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
             file.write_bytes(content)
     assert last_checkpoint(tmp_path).name == "model_0000001.pth"
     assert "model_final.pth is damaged or not there: taking" in caplog.text
+    (tmp_path / BEGUN).touch()
+    os.utime(tmp_path / "model_0000001.pth", (1, 1))
+    assert last_checkpoint(tmp_path).name == "model_final.pth"

@@ -8,37 +8,53 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from typing import ClassVar
 
 import pytest
+import short_training
 import torch
 from commands import ROOT
+from detectron2.data import build_detection_train_loader
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from short_training import make
 
+from resnest_d2.commands import train
 from resnest_d2.config import FileError
-from resnest_d2.engine import processes
+from resnest_d2.engine import Trainer, launch
 from resnest_d2.files import hold_folder
 
 # How often a training is killed; docs/reliability.md has figures of 7 for each victim.
 KILLS = int(os.getenv("KILLS", "1"))
 VICTIMS = ["launcher", "worker", "workers"][: 1 if KILLS == 1 else 3]
-# The command, where a checkpoint takes some seconds.
+# The command, where a checkpoint takes until the file "go" is beside its folder.
 SLOW = """
-import runpy, sys, time, torch
-save = torch.save
+import os, runpy, sys, time, torch
+save, go = torch.save, sys.argv.pop(1)
 def slow(*args, **options):
     print("saving slowly", flush=True)
-    time.sleep({seconds})
+    while not os.path.exists(go):
+        time.sleep(0.05)
     save(*args, **options)
 torch.save = slow
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+LIMIT = 400  # seconds that nothing takes, however busy the machine is
+
+
+def wait_until(is_so):
+    until = time.monotonic() + LIMIT
+    while not (found := is_so()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return found
 
 
 class Training:
@@ -59,23 +75,10 @@ class Training:
         self, folder, datasets, launcher=(sys.executable,), options=(), keys=(), log="out.log"
     ):
         self.folder, self.log = folder, folder.parent / log
-        short = "SOLVER.IMS_PER_BATCH 2 SOLVER.CHECKPOINT_PERIOD 5 MODEL.DEVICE cpu"
+        config = ROOT / "configs/mask_resnest14_digits.yaml"
+        command = [*launcher, ROOT / "tools/train_net.py", *options, "--config-file", config]
         self.process = subprocess.Popen(
-            [
-                *launcher,
-                *(ROOT / "tools/train_net.py", *options),
-                *("--config-file", ROOT / "configs/mask_resnest14_digits.yaml"),
-                *(
-                    *short.split(),
-                    "TEST.EVAL_PERIOD",
-                    "0",
-                    "DATASETS.TEST",
-                    "()",
-                    "INPUT.MIN_SIZE_TRAIN",
-                    "(64,)",
-                ),
-                *("OUTPUT_DIR", folder, *keys),
-            ],
+            [*command, *short_training.options(SHORT), "OUTPUT_DIR", folder, *keys],
             stdout=self.log.open("a"),
             stderr=subprocess.STDOUT,
             env={**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"},
@@ -84,22 +87,29 @@ class Training:
         )
         self.started.append(self)
 
-    def wait_for(self, text, seconds=120):
+    def wait_for(self, text):
         """Wait until the command has said something since it was started."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if re.search(text, self.output()):
-                return self
+
+        def is_said():
             assert self.process.poll() is None, self.output()
-            time.sleep(0.05)
-        raise TimeoutError(f"{text!r} is not in {self.output()}")
+            return re.search(text, self.output())
+
+        wait_until(is_said)
+        return self
+
+    def wait_for_checkpoint(self, iteration):
+        """Wait until there is a checkpoint of this iteration, or of a later one."""
+        tag = self.folder / "last_checkpoint"
+        name = f"model_{iteration:07d}.pth"
+        wait_until(lambda: tag.is_file() and tag.read_text() >= name)
+        return self
 
     def output(self):
         return self.log.read_text()
 
-    def end(self, seconds=120):
+    def end(self):
         """The exit code."""
-        return self.process.wait(seconds)
+        return self.process.wait(LIMIT)
 
     def workers(self):
         """The processes that train, which the launcher has started."""
@@ -128,51 +138,43 @@ def last(folder):
     return torch.load(folder / (folder / "last_checkpoint").read_text(), weights_only=True)
 
 
-def torchrun(*options):
-    return (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *options)
+def torchrun(*options, number=2):
+    run = "torch.distributed.run"
+    return (sys.executable, "-m", run, "--nproc_per_node", str(number), *options)
 
 
-LONG = ("SOLVER.MAX_ITER", "500", "SOLVER.CHECKPOINT_PERIOD", "500", "DATALOADER.NUM_WORKERS", "2")
+SHORT = {"SOLVER.CHECKPOINT_PERIOD": "5"}
+LONG = ("SOLVER.MAX_ITER", "5000", "DATALOADER.NUM_WORKERS", "2")
 
 
-def test_a_signal_saves_and_stops(tmp_path, tiny_digits):
+def test_a_signal_saves_and_stops(tmp_path, registered_digits):
     """Sent twice to the process and its loaders, as launchers do; which then goes on."""
     folder, number = tmp_path / "out", signal.SIGTERM
-    training = Training(folder, tiny_digits, keys=LONG).wait_for("iter: 19 ")
-    start = time.monotonic()
+    training = Training(folder, registered_digits, keys=LONG).wait_for_checkpoint(4)
     for _ in range(2):
         os.killpg(training.process.pid, number)
-        time.sleep(0.05)
     assert training.end() == 128 + number
-    assert time.monotonic() - start < 30
     output = training.output()
     done = last(folder)["iteration"]
-    assert done >= 19
     stopped = f"{number.name}: training stopped after iteration {done}; the same command with"
     assert stopped in output
     assert "Traceback" not in output
-    keys = ("SOLVER.MAX_ITER", str(done + 3))
-    training = Training(folder, tiny_digits, options=["--resume"], keys=keys)
-    assert training.end() == 0, training.output()
-    assert f"Starting training from iteration {done + 1}" in training.output()
+    assert make(folder, resume=True, keys={"SOLVER.MAX_ITER": "5000"}).start_iter == done + 1
 
 
 @pytest.mark.parametrize(
     ("number", "seconds"),
-    [
-        (signal.SIGTERM, 5),
-        pytest.param(signal.SIGINT, 20, marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, 40, marks=pytest.mark.slow),
-    ],
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 30, marks=pytest.mark.slow)],
 )
 def test_a_signal_while_a_checkpoint_takes_long(tmp_path, tiny_digits, heeded, number, seconds):
     """The whole group gets it, as from a terminal or a batch system."""
-    folder, launcher = tmp_path / "out", (sys.executable, "-c", SLOW.format(seconds=seconds))
-    keys = (*LONG, "SOLVER.CHECKPOINT_PERIOD", "5")
-    training = Training(folder, tiny_digits, launcher, keys=keys).wait_for("saving slowly")
-    time.sleep(1)
+    folder, go = tmp_path / "out", tmp_path / "go"
+    launcher = (sys.executable, "-c", SLOW, go)
+    training = Training(folder, tiny_digits, launcher, keys=LONG).wait_for("saving slowly")
     os.killpg(training.process.pid, number)
-    assert training.end(seconds + 60) == 128 + number, training.output()
+    time.sleep(seconds)
+    go.touch()
+    assert training.end() == 128 + number, training.output()
     assert "Traceback" not in training.output()
     assert last(folder)["iteration"] == 4
     assert not list(folder.glob(".*.part"))
@@ -191,14 +193,13 @@ def heeded():
 class Send(HookBase):
     """Sends this process signals in an iteration, before or after the weights are updated."""
 
-    def __init__(self, number, when, pauses=(0.1,)):
-        self.number, self.when, self.pauses = number, when, pauses
+    def __init__(self, number, when, times=1):
+        self.number, self.when, self.times = number, when, times
 
     def _send(self, when):
         if self.when == when and self.trainer.iter == 2:
-            for pause in self.pauses:
+            for _ in range(self.times):
                 os.kill(os.getpid(), self.number)
-                time.sleep(pause)
 
     def before_step(self):
         self._send("before")
@@ -222,9 +223,10 @@ def test_other_signals_and_moments(tmp_path, registered_digits, heeded, number, 
     assert signal.getsignal(number) == before
 
 
-def test_a_second_ctrl_c_leaves_at_once(tmp_path, registered_digits, heeded):
+def test_a_second_ctrl_c_leaves_at_once(tmp_path, registered_digits, heeded, monkeypatch):
+    monkeypatch.setattr("resnest_d2.engine.hooks.AGAIN", 0)
     trainer = make(tmp_path, keys={"SOLVER.MAX_ITER": "6"})
-    trainer.register_hooks([Send(signal.SIGINT, "before", (1.2, 0.1))])
+    trainer.register_hooks([Send(signal.SIGINT, "before", times=2)])
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000001.pth"
@@ -281,32 +283,56 @@ def test_signals_in_the_evaluation_at_the_end_do_what_they_did_before(tmp_path, 
     assert last(tmp_path)["iteration"] == 3
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_processes_of_loaders_end_with_the_training(tmp_path, registered_digits, fails):
-    trainer = make(tmp_path, keys={"DATALOADER.NUM_WORKERS": "2"})
-    if fails:
-        trainer.register_hooks([EvalHook(2, lambda: 1 / 0)])
-        with pytest.raises(ZeroDivisionError):
-            trainer.train()
-    else:
+class Own(Trainer):
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg)
+
+
+class SignalLoaders(HookBase):
+    """Sends a signal to the processes of loaders."""
+
+    def after_step(self):
+        if self.trainer.iter == 0:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize(("kind", "fails"), [(Own, False), (Trainer, True)])
+def test_loaders_ignore_signals_and_end_with_the_training(
+    tmp_path, registered_digits, heeded, kind, fails
+):
+    trainer = make(tmp_path, keys={"DATALOADER.NUM_WORKERS": "2"}, kind=kind)
+    trainer.register_hooks([SignalLoaders(), EvalHook(2, lambda: 1 / 0 if fails else {})])
+    with pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext():
         trainer.train()
+    assert trainer.iter == (1 if fails else 4)
     for child in multiprocessing.active_children():  # as at the end of this process
         child.terminate()
         child.join(5)
     assert not multiprocessing.active_children()
 
 
-def test_a_signal_before_processes_are_started_ends_the_launcher(monkeypatch):
-    def launch(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(1)
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_signal_before_processes_are_started(monkeypatch, is_ignored):
+    """It ends the launcher, but where nohup has it ignored."""
+    number, begun = signal.SIGHUP, []
 
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(processes, "launch", launch)
-    with pytest.raises(SystemExit) as raised:
-        processes.start_processes(print, (), 2, 1, 0, "auto")
-    assert raised.value.code == 128 + signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) == before
+    def begin(*_):
+        os.kill(os.getpid(), number)
+        begun.append(True)
+
+    handler = signal.SIG_IGN if is_ignored else signal.SIG_DFL
+    before = signal.signal(number, handler)
+    monkeypatch.setattr("resnest_d2.engine.launch.launch", begin)
+    try:
+        with contextlib.nullcontext() if is_ignored else pytest.raises(SystemExit) as raised:
+            assert launch.start_processes(print, (), 2) == 0
+        assert signal.getsignal(number) == handler
+    finally:
+        signal.signal(number, before)
+    assert bool(begun) == is_ignored
+    assert is_ignored or raised.value.code == 128 + number
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -328,22 +354,25 @@ def test_a_folder_in_use_is_refused(tmp_path):
     hold_folder(tmp_path).close()
 
 
-def test_a_second_training_in_a_folder(tmp_path, tiny_digits):
+def test_a_second_training_in_a_folder(tmp_path, registered_digits, monkeypatch, capsys):
     """Is refused while the first one runs, and removes no files but those that were torn."""
+    monkeypatch.setattr("resnest_d2.engine.launch.WAIT", 0)
     folder = tmp_path / "out"
     folder.mkdir()
-    torn = [folder / name for name in (".model_0000004.pth.0a1b2c3d.part", ".video.mp4.part")]
+    names = (".model_0000004.pth.0a1b2c3d.part", ".last_checkpoint.1.part", ".video.mp4.part")
+    torn = [folder / name for name in names]
     for file in torn:
         file.touch()
-    with hold_folder(folder):
-        training = Training(folder, tiny_digits)
-        assert training.end() == 2
-    assert f"error: another training writes to {folder}" in training.output()
-    assert "Traceback" not in training.output()
+    config = str(ROOT / "configs/mask_resnest14_digits.yaml")
+    opts = short_training.options({"SOLVER.MAX_ITER": "1"})
+    command = ["--config-file", config, *opts, "OUTPUT_DIR", str(folder)]
+    with hold_folder(folder), pytest.raises(SystemExit) as raised:
+        train.main(command)
+    assert raised.value.code == 2
+    assert capsys.readouterr().err.endswith(f"error: another training writes to {folder}\n")
     assert all(file.exists() for file in torn)
-    training = Training(folder, tiny_digits, keys=("SOLVER.MAX_ITER", "1"))
-    assert training.end() == 0, training.output()
-    assert [file.exists() for file in torn] == [False, True]
+    assert train.main(command) == 0
+    assert [file.exists() for file in torn] == [False, False, True]
 
 
 @pytest.mark.slow
@@ -354,38 +383,54 @@ def test_a_signal_to_the_launcher(tmp_path, tiny_digits, launcher):
     how = {"launcher": torchrun("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1")}
     if launcher == "own":
         how = {"options": ["--num-processes", "2"]}
-    training = Training(folder, tiny_digits, keys=LONG, **how).wait_for("iter: 19 ")
+    training = Training(folder, tiny_digits, keys=LONG, **how).wait_for_checkpoint(4)
     number = signal.SIGTERM if launcher == "own" else signal.SIGUSR1
     training.process.send_signal(number)
-    assert training.end(60) == (128 + number if launcher == "own" else 1)
-    assert last(folder)["iteration"] >= 19
+    assert training.end() == (128 + number if launcher == "own" else 1)
+    assert "training stopped after iteration" in training.output()
     assert "Exception during training" not in training.output()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_of_two_processes(tmp_path, tiny_digits, heeded, number):
-    """And to their loaders, as of a terminal; while a checkpoint takes long."""
-    folder, launcher = tmp_path / "out", (sys.executable, "-c", SLOW.format(seconds=8))
-    options = ["--num-processes", "2"]
-    training = Training(folder, tiny_digits, launcher, options, LONG).wait_for("iter: 19 ")
+    """And to their loaders, as of a terminal."""
+    folder, options = tmp_path / "out", ["--num-processes", "2"]
+    training = Training(folder, tiny_digits, options=options, keys=LONG).wait_for_checkpoint(4)
     os.killpg(training.process.pid, number)
-    assert training.end(90) in (128 + number, 143), training.output()
-    assert last(folder)["iteration"] >= 19
+    assert training.end() in (128 + number, 143), training.output()
+    assert "training stopped after iteration" in training.output()
     assert "Traceback" not in training.output()
 
 
+def machines_of_torchrun(monkeypatch):
+    """Two agents with a process each, which count their restarts on their own."""
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # as docs/train.md says
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    options = ["--nnodes", "2", "--max-restarts", "3", "--rdzv-id", "1", "--rdzv-backend", "c10d"]
+    return 2 * [torchrun(*options, "--rdzv-endpoint", place, number=1)]
+
+
 @pytest.mark.slow
-def test_torchrun_starts_them_again(tmp_path, tiny_digits):
+@pytest.mark.parametrize("agents", [1, 2])
+def test_torchrun_starts_them_again(tmp_path, tiny_digits, monkeypatch, agents):
     """A worker is killed; without --resume on the command line they go on where they were."""
-    folder = tmp_path / "out"
-    keys = ("SOLVER.MAX_ITER", "40")
-    launcher = torchrun("--max-restarts", "3")
-    training = Training(folder, tiny_digits, launcher, keys=keys).wait_for("model_0000009.pth")
-    time.sleep(1)
-    os.kill(training.workers()[1], signal.SIGKILL)
-    assert training.end(240) == 0, training.output()
-    starts = [int(n) for n in re.findall(r"training from iteration (\d+)", training.output())]
+    folder, keys = tmp_path / "out", ("SOLVER.MAX_ITER", "40")
+    launchers = [torchrun("--max-restarts", "3")]
+    if agents == 2:
+        launchers = machines_of_torchrun(monkeypatch)
+    trainings = [
+        Training(folder, tiny_digits, launcher, keys=keys, log=f"{number}.log")
+        for number, launcher in enumerate(launchers)
+    ]
+    trainings[0].wait_for_checkpoint(9)
+    os.kill(trainings[-1].workers()[-1], signal.SIGKILL)
+    for training in trainings:
+        assert training.end() == 0, training.output()
+    output = "".join(training.output() for training in trainings)
+    starts = [int(n) for n in re.findall(r"training from iteration (\d+)", output)]
     assert starts[0] == 0
     assert starts[-1] >= 10
     assert last(folder)["iteration"] == 39
@@ -427,24 +472,21 @@ def ip(*words):
 
 @pytest.fixture
 def machines():
-    """Two network namespaces with a cable between them: names and addresses."""
+    """Two network namespaces with a cable between them: names, addresses and ends."""
     if shutil.which("ip") is None:
         pytest.skip("there is no command ip")
     names = [f"resnest{os.getpid()}{end}" for end in "ab"]
-    addresses = ["10.213.7.1", "10.213.7.2"]
+    addresses, cable = ["10.213.7.1", "10.213.7.2"], [name[-12:] for name in names]
+    made = [ip("netns", "add", name) for name in names]
+    made.append(ip("link", "add", cable[0], "type", "veth", "peer", cable[1]))
     try:
-        for name in names:
-            if (made := ip("netns", "add", name)).returncode:
-                pytest.skip(f"no network namespaces: {made.stderr.strip()}")
-        cable = [name[-12:] for name in names]
-        if (made := ip("link", "add", cable[0], "type", "veth", "peer", cable[1])).returncode:
-            pytest.skip(f"no virtual cable: {made.stderr.strip()}")
+        if failed := [one.stderr.strip() for one in made if one.returncode]:
+            pytest.skip(f"no network namespaces: {failed}")
         for name, end, address in zip(names, cable, addresses, strict=True):
             ip("link", "set", end, "netns", name)
-            inside = ("-n", name)
-            ip(*inside, "addr", "add", f"{address}/24", "dev", end)
-            ip(*inside, "link", "set", end, "up")
-            ip(*inside, "link", "set", "lo", "up")
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", end)
+            for device in (end, "lo"):
+                ip("-n", name, "link", "set", device, "up")
         yield list(zip(names, addresses, cable, strict=True))
     finally:
         for name in names:

@@ -127,5 +127,6 @@ def test_changes_between_two_runs(caplog):
     before, after = (config_text(load_config(DIGITS, o)) for o in ([], ["SOLVER.BASE_LR", "0.5"]))
     assert describe_changes(before, after) == {"SOLVER.BASE_LR": "0.12 -> 0.5"}
     assert describe_changes(before, before) == describe_changes("", after) == {}
-    assert describe_changes("MODEL: {NEW: 1}", after) == describe_changes("MODEL: [", after) == {}
-    assert "What has changed since is not known: the stored config: Non-existent" in caplog.text
+    assert describe_changes(before + "\nNEW: 1\n", before) == {"NEW": "1 -> None"}
+    assert describe_changes("MODEL: [", after) == describe_changes("text", after) == {}
+    assert "What has changed since is not known: the stored config: " in caplog.text

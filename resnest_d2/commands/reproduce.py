@@ -15,8 +15,8 @@ from detectron2.evaluation.testing import flatten_results_dict
 from .. import model_zoo
 from ..config import InputError, MissingFileError, require_between
 from ..config.load import choose_device, load_config
-from ..engine.evaluate import evaluate_model, load_for_evaluation
-from ..engine.processes import join_torchrun
+from ..engine.launch import join_torchrun
+from ..engine.trainer import evaluate_model, load_for_evaluation
 from ..evaluation import check_datasets
 from ..files import make_folder, sha256, write_text
 from ..model_zoo.published import PUBLICATIONS

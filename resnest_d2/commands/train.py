@@ -13,9 +13,8 @@ from detectron2.utils.logger import setup_logger
 from ..config import InputError
 from ..data.images import set_max_pixels
 from ..engine.finetune import add_arguments
-from ..engine.launch import Job, prepare, work
+from ..engine.launch import Job, prepare, start_processes, work
 from ..engine.options import TrainingOptions
-from ..engine.processes import start_processes
 from . import add_max_pixels, one_line_errors
 
 AFTER_FIRST = 3  # seconds

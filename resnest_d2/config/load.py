@@ -61,6 +61,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     own = Path(detectron2.__file__).parent in Path(config_file).resolve().parents
     with _errors_of(config_file):
         loaded = CfgNode.load_yaml_with_base(config_file, allow_unsafe=own)
+    _check_values(loaded, config_file)
     return _build(loaded, config_file, opts)
 
 
@@ -75,18 +76,25 @@ def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ConfigError: as :func:`load_config`.
     """
+    return _build(load_values(text, source), source, opts)
+
+
+def load_values(text: str, source: str) -> dict[str, Any]:
+    """The keys and values in the text of a config, whether or not this version knows them.
+
+    Raises:
+        ConfigError: it is no YAML of plain values, or nested without end.
+    """
     with _errors_of(source):
         loaded = yaml.safe_load(text)
-    return _build(loaded, source, opts)
+    _check_values(loaded, source)
+    return loaded
 
 
-def _build(loaded: Any, source: str, opts: Sequence[str]) -> CfgNode:
+def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
     """Merge what was loaded, and then the options, over the defaults."""
     cfg = get_cfg()
     add_resnest_config(cfg)
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
-    _check_size(loaded, source)
     named = {*flat_keys(loaded), *opts[::2]}
     add_project_config(cfg, named)
     if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
@@ -98,8 +106,10 @@ def _build(loaded: Any, source: str, opts: Sequence[str]) -> CfgNode:
     return cfg
 
 
-def _check_size(loaded: dict, source: str) -> None:
+def _check_values(loaded: Any, source: str) -> None:
     """Refuse what holds itself, or is doubled again and again: YAML's aliases can do both."""
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
     values, count = [loaded], 0
     while values and count <= MOST_VALUES:
         value, count = values.pop(), count + 1

@@ -27,6 +27,7 @@ from ..weights.stored_config import describe_changes
 logger = logging.getLogger(__name__)
 
 BEST, FINAL = "model_best", "model_final"
+BEGUN = ".begun"  # a file whose time tells when the run of a folder began
 # Keys from which an optimizer's rates, and its other settings, follow.
 RATE_KEYS = {f"SOLVER.{key}" for key in ("BASE_LR", "BIAS_LR_FACTOR", "BACKBONE_MULTIPLIER")}
 OTHER_KEYS = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
@@ -45,20 +46,23 @@ def class_metadata(datasets: Iterable[str]) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The last whole checkpoint of an output folder: the tagged one, or the newest before it.
+    """The last checkpoint of an output folder's run, None if there is none.
 
-    Files are written whole; this is for disks that fail.
+    Checkpoints are written whole. For disks that fail, the newest whole one of the same run stands
+    in for one that is damaged.
     """
     folder = Path(folder)
-    tag = folder / "last_checkpoint"
+    tag, begun = folder / "last_checkpoint", folder / BEGUN
     if not tag.is_file():
         return None
     tagged = folder / tag.read_text().strip()
-    others = sorted(folder.glob("model_[0-9]*.pth"), key=lambda file: file.stat().st_mtime)
-    for file in (tagged, *reversed(others)):
-        if _is_whole(file):
-            if file != tagged:
-                logger.warning("%s is damaged or not there: taking %s", tagged, file)
+    if _is_whole(tagged):
+        return tagged
+    start = begun.stat().st_mtime if begun.is_file() else 0
+    others = [(file.stat().st_mtime, file) for file in folder.glob("model_[0-9]*.pth")]
+    for time, file in sorted(others, reverse=True):
+        if time >= start and _is_whole(file):
+            logger.warning("%s is damaged or not there: taking %s", tagged, file)
             return file
     return tagged
 
@@ -111,7 +115,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
 
         Raises:
             InputError: as :meth:`load_to_train`; or the checkpoint that is resumed was trained on
-                other classes.
+                other classes, or holds weights alone.
         """
         last = last_checkpoint(self.save_dir) if resume else None
         if last is None:
@@ -119,9 +123,15 @@ class TrainingCheckpointer(WeightsCheckpointer):
             if self.save_to_disk and self.save_dir:
                 for stale in ("last_checkpoint", f"{BEST}.json"):
                     (Path(self.save_dir) / stale).unlink(missing_ok=True)
+                Path(self.save_dir, BEGUN).touch()
             return {}
         logger.info("Resuming from %s", last)
         checkpoint = open_weights(last)
+        if absent := self.checkpointables.keys() - checkpoint.rest.keys():
+            raise InputError(
+                f"--resume: {last} has no {', '.join(absent)} to go on from, only weights: train "
+                f"with MODEL.WEIGHTS {last} in another folder"
+            )
         theirs, ours = (side.get("thing_classes") for side in (checkpoint.classes, self._classes))
         if theirs and ours and list(theirs) != list(ours):
             raise InputError(

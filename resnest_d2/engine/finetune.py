@@ -28,7 +28,6 @@ SIDES = (
     (re.compile("left", re.IGNORECASE), "right"),
     (re.compile("(?<![A-Za-z])[Ll](?![a-z])|(?<=[a-z])L(?![a-z])"), "r"),
 )
-SCHEDULE_KEYS = {f"SOLVER.{key}" for key in ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER")}
 
 Data = tuple[CocoData | None, CocoData | None]
 """What is trained on, and what is evaluated on."""
@@ -111,14 +110,8 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
 def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes: int) -> None:
     """Fit a config to data that were read.
 
-    Data sets, number of classes, format of masks and keypoints follow from the files. A schedule
-    on the command line is meant as it stands: it is not scaled to the number of processes.
-
-    Args:
-        cfg: the config, changed in place.
-        args: parsed arguments of :func:`add_arguments`.
-        data: as :func:`read_own_data` returns it.
-        num_processes: that train or evaluate.
+    Data sets, number of classes, format of masks and keypoints follow from the files; the config is
+    changed in place.
 
     Raises:
         ConfigError: the command line says otherwise.
@@ -133,7 +126,7 @@ def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes
         set_automatically(cfg, train, given, num_processes, rate)
     for one in filter(None, data):
         _check_capacity(cfg, one)
-    set_num_classes(cfg, names, given)
+    _set_num_classes(cfg, len(names), given)
     logger.info("%d classes: %s", len(names), ", ".join(names))
     # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
     cfg.DATASETS.TRAIN = (TRAIN if train else VAL,)
@@ -143,36 +136,20 @@ def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes
         cfg.INPUT.MASK_FORMAT = "bitmask"
     if learned(cfg)[1]:
         _set_keypoints(cfg, (train or val).keypoint_names)
-    if SCHEDULE_KEYS & given and "SOLVER.REFERENCE_WORLD_SIZE" not in given:
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0
 
 
-def set_num_classes(cfg: CfgNode, names: Sequence[str], given: set[str]) -> None:
-    """Set how many classes of things every head tells apart, in place.
-
-    Raises:
-        ConfigError: the command line has another number.
-    """
-    keys = {"ROI_HEADS": "MODEL.ROI_HEADS", "RETINANET": "MODEL.RETINANET"}
-    keys |= {"POINT_HEAD": "MODEL.POINT_HEAD"} if "POINT_HEAD" in cfg.MODEL else {}
-    for node, key in keys.items():
-        number = cfg.MODEL[node].NUM_CLASSES
-        if f"{key}.NUM_CLASSES" in given and number != len(names):
+def _set_num_classes(cfg: CfgNode, number: int, given: set[str]) -> None:
+    for node in (node for node in ("ROI_HEADS", "RETINANET", "POINT_HEAD") if node in cfg.MODEL):
+        key, has = f"MODEL.{node}.NUM_CLASSES", cfg.MODEL[node].NUM_CLASSES
+        if key in given and has != number:
             raise ConfigError(
-                f"{key}.NUM_CLASSES is {number} on the command line, but the data have "
-                f"{len(names)} classes"
+                f"{key} is {has} on the command line, but the data have {number} classes"
             )
-        cfg.MODEL[node].NUM_CLASSES = len(names)
+        cfg.MODEL[node].NUM_CLASSES = number
 
 
 def register(data: Data, output_dir: str) -> None:
-    """Register data that were read; what is evaluated on is written to ``annotations_val.json``.
-
-    AP is computed on that file, which has what was read and repaired.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """Register data that were read; AP is computed on what :func:`write_annotations` writes."""
     for name, one in zip((TRAIN, VAL), data, strict=True):
         if one is None:
             continue
@@ -199,11 +176,7 @@ def register(data: Data, output_dir: str) -> None:
 
 
 def write_annotations(data: Data, output_dir: str) -> None:
-    """Write what is evaluated on, as it was read, in COCO's format.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """Write what is evaluated on, as it was read and repaired, to ``annotations_val.json``."""
     if data[1] is not None:
         data[1].write(Path(output_dir) / ANNOTATIONS)
 

@@ -1,11 +1,16 @@
-"""Hooks of training: ending it on a signal, and keeping the best checkpoint."""
+"""Hooks of training: ending it on a signal, keeping the best checkpoint, a bar and curves."""
 
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from types import FrameType
@@ -16,8 +21,11 @@ import torch
 import torch.distributed as dist
 from detectron2.engine import hooks
 from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
-from ..files import write_text
+from ..config import FileError
+from ..files import replacing, write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
 
 logger = logging.getLogger(__name__)
@@ -28,6 +36,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGAIN = 1.0  # seconds within which launchers hand on a signal that the process has got already
 # Whether this process is training; the processes of its loaders look at it.
 TRAINING = RawValue("b", False)
+LOGGERS = ("detectron2", "fvcore", "resnest_d2")
+CURVES = ("/AP", "/AP50", "/PQ", "/mIoU")  # that curves show
 
 
 class StopTraining(BaseException):
@@ -42,21 +52,36 @@ class StopTraining(BaseException):
         self.exit_code = exit_code
 
 
-def ignore_signals(training: Any = TRAINING) -> None:
-    """Let signals to a whole group of processes pass by a loader's process while training goes on.
+def receive_signals(receive: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Handle signals, but for those that are ignored, as by nohup; return the handlers before."""
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers
+        return {}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, receive) for number in heeded}
 
-    The trainer saves and ends its loaders; without it they end by themselves.
 
-    Args:
-        training: the trainer's own value; a loader's process that is no fork has another one.
+def ignoring_signals(loader: Any) -> Any:
+    """Let signals to a whole group of processes pass by those of a Detectron2 loader.
+
+    The trainer saves, and ends its loaders; without it they end by themselves.
     """
+    part = loader
+    while part is not None:
+        if isinstance(part, DataLoader):
+            part.worker_init_fn = partial(_begin_worker, part.worker_init_fn, TRAINING)
+        part = getattr(part, "dataset", None)
+    return loader
 
+
+def _begin_worker(begin: Callable[[int], None] | None, training: Any, worker: int) -> None:
     def receive(number: int, frame: FrameType | None) -> None:
         if not training.value:
             os._exit(0)
 
     for number in SIGNALS:
         signal.signal(number, receive)
+    if begin is not None:
+        begin(worker)
 
 
 class Stop(hooks.HookBase):
@@ -80,20 +105,16 @@ class Stop(hooks.HookBase):
         self._code, self._reason = max(self._code, 1), reason
 
     def before_train(self) -> None:
-        """Listen to signals, but for those that are ignored, as by nohup."""
+        """Listen to signals."""
         TRAINING.value = True
         self._look = self.trainer.model.register_forward_pre_hook(self._before_forward)
-        if threading.current_thread() is threading.main_thread():  # else Python allows no handlers
-            for number in SIGNALS:
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._receive)
+        self._before = receive_signals(self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        is_again = self._code >= 128 and time.monotonic() - self._at > AGAIN
-        if is_again and number == signal.SIGINT:
-            raise KeyboardInterrupt
         if self._code < 128:
             self._code, self._at = 128 + number, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._at > AGAIN:
+            raise KeyboardInterrupt
 
     def _before_forward(self, model: nn.Module, inputs: Any) -> None:
         if self._code >= 128 and not model.training and comm.get_world_size() == 1:
@@ -112,8 +133,8 @@ class Stop(hooks.HookBase):
         iteration, is_signal = self.trainer.iter, code >= 128
         name = f"model_{iteration:07d}" if is_signal else FINAL
         if iteration + 1 >= self.trainer.max_iter:
-            # The hook before this one has saved. Others evaluate what has come to its last
-            # iteration, and that shall not begin.
+            # The hook before this one has saved. EvalHook, which evaluates behind the last
+            # iteration, shall not begin.
             self.trainer.max_iter += 1
         elif not (is_signal and Path(self._checkpointer.get_checkpoint_file()).stem == name):
             self._checkpointer.save(name, iteration=iteration)
@@ -138,20 +159,13 @@ class Stop(hooks.HookBase):
         self._look.remove()
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before = {}
 
 
 class KeepBest(hooks.BestCheckpointer):
-    """Detectron2's ``BestCheckpointer``, which remembers the best over a resumed run.
+    """Detectron2's ``BestCheckpointer``, which knows the best of the run that is resumed.
 
-    It stands behind the evaluation, in the first process.
-
-    Args:
-        eval_period: as ``EvalHook``'s.
-        checkpointer: writes ``model_best.pth``.
-        metric: as "bbox/AP".
-        patience: evaluations without a gain after which training stops; 0 trains on.
-        stop: ends training.
+    It stands behind the evaluation, in the first process. After ``patience`` evaluations without a
+    gain ``stop`` ends training; 0 trains on.
     """
 
     def __init__(
@@ -166,7 +180,7 @@ class KeepBest(hooks.BestCheckpointer):
         self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
         self._metric, self._stop = metric, stop
         self._evaluations, self._patience = eval_period, patience
-        self._noted: int | None = None
+        self._noted = None
 
     def before_train(self) -> None:
         """Go on from the best of the run that is resumed."""
@@ -197,3 +211,138 @@ class KeepBest(hooks.BestCheckpointer):
             note = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
             write_text(self._note, json.dumps(note) + "\n")
             self._noted = self.best_iter
+
+
+class ProgressBar(hooks.HookBase):
+    """Shows iterations, time left and the loss on standard error.
+
+    Time left counts evaluations in. Messages on the terminal stand above the bar; Detectron2's
+    lines of losses go to ``log.txt`` alone. If ``show`` is None, a terminal gets the bar.
+    """
+
+    def __init__(self, show: bool | None = None) -> None:
+        self._show = sys.stderr.isatty() if show is None else show
+        self._bar: tqdm | None = None
+        self._handlers: list[logging.Handler] = []
+
+    def before_train(self) -> None:
+        """Open the bar, and have messages make room for it."""
+        if not self._show:
+            return
+        first, last = self.trainer.start_iter, self.trainer.max_iter
+        columns = shutil.get_terminal_size().columns  # never 0, as terminals in containers say
+        options = {"ncols": columns, "smoothing": 0, "miniters": 1}
+        self._bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
+        for handler in {h for name in LOGGERS for h in logging.getLogger(name).handlers}:
+            stream = getattr(handler, "stream", None)
+            # A file, also one that standard output goes to, gets all lines.
+            if stream in (sys.stdout, sys.stderr) and stream.isatty() == sys.stderr.isatty():
+                handler.addFilter(self._make_room)
+                self._handlers.append(handler)
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        if record.name.endswith("utils.events"):
+            return False
+        self._bar.clear()
+        return True
+
+    def after_step(self) -> None:
+        """Move the bar on."""
+        if self._bar is None:
+            return
+        loss = self.trainer.storage.histories().get("total_loss")
+        if loss is not None:
+            self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
+        self._bar.update()
+
+    def after_train(self) -> None:
+        """Close the bar."""
+        for handler in self._handlers:
+            handler.removeFilter(self._make_room)
+        if self._bar is not None:
+            self._bar.close()
+
+
+class DrawCurves(hooks.HookBase):
+    """Draws ``curves.png`` of a folder after each evaluation, over all resumed runs.
+
+    It needs Matplotlib, and draws nothing without.
+    """
+
+    def __init__(self, period: int, folder: str | Path) -> None:
+        self._period, self._folder = period, Path(folder)
+
+    def after_step(self) -> None:
+        """Draw behind an evaluation."""
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+            self._draw()
+
+    def after_train(self) -> None:
+        """Draw at the end."""
+        self._draw()
+
+    def _draw(self) -> None:
+        if importlib.util.find_spec("matplotlib") is None:
+            logger.info("curves.png is not drawn: pip install 'resnest_d2[draw]'")
+            return
+        file = self._folder / "metrics.json"
+        series = read_metrics(file) if file.is_file() else {}
+        latest = self.trainer.storage.latest_with_smoothing_hint(20)
+        for name, (value, iteration) in latest.items():  # what is not written yet
+            points = series.setdefault(name, [])
+            if not points or points[-1][0] < iteration:
+                points.append((iteration, value))
+        try:
+            if series:
+                plot_curves(series, self._folder / "curves.png")
+        except FileError as error:  # a picture is no reason to end training
+            logger.warning("%s", error)
+
+
+def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Read each metric's (iteration, value) pairs from a file of Detectron2's ``JSONWriter``.
+
+    Where a resumed run began at an earlier iteration than the one before had reached, its values
+    count.
+    """
+    series: dict[str, list[tuple[int, float]]] = {}
+    for line in Path(file).read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # cut off where a machine died
+            continue
+        iteration = entry.pop("iteration")
+        for name, value in entry.items():
+            if isinstance(value, (int, float)):
+                points = series.setdefault(name, [])
+                while points and points[-1][0] >= iteration:
+                    points.pop()
+                points.append((iteration, value))
+    return series
+
+
+def plot_curves(series: Mapping[str, Sequence[tuple[int, float]]], picture: Path) -> None:
+    """Draw losses, learning rate and metrics, as of :func:`read_metrics`, to a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    panels = figure.subplot_mosaic([["loss", "metric"], ["rate", "metric"]], height_ratios=[3, 1])
+    for name in sorted(series):
+        if name.startswith(("loss_", "total_loss")):
+            width = 2.0 if name == "total_loss" else 1.0
+            panels["loss"].plot(*zip(*series[name], strict=True), label=name, linewidth=width)
+        elif name.endswith(CURVES):
+            panels["metric"].plot(*zip(*series[name], strict=True), marker="o", label=name)
+        elif name == "lr":
+            panels["rate"].plot(*zip(*series[name], strict=True), label=name, color="tab:gray")
+    panels["loss"].set(title="training loss", ylabel="loss", yscale="log")
+    panels["rate"].set(xlabel="iteration", ylabel="learning rate")
+    panels["metric"].set(title="validation", xlabel="iteration", ylabel="%", ylim=(0, 100))
+    for axes in panels.values():
+        axes.sharex(panels["loss"])
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    with replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

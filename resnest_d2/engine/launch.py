@@ -3,42 +3,47 @@
 import argparse
 import logging
 import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import active_children
 from pathlib import Path
-from typing import IO
+from types import FrameType
+from typing import IO, Any, TypeVar
 
 import detectron2.utils.comm as comm
+import torch
+import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
+from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
 from detectron2.utils.logger import setup_logger
+from torch.distributed.rendezvous import rendezvous
+from torch.multiprocessing import ProcessExitedException
 
 from ..config import InputError
 from ..config.keys import portable_config
 from ..config.load import choose_device, config_dir, load_config
 from ..evaluation import check_datasets
-from ..files import hold_folder
+from ..files import hold_folder, make_folder
 from ..weights import Checkpoint, open_weights
 from ..weights.stored_config import config_to_use
 from .checkpoint import last_checkpoint
-from .evaluate import evaluate_model, load_for_evaluation
-from .finetune import (
-    SCHEDULE_KEYS,
-    Data,
-    fit_config,
-    read_own_data,
-    register,
-    wants_own_data,
-    write_annotations,
-)
+from .finetune import Data, fit_config, read_own_data, register, wants_own_data, write_annotations
+from .hooks import receive_signals
 from .options import TrainingOptions
-from .processes import join_torchrun, once
-from .trainer import Trainer
+from .trainer import Trainer, evaluate_model, load_for_evaluation
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 WAIT = 20  # seconds for a process that is about to end, as where torchrun was killed
 # The zoo's recipes for COCO are for so many GPUs, with two images each.
 RECIPE_GPUS, RECIPE_BATCH = 8, 16
+SCHEDULE_KEYS = ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER", "REFERENCE_WORLD_SIZE")
+# What a run that was killed may leave of the files that are written whole.
+TORN = ("model_*.pth", "last_checkpoint", "model_best.json", "curves.png", "annotations_val.json")
 
 
 @dataclass
@@ -83,25 +88,17 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
         job.data = once(lambda: read_own_data(cfg, args, classes))
         fit_config(cfg, args, job.data, world)
         register(job.data, cfg.OUTPUT_DIR)
+    else:
+        check_datasets(cfg, train=not args.eval_only)
     if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
-    reference, batch = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
-    if reference and batch % reference:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {batch} must be a multiple of SOLVER.REFERENCE_WORLD_SIZE "
-            f"{reference}, the number of processes that it is meant for; with 0 nothing is scaled"
-        )
-    if not any(job.data):
-        check_datasets(cfg, train=not args.eval_only)
-    if not args.eval_only:
-        TrainingOptions.of(args).check(cfg)
     return job, num_processes
 
 
 def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
     """Whether a schedule is that of one of the zoo's recipes, as it stands."""
     in_zoo = config_dir() in Path(args.config_file).resolve().parents
-    named = (SCHEDULE_KEYS | {"SOLVER.REFERENCE_WORLD_SIZE"}) & set(args.opts[::2])
+    named = {f"SOLVER.{key}" for key in SCHEDULE_KEYS} & set(args.opts[::2])
     is_set = named or args.auto or cfg.SOLVER.REFERENCE_WORLD_SIZE
     return in_zoo and not is_set and cfg.SOLVER.IMS_PER_BATCH == RECIPE_BATCH
 
@@ -127,37 +124,152 @@ def work(job: Job) -> None:
             trains in the output folder.
         SystemExit: a signal stopped training.
     """
-    cfg, args = job.cfg, job.args
-    if any(job.data):
-        register(job.data, cfg.OUTPUT_DIR)  # in a process that was started for one of several
-    if args.eval_only:
-        _log(cfg, args)
-        once(lambda: write_annotations(job.data, cfg.OUTPUT_DIR))
-        evaluate_model(cfg, load_for_evaluation(cfg, job.checkpoint or ""))
-        return
-    # torchrun starts processes again with the command line they had.
-    is_restart = os.getenv("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    cfg, args, folder = job.cfg, job.args, Path(job.cfg.OUTPUT_DIR)
     held: list[IO[str]] = []
 
     def begin() -> None:
-        held.append(hold_folder(Path(cfg.OUTPUT_DIR), WAIT))
-        for torn in Path(cfg.OUTPUT_DIR).glob(".model_*.pth.*.part"):  # of a run that was killed
-            torn.unlink()
+        make_folder(folder)
+        if not args.eval_only:
+            held.append(hold_folder(folder, WAIT))
+            for torn in (file for name in TORN for file in folder.glob(f".{name}.*.part")):
+                torn.unlink()
         write_annotations(job.data, cfg.OUTPUT_DIR)
 
+    if any(job.data):
+        register(job.data, cfg.OUTPUT_DIR)  # in a process that was started for one of several
     once(begin)
     try:
-        _log(cfg, args)
+        default_setup(portable_config(cfg), args)
+        is_shown = bool(logging.getLogger("resnest_d2").handlers)
+        setup_logger(
+            cfg.OUTPUT_DIR, comm.get_rank(), name="resnest_d2", configure_stdout=not is_shown
+        )
+        if args.eval_only:
+            evaluate_model(cfg, load_for_evaluation(cfg, job.checkpoint or ""))
+            return
         trainer = Trainer(cfg, TrainingOptions.of(args))
-        trainer.resume_or_load(resume=args.resume or is_restart)
+        trainer.resume_or_load(resume=args.resume or _is_restart())
         trainer.train()
     finally:
         for stream in held:
             stream.close()
 
 
-def _log(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Log as Detectron2 does, which also saves the config; this package's messages likewise."""
-    default_setup(portable_config(cfg), args)
-    rank, is_shown = comm.get_rank(), bool(logging.getLogger("resnest_d2").handlers)
-    setup_logger(cfg.OUTPUT_DIR, rank, name="resnest_d2", configure_stdout=not is_shown)
+def _is_restart() -> bool:
+    """Whether torchrun has started processes again, which it does with the command line they had.
+
+    Each machine counts its own restarts.
+    """
+    return any(
+        count != "0" for count in comm.all_gather(os.getenv("TORCHELASTIC_RESTART_COUNT", "0"))
+    )
+
+
+def join_torchrun(device: str) -> bool:
+    """Join the group of processes that torchrun, or a launcher with its variables, started.
+
+    Args:
+        device: of the model; GPUs talk by NCCL, CPUs by Gloo.
+
+    Returns:
+        whether there is such a group, of one process or more.
+    """
+    if dist.is_initialized():
+        return True
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return False
+    use_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    store, rank, world_size = next(rendezvous("env://"))
+    # torchrun on one machine keeps its store over restarts, with the addresses of processes that
+    # have ended. On several machines each counts its own restarts.
+    if os.getenv("LOCAL_WORLD_SIZE") == str(world_size):
+        store = dist.PrefixStore(os.getenv("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    group = {"store": store, "rank": rank, "world_size": world_size, "timeout": DEFAULT_TIMEOUT}
+    dist.init_process_group("nccl" if use_gpu else "gloo", **group)
+    if use_gpu:
+        # Launchers that name no local rank start one process a machine, or count over its GPUs.
+        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", rank % torch.cuda.device_count())))
+    comm.create_local_process_group(int(os.getenv("LOCAL_WORLD_SIZE", "1")))
+    comm.synchronize()
+    return True
+
+
+def once(work: Callable[[], T]) -> T:
+    """Do some work in the first process, and hand its result to all of the group.
+
+    Raises:
+        InputError: the work raises it, in all processes.
+    """
+    if comm.get_world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if comm.is_main_process():
+        try:
+            outcome[0] = work()
+        except InputError as error:
+            outcome[1] = error
+    is_gloo = dist.get_backend() == "gloo"
+    dist.broadcast_object_list(outcome, device=torch.device("cpu") if is_gloo else None)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def start_processes(
+    work: Callable[..., None],
+    args: tuple,
+    num_processes: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+) -> int:
+    """Do some work in several processes, in this one if it is one of a group already or alone.
+
+    A signal that this process gets is handed to those that it has started. The arguments are those
+    of Detectron2's ``launch``.
+
+    Returns:
+        the exit code of a process that failed, else 0; 128 and its number if a signal ended it.
+
+    Raises:
+        InputError: several machines without an address.
+    """
+    if dist.is_initialized() or num_processes * num_machines == 1:
+        work(*args)
+        return 0
+    if num_machines > 1 and not dist_url.startswith("tcp://"):
+        raise InputError(f"--dist-url must be tcp://HOST:PORT for several machines: {dist_url}")
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    try:
+        with _signals_to_children():
+            everything = (work, args, threads)
+            launch(_begin, num_processes, num_machines, machine_rank, dist_url, everything)
+    except ProcessExitedException as error:
+        return error.exit_code if error.exit_code >= 0 else 128 - error.exit_code
+    return 0
+
+
+def _begin(work: Callable[..., None], args: tuple, threads: int) -> None:
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads)  # the processes of a machine share its cores
+    work(*args)
+    dist.destroy_process_group()
+
+
+@contextmanager
+def _signals_to_children() -> Iterator[None]:
+    """Have the processes that were started end as they do on SIGTERM; they save before."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        children = active_children()
+        for child in children:
+            child.terminate()  # a second SIGINT would cut it short
+        if not children:
+            raise SystemExit(128 + number)
+
+    before = receive_signals(hand_on)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,9 +4,8 @@ import copy
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -17,7 +16,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.logger import setup_logger
@@ -25,20 +24,26 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
 from ..config import ConfigError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
-from ..modeling.resnest import ResNeSt
 from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
+from ..weights import Checkpoint, load_weights
 from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata, follow_changes
-from .hooks import TRAINING, KeepBest, Stop, StopTraining, ignore_signals
+from .hooks import (
+    TRAINING,
+    DrawCurves,
+    KeepBest,
+    ProgressBar,
+    Stop,
+    StopTraining,
+    ignoring_signals,
+)
 from .options import TrainingOptions
-from .watch import DrawCurves, ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +51,9 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """``DefaultTrainer`` for ResNeSt detectors.
 
-    It chooses evaluators by ``evaluator_type``, evaluates with test-time augmentation at the end
-    of training if ``TEST.AUG.ENABLED``, keeps class names and config in its checkpoints, saves and
-    ends on a signal, and brings DeepLab's crops and polynomial schedule.
+    It evaluates with test-time augmentation at the end if ``TEST.AUG.ENABLED``, keeps class names
+    and config in its checkpoints, saves and ends on a signal, and brings DeepLab's crops and
+    polynomial schedule.
     """
 
     def __init__(self, cfg: CfgNode, options: TrainingOptions | None = None) -> None:
@@ -60,8 +65,8 @@ class Trainer(DefaultTrainer):
             options: how training saves, ends and shows itself.
 
         Raises:
-            ConfigError: as :func:`check_training` and, if ``TEST.AUG`` is enabled,
-                :func:`with_augmentation`.
+            InputError: as :meth:`TrainingOptions.check`, :func:`check_training` and, if
+                ``TEST.AUG`` is enabled, :func:`with_augmentation`.
         """
         # Detectron2's own __init__ makes a DistributedDataParallel that is for GPUs alone.
         super(DefaultTrainer, self).__init__()
@@ -69,9 +74,13 @@ class Trainer(DefaultTrainer):
             for name in ("detectron2", "resnest_d2"):
                 setup_logger(name=name)
         self.options = options or TrainingOptions()
+        self.options.check(cfg)
         self.cfg = cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
-        if self.options.skip_bad_images:  # of precise BN, too
-            self.build_train_loader = partial(self.build_train_loader, skip_bad_images=True)
+        build = self.build_train_loader
+        if self.options.skip_bad_images:
+            build = partial(build, skip_bad_images=True)
+        # A user's own builder too, and also for precise BN.
+        self.build_train_loader = lambda cfg: ignoring_signals(build(cfg))
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
@@ -101,29 +110,20 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, skip_bad_images: bool = False) -> Iterable:
-        """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations.
-
-        Args:
-            cfg: the config.
-            skip_bad_images: let others stand in for images that cannot be read.
-        """
+        """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
         augmentations = large_scale_jitter(cfg)
         if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and not augmentations:
             from ..modeling.deeplab import semantic_augmentations
 
             augmentations["augmentations"] = semantic_augmentations(cfg)
         mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
-        loader = build_detection_train_loader(cfg, mapper=mapper)
-        _ignore_signals_in(loader)
-        return loader
+        return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """Detectron2's loader, with this package's reader of pictures."""
         mapper = Mapper(cfg, is_train=False)
-        loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        _ignore_signals_in(loader)
-        return loader
+        return ignoring_signals(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
@@ -216,8 +216,8 @@ class Trainer(DefaultTrainer):
         """Load ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint if there is one.
 
         Raises:
-            InputError: as :meth:`TrainingCheckpointer.resume_or_load`; or the checkpoint has done
-                more iterations than ``SOLVER.MAX_ITER``.
+            InputError: as :meth:`TrainingCheckpointer.resume_or_load` and :meth:`load_state_dict`;
+                or the checkpoint has done more iterations than ``SOLVER.MAX_ITER``.
         """
         groups = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
         schedule = self.scheduler.state_dict()
@@ -225,24 +225,27 @@ class Trainer(DefaultTrainer):
         if self.start_iter > self.max_iter:
             raise InputError(
                 f"--resume: the checkpoint has done {self.start_iter} iterations, and SOLVER."
-                f"MAX_ITER is {self.max_iter}: raise that, or evaluate by --eval-only"
+                f"MAX_ITER is {self.max_iter}"
             )
         if self.start_iter:
             changed = self.checkpointer.changes
             follow_changes(self.optimizer, self.scheduler, groups, schedule, changed)
-            self._know_last_checkpoints()
-
-    def _know_last_checkpoints(self) -> None:
-        """Let ``--keep-last`` count those before the iteration from which a run goes on."""
-        limit, start = self.options.keep_last, f"model_{self.start_iter:07d}"
-        files = sorted(Path(self.cfg.OUTPUT_DIR).glob("model_[0-9]*.pth"))
-        for hook in self._hooks:
-            if limit and isinstance(hook, hooks.PeriodicCheckpointer):
-                hook.recent_checkpoints = [str(f) for f in files if f.stem < start][-limit:]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
+        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew.
+
+        Raises:
+            InputError: the optimizer has other groups of parameters.
+        """
         loop = {**self._trainer.state_dict(), **state_dict["_trainer"]}
+        states = (loop["optimizer"], self.optimizer.state_dict())
+        theirs, ours = ([len(g["params"]) for g in state["param_groups"]] for state in states)
+        if theirs != ours:
+            changed = ", ".join(self.checkpointer.changes)
+            raise InputError(
+                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's has "
+                f"{theirs}, by other settings ({changed}): train with MODEL.WEIGHTS in a new folder"
+            )
         super().load_state_dict({**state_dict, "_trainer": loop})
 
     def train(self) -> dict[str, Any] | None:
@@ -272,26 +275,12 @@ def _limit_precise_bn(cfg: CfgNode, loader: Any) -> CfgNode:
     cfg.defrost()
     while (inner := getattr(loader, "dataset", None)) is not None:
         loader = inner
-    precise_bn, limit = cfg.TEST.PRECISE_BN, cfg.SOLVER.MAX_ITER
+    limits = [cfg.TEST.PRECISE_BN.NUM_ITER, cfg.SOLVER.MAX_ITER]
     if hasattr(loader, "__len__"):
-        limit = min(limit, max(1, len(loader) // cfg.SOLVER.IMS_PER_BATCH))
-    precise_bn.NUM_ITER = min(precise_bn.NUM_ITER, limit)
+        limits.append(max(1, len(loader) // cfg.SOLVER.IMS_PER_BATCH))
+    cfg.TEST.PRECISE_BN.NUM_ITER = min(limits)
     cfg.freeze()
     return cfg
-
-
-def _ignore_signals_in(loader: Any) -> None:
-    """Have the processes of a Detectron2 loader ignore signals while this one trains."""
-    while loader is not None:
-        if isinstance(loader, DataLoader):
-            loader.worker_init_fn = partial(_begin_worker, loader.worker_init_fn, TRAINING)
-        loader = getattr(loader, "dataset", None)
-
-
-def _begin_worker(begin: Callable[[int], None] | None, training: Any, worker: int) -> None:
-    ignore_signals(training)
-    if begin is not None:
-        begin(worker)
 
 
 def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -327,18 +316,12 @@ def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
     compiles the backbone in place.
 
     Raises:
-        ConfigError: a setting that has no effect on this model, or two that exclude each other.
+        ConfigError: two settings exclude each other.
     """
     if cfg.MODEL.DEVICE.startswith("cpu") or comm.get_world_size() == 1:
         model = replace_sync_batchnorm(model)
-    checkpointed = cfg.MODEL.RESNETS.get("GRAD_CHECKPOINT", False)
-    if checkpointed and not any(isinstance(module, ResNeSt) for module in model.modules()):
-        raise ConfigError(
-            "MODEL.RESNETS.GRAD_CHECKPOINT saves nothing with MODEL.BACKBONE.NAME "
-            f"{cfg.MODEL.BACKBONE.NAME!r}: only ResNeSt backbones have it"
-        )
     if cfg.MODEL.get("COMPILE", False):
-        if checkpointed:
+        if cfg.MODEL.RESNETS.get("GRAD_CHECKPOINT", False):
             raise ConfigError(
                 "MODEL.COMPILE and MODEL.RESNETS.GRAD_CHECKPOINT cannot both be True: a graph "
                 "cannot span blocks that are computed twice; choose speed or memory"
@@ -353,7 +336,7 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
 
     Raises:
         ConfigError: one image a process, where the attention's batch norm needs more; more classes
-            in the data than in the model.
+            in the data than in the model, which Detectron2 finds on a GPU by a CUDA assert.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
@@ -372,8 +355,35 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
         if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
             raise ConfigError(
                 f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per "
-                "channel: the attention's batch norm sees a 1x1 map and the batch size of this "
-                "process is 1. Use at least two images a process (SOLVER.IMS_PER_BATCH over the "
-                'number of processes), or MODEL.RESNETS.NORM "SyncBN" over several processes, or '
-                'MODEL.RESNETS.NORM "FrozenBN" or "GN"'
+                "channel: the attention's batch norm sees a 1x1 map of one image. Use at least two "
+                "images a process (SOLVER.IMS_PER_BATCH over the number of processes), or "
+                "MODEL.RESNETS.NORM SyncBN over several processes, FrozenBN or GN"
             )
+
+
+def load_for_evaluation(cfg: CfgNode, checkpoint: Checkpoint | str) -> nn.Module:
+    """Build a config's model and load weights.
+
+    Raises:
+        InputError: as :func:`~resnest_d2.weights.load_weights`; or ``TEST.AUG`` is for a model that
+            Detectron2 cannot augment.
+    """
+    model = build_detector(cfg).eval()
+    if cfg.TEST.AUG.ENABLED:
+        with_augmentation(cfg, model)  # fail before the evaluation that comes first
+    load_weights(model, checkpoint)
+    return model
+
+
+def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+    """Evaluate on a config's test sets, and again with ``TEST.AUG`` if that is enabled.
+
+    Returns:
+        metrics by task.
+    """
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, model))
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results

@@ -7,8 +7,8 @@ from typing import Any
 from detectron2.config import CfgNode, get_cfg
 
 from ..config import ConfigError, InputError
-from ..config.keys import flat_items, portable_config
-from ..config.load import load_config, parse_config
+from ..config.keys import add_resnest_config, flat_items, portable_config
+from ..config.load import load_config, load_values, parse_config
 from .files import Checkpoint
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def _warn_of_others(
     except ConfigError as error:  # of another project, with keys of its own
         logger.warning("%s counts alone, for %s", config_file, error)
         return
-    changes = _differences(theirs, cfg)
+    changes = _differences(*(dict(flat_items(one)) for one in (theirs, cfg)))
     if listed := [f"{k} {v}" for k, v in changes.items() if k.startswith(RESULT_KEYS)]:
         message = "%s was trained with other settings than those of %s, which count: %s"
         logger.warning(message, name, config_file, "; ".join(listed))
@@ -86,17 +86,21 @@ def describe_changes(before: str, after: str) -> dict[str, str]:
     """
     if not (before and after):
         return {}
-    try:
-        return _differences(*(parse_config(text, "the stored config") for text in (before, after)))
+    try:  # a trainer of the user's may have added keys that nobody else knows
+        texts = [load_values(text, "the stored config") for text in (before, after)]
     except ConfigError as error:  # a resumed run needs no words on it to go on
         logger.warning("What has changed since is not known: %s", error)
         return {}
+    defaults = get_cfg()
+    add_resnest_config(defaults)
+    known = dict(flat_items(defaults))
+    return _differences(*({**known, **dict(flat_items(text))} for text in texts))
 
 
-def _differences(before: CfgNode, after: CfgNode) -> dict[str, str]:
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, str]:
     """Values that differ, by their dotted keys, but for those of a machine; None for an absent."""
     # A saved YAML has lists for tuples.
-    sides = [{k: _as_list(value) for k, value in flat_items(cfg)} for cfg in (before, after)]
+    sides = [{key: _as_list(value) for key, value in side.items()} for side in (before, after)]
     pairs = {key: tuple(side.get(key) for side in sides) for key in sides[0] | sides[1]}
     return {
         key: f"{one!r} -> {other!r}"
