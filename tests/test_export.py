@@ -44,7 +44,6 @@ from resnest_d2.export.writer import (
     expected_outputs,
     make_images,
 )
-from resnest_d2.inference.predictor import set_score_threshold
 
 SMALL = {
     "INPUT.MIN_SIZE_TEST": 128,
@@ -107,7 +106,7 @@ def make(name, options=(), least=None):
     randomize(model)
     if least is not None:
         scores = expected_outputs(model, picture())["scores"]
-        set_score_threshold(model, scores[least - 1 : least + 1].mean().item())
+        as_predictor(model).set_score_threshold(scores[least - 1 : least + 1].mean().item())
     return model.requires_grad_(False)
 
 
@@ -518,7 +517,7 @@ def test_the_check_draws_noise_until_something_is_found():
     model = make(*ONE_LEVEL)
     first = make_images(model)
     best = [expected_outputs(model, image)["scores"].max().item() for image in first]
-    set_score_threshold(model, max(best))
+    as_predictor(model).set_score_threshold(max(best))
     second = make_images(model)
     assert [image.shape for image in second] == [image.shape for image in first]
     assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
@@ -574,9 +573,10 @@ def test_every_head(tmp_path, head, format):
 @pytest.mark.parametrize("head", ["mask", "retinanet"])
 def test_a_file_finds_nothing_where_nothing_is(tmp_path, head):
     model = make(*(ONE_LEVEL if head == "mask" else HEADS[head]))
-    set_score_threshold(model, 1.0)
+    predictor = as_predictor(model)
+    predictor.set_score_threshold(1.0)
     target = tmp_path / "x.onnx"
-    export_model(as_predictor(model), target)
+    export_model(predictor, target)
     assert (load_exported(target).run(picture(160, 192))["scores"] == -1).all()
 
 

@@ -320,6 +320,9 @@ def test_the_threshold_of_every_stage():
     for threshold, only_raise, expected in ((0.6, False, 0.6), (0.5, True, 0.6), (0.5, False, 0.5)):
         predictor.set_score_threshold(threshold, only_raise)
         assert [stage.test_score_thresh for stage in stages] == [expected] * 3
+    for wrong in (float("nan"), -0.1, 2):
+        with pytest.raises(InputError, match="score threshold must be between 0 and 1"):
+            predictor.set_score_threshold(wrong)
 
 
 @pytest.mark.slow

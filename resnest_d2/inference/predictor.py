@@ -266,8 +266,9 @@ class Predictor:
             only_raise: leave what is higher already.
 
         Raises:
-            InputError: the model is exported with a higher threshold, which cannot be changed.
+            InputError: it is no score, or less than that which an exported model was made with.
         """
+        require_between("the score threshold", threshold, 0, 1)
         if not isinstance(self.model, nn.Module):
             own = self.model.metadata.score_threshold or 0.0
             self.model.set_score_threshold(max(threshold, own) if only_raise else threshold)
