@@ -96,9 +96,13 @@ RESNETS, FPN_KEYS = "MODEL.RESNETS.", "MODEL.FPN."
         ("MODEL.BACKBONE.FREEZE_AT", 6, "FREEZE_AT must be one of 0, .*5, got 6"),
         (FPN_KEYS + "IN_FEATURES", ["res1"], r"IN_FEATURES \['res1'\] must name features"),
         (FPN_KEYS + "IN_FEATURES", [], r"IN_FEATURES \[\] must name features of MODEL.RESNETS.OUT"),
-        (FPN_KEYS + "IN_FEATURES", ["res2", "res4"], r" .*\['res2', 'res4'\].* contiguous"),
+        (
+            FPN_KEYS + "IN_FEATURES",
+            ["res2", "res4"],
+            r"IN_FEATURES \['res2', 'res4'\].* contiguous",
+        ),
         (FPN_KEYS + "OUT_CHANNELS", 0, "OUT_CHANNELS must be at least 1, got 0"),
-        (FPN_KEYS + "OUT_CHANNELS", 100, ".*OUT_CHANNELS 100 and NORM 'GN': num_channels"),
+        (FPN_KEYS + "OUT_CHANNELS", 100, "OUT_CHANNELS 100 and .*NORM 'GN': num_channels"),
         (FPN_KEYS + "NORM", "bn", "NORM must be one of '', 'BN', .*, got 'bn'"),
         (FPN_KEYS + "FUSE_TYPE", "max", "FUSE_TYPE must be one of 'sum', 'avg', got 'max'"),
     ],
@@ -108,6 +112,17 @@ def test_wrong_settings_name_the_key(key, value, message):
     where = key.rpartition(".")[0] + r"(\.| )" if message[0].isupper() else ""
     with pytest.raises(ConfigError, match=where + message):
         resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
+
+
+def test_a_width_without_a_channel_is_refused():
+    cfg = make_cfg(RESNETS + "WIDTH_PER_GROUP", 21, RESNETS + "BOTTLENECK_WIDTH", 3)
+    with pytest.raises(ConfigError, match="RESNETS.BOTTLENECK_WIDTH 3 leaves no channel of .*21"):
+        resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
+    cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 22  # one channel, which two splits cannot share
+    with pytest.raises(ConfigError, match="have 1 channels, of MODEL.RESNETS.WIDTH_PER_GROUP 22"):
+        resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
+    cfg.MODEL.RESNETS.RADIX = 1
+    assert resnest_d2.build_resnest_fpn_backbone(cfg, image_shape())
 
 
 @pytest.mark.parametrize(

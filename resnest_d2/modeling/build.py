@@ -128,6 +128,6 @@ def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, make_top: Callable[[], nn.Modul
         return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top, fpn.FUSE_TYPE)
     except (AssertionError, ValueError) as error:  # strides with a gap; GN and OUT_CHANNELS
         raise ConfigError(
-            f"MODEL.FPN cannot be built with IN_FEATURES {list(fpn.IN_FEATURES)}, OUT_CHANNELS "
-            f"{fpn.OUT_CHANNELS} and NORM {fpn.NORM!r}: {error}"
+            f"no FPN can be built with MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)}, "
+            f"MODEL.FPN.OUT_CHANNELS {fpn.OUT_CHANNELS} and MODEL.FPN.NORM {fpn.NORM!r}: {error}"
         ) from error

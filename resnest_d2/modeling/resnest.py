@@ -262,6 +262,11 @@ def make_resnest(
         require_one_of(name, arguments[name], (True, False))
     for name, least in LEAST.items():
         require_int(name, arguments[name], least)
+    if width_per_group * bottleneck_width < 64:
+        raise ConfigError(
+            f"bottleneck_width {bottleneck_width} leaves no channel of width_per_group "
+            f"{width_per_group}: their product must be at least 64"
+        )
     if len(deform_on_per_stage) != 4:
         got = f"got {len(deform_on_per_stage)}: {list(deform_on_per_stage)}"
         raise ConfigError(f"deform_on_per_stage must have 4 entries, one a stage, {got}")
@@ -293,7 +298,10 @@ def make_resnest(
                 **{name: arguments[name] for name in OF_BLOCKS},
             )
         except ConfigError as error:
-            raise ConfigError(f"{STAGE_NAMES[index]}: {error}") from error
+            raise ConfigError(
+                f"{STAGE_NAMES[index]}: {error}; its 3x3 convolutions have {width} channels, of "
+                f"width_per_group {width_per_group} and bottleneck_width {bottleneck_width}"
+            ) from error
         stages.append(stage)
     return ResNeSt(stem, stages, num_classes, out_features, freeze_at)
 
