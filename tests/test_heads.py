@@ -278,6 +278,6 @@ def test_semantic_segmentation_is_trained_and_evaluated(tiny_semantic, tmp_path)
     trainer.resume_or_load(resume=False)
     trainer.train()
     results = trainer._last_eval_results["sem_seg"]
-    assert results["mIoU"] > 60  # all of one class would give 30; images come in any order
+    assert results["mIoU"] > 75  # all of one class would give 30; black and white are easy
     saved = torch.load(tmp_path / "model_final.pth", weights_only=True)
     assert saved["classes"] == {"stuff_classes": ["black", "white"]}

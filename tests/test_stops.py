@@ -28,7 +28,7 @@ from resnest_d2.config import FileError
 from resnest_d2.engine import Trainer, launch
 from resnest_d2.files import hold_folder
 
-# How often a training is killed; docs/reliability.md has figures of 7 for each victim.
+# How often a training is killed; from 2 on each victim has its turn.
 KILLS = int(os.getenv("KILLS", "1"))
 VICTIMS = ["launcher", "worker", "workers"][: 1 if KILLS == 1 else 3]
 # The command, where a checkpoint takes until the file "go" is beside its folder.
@@ -435,7 +435,9 @@ def test_torchrun_starts_them_again(tmp_path, tiny_digits, monkeypatch, agents):
     assert starts[-1] >= 10
     assert last(folder)["iteration"] == 39
     # Where the others fail before they are killed, Detectron2 writes what it had by then.
-    assert iterations(folder)[-2:] == [19, 39]
+    *of_the_failed, first, second = iterations(folder)
+    assert [first, second] == [19, 39]
+    assert max(of_the_failed, default=0) < 19
 
 
 @pytest.mark.slow
