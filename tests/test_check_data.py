@@ -66,6 +66,16 @@ def test_everything_that_is_wrong_is_listed(nuclei):
     assert not (nuclei / "repaired.json").exists()
 
 
+def test_a_data_set_of_nothing(nuclei):
+    (nuclei / "val.json").write_text(
+        json.dumps({"images": [], "annotations": [], "categories": []})
+    )
+    result = check(nuclei)
+    assert result.returncode == 2, result.stderr
+    assert "'images' is empty\n'categories' is empty\n" in result.stdout
+    assert result.stdout.endswith("0 of 0 images cannot be read\n")
+
+
 def val(folder):
     return (folder / "val.json").read_text()
 

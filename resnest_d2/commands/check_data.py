@@ -83,7 +83,7 @@ def find_broken(data: CocoData) -> list[str]:
 
 
 def describe(data: CocoData) -> str:
-    """Tell what a data set holds: two tables, of classes and of sizes."""
+    """Tell what a data set holds: two tables, of classes and of sizes, without those of nothing."""
     counts = Counter(a["category_id"] for a in data.annotations)
     images = Counter(c for c, _ in {(a["category_id"], a["image_id"]) for a in data.annotations})
     classes = [[name, counts[key], images[key]] for key, name in data.categories.items()]
@@ -99,9 +99,12 @@ def describe(data: CocoData) -> str:
         for what, values in sizes.items()
         if values
     ]
+    tables = (
+        (classes, ["class", "annotations", "images"], [0]),  # "007" is a name
+        (rows, ["", "least", "median", "greatest"], False),
+    )
     return "\n\n".join(
-        (
-            tabulate(classes, ["class", "annotations", "images"], "pipe", disable_numparse=[0]),
-            tabulate(rows, ["", "least", "median", "greatest"], "pipe"),
-        )
+        tabulate(values, names, "pipe", disable_numparse=texts)
+        for values, names, texts in tables
+        if values
     )
