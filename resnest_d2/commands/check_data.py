@@ -36,8 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     with running("resnest_d2"):
         set_max_pixels(args.max_pixels)
-        if args.output is not None and args.output.suffix != ".json":
-            raise InputError(f"--output: {args.output} does not end in .json")
         if args.output is not None:
             if args.output.resolve() == Path(args.json).resolve():
                 raise InputError(f"--output: {args.output} is --json's file")

@@ -3,15 +3,13 @@
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..config import FileError, InputError
 from ..files import check_writable, sha256
 from ..weights import Checkpoint, open_weights
 from ..weights.convert import network_of, rename_resnest
-from ..weights.files import ENDINGS, check_classes, write_checkpoint
+from ..weights.files import ENDINGS, write_checkpoint
 from . import running
 
 
@@ -26,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with running("resnest_d2"):
         check_target(args.target, args.overwrite)
-        checkpoint = read(args.source, args.average)
+        checkpoint = rename_resnest(open_weights(args.source, args.average))
         write_checkpoint(checkpoint, args.target)
         print(format_summary(checkpoint))
         print(f"wrote    {args.target} (SHA-256 {sha256(args.target)})")
@@ -45,29 +43,6 @@ def check_target(target: Path, overwrite: bool) -> None:
     check_writable(target)
     if os.path.exists(target) and not overwrite:
         raise FileError(f"{target} is there already; --overwrite replaces it")
-
-
-def read(source: str, average: bool = False) -> Checkpoint:
-    """Read and convert a file of published weights or of training.
-
-    Args:
-        source: a path, a name (``resnest://``, ``timm://``, ``hf://``) or an address.
-        average: as in :func:`~resnest_d2.weights.open_weights`.
-
-    Raises:
-        InputError: the file is not there, cannot be fetched or is no checkpoint of a ResNeSt.
-    """
-    checkpoint = rename_resnest(open_weights(source, average))
-    classes = checkpoint.classes or _mmdetection_classes(checkpoint.meta)
-    return replace(checkpoint, classes=classes)
-
-
-def _mmdetection_classes(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return the names of the classes in the ``meta`` of MMDetection 2 or 3."""
-    inner = meta.get("dataset_meta")
-    inner = inner if isinstance(inner, dict) else {}
-    names = meta.get("CLASSES") or inner.get("CLASSES") or inner.get("classes")
-    return check_classes({"thing_classes": names}) if names else {}
 
 
 def format_summary(checkpoint: Checkpoint) -> str:

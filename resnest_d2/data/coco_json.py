@@ -20,7 +20,7 @@ from ..files import make_folder, write_text
 from .coco_images import find_images, read_images
 from .instances import InstanceReader, read_keypoints
 from .options import Options
-from .schema import NAMES, PAIRS, Entries, Notes, load_entries, parse, plain, some
+from .schema import NAMES, PAIRS, Entries, Notes, load_entries, parse, plain
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ def read_coco(
         data.keypoint_names, data.skeleton = _read_keypoint_names(
             notes, entries.categories, keypoint_names
         )
-    listed, image_ids = read_images(notes, entries)
+    listed = read_images(notes, entries)
     images, data.unreadable = find_images(notes, data.image_root, listed, options)
     for number, image in images.items():
         width, height = image.size
@@ -183,44 +183,28 @@ def read_coco(
             {"id": number, "file_name": str(image.path), "width": width, "height": height}
         )
     reader = InstanceReader(notes, masks, options)
-    unlisted, with_keypoints = [], []
     for at, (number, name) in enumerate(zip(entries.annotation_ids, entries.names, strict=True)):
         entry, entries.annotations[at] = entries.annotations[at], None  # its memory is free again
         if entry is None:
             continue
-        if entry["category_id"] not in entries.listed["categories"]:
-            notes.error(f"annotation {name}: there is no category {entry['category_id']!r}")
-            continue
-        if entry["image_id"] not in entries.listed["images"]:
-            kind = "left out {n} annotations of images that are not listed"
-            notes.add(kind, f"{name} (image_id {entry['image_id']!r})")
-            unlisted.append(entry["image_id"])
-            continue
-        image, category = image_ids.get(entry["image_id"]), category_ids.get(entry["category_id"])
+        for kind, key in (("categories", "category_id"), ("images", "image_id")):
+            if entry[key] not in entries.listed[kind]:
+                notes.error(f"annotation {name}: {key} {entry[key]!r} is none of the {kind}")
+        image = entries.image_ids.get(entry["image_id"])
+        category = category_ids.get(entry["category_id"])
         if image not in images or category is None:
             continue  # what is wrong with it was noted
         try:
             found = reader.read(name, entry, images[image])
             if found is not None and keypoints and data.keypoint_names:
-                found |= read_keypoints(entry, len(data.keypoint_names), images[image].scale)
+                found |= read_keypoints(entry, len(data.keypoint_names))
         except InputError as error:
             notes.error(f"annotation {name}: {error}")
             continue
         if found is not None:
             found |= {"id": number, "image_id": image, "category_id": category}
             data.annotations.append(found)
-        if keypoints and entry.get("keypoints"):
-            with_keypoints.append(name)
     reader.finish()
-    if with_keypoints and not any(entry.get("keypoints") for entry in entries.categories):
-        number = len(with_keypoints)
-        shown = some(with_keypoints)
-        notes.error(f"{number} annotations have keypoints, which no category names: {shown}")
-    if listed and len(unlisted) == data.num_annotations > 0:
-        notes.error(
-            f"no annotation is of an image that is listed: image_id is {some(unlisted)}, ids are "
-            f"{some(list(image_ids))}"
-        )
     notes.report()
     empty = len(data.images) - len({a["image_id"] for a in data.annotations})
     logger.info(
@@ -342,7 +326,6 @@ def _read_keypoint_names(
         notes.error(
             f"its keypoints {names} are not those that the model is trained on, {list(wanted)}"
         )
-    start = 0 if any(0 in pair for pair in skeleton) else 1  # some tools count from 0
-    if any(not start <= at < len(names) + start for pair in skeleton for at in pair):
+    if any(not 1 <= at <= len(names) for pair in skeleton for at in pair):
         notes.error(f"{must}, got {skeleton}")
-    return names, [(a - start, b - start) for a, b in skeleton]
+    return names, [(a - 1, b - 1) for a, b in skeleton]

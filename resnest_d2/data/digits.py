@@ -23,7 +23,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from ..config import FileError, import_extra
+from ..config import import_extra
 from ..files import check_writable, make_folder
 
 CLASSES = tuple("0123456789")
@@ -92,22 +92,17 @@ def build_digits(
 
     Raises:
         MissingPackageError: scikit-learn or scikit-image is not installed.
-        FileError: the folder cannot be written, or holds something else, which is left alone.
+        FileError: the folder cannot be made, or there is another one, which is left alone.
     """
     root = dataset_root() if root is None else Path(root)
     counts = {"train": train_images, "val": val_images}
     if _is_there(root):
         return root
     make_folder(root.parent)
-    check_writable(Path(f"{root}.lock"))
     with file_lock(str(root)):
         if _is_there(root):
             return root
-        if os.path.lexists(root) and (not root.is_dir() or any(root.iterdir())):
-            raise FileError(
-                f"{root} holds something else than the digits data set, which would be lost; "
-                "move it, or set DETECTRON2_DATASETS to another folder"
-            )
+        check_writable(root)
         with TemporaryDirectory(prefix=f"{root.name}.new-", dir=root.parent) as folder:
             new = Path(folder) / root.name
             (new / "annotations").mkdir(parents=True)

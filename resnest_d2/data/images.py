@@ -145,8 +145,6 @@ def _damage() -> Iterator[None]:
         raise InputError(f"{error}; --max-pixels allows more") from error
     except UnidentifiedImageError as error:
         raise InputError(f"it is none of {', '.join(FORMATS)}") from error
-    except MemoryError as error:
-        raise InputError("the memory is too small") from error
     except Exception as error:  # the first wrong byte decides which one it is
         raise InputError(str(error) or type(error).__name__) from error
 

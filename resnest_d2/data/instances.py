@@ -1,9 +1,11 @@
 """Boxes, masks and keypoints of annotations: repaired where they have one meaning, or refused."""
 
-from typing import Any
+import re
+from itertools import chain
+from typing import Annotated, Any
 
 import pycocotools.mask as mask_util
-from pydantic import NonNegativeInt, StrictStr, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, StrictStr, TypeAdapter
 from typing_extensions import TypedDict
 
 from ..config import InputError
@@ -23,8 +25,19 @@ class Rle(TypedDict):
     counts: StrictStr | list[NonNegativeInt]
 
 
+Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2)]
+Polygon = (
+    list[Coordinate]
+    | Annotated[list[Point], AfterValidator(lambda points: [*chain.from_iterable(points)])]
+)
 RLE = TypeAdapter(Rle)
-POLYGONS = TypeAdapter(list[list[Coordinate]])
+# A single polygon may stand without its outer list, and its points may be pairs.
+POLYGONS = TypeAdapter(
+    Annotated[
+        Annotated[Polygon, AfterValidator(lambda polygon: [polygon])] | list[Polygon],
+        Field(union_mode="left_to_right"),
+    ]
+)
 RLE_MUST = "its RLE must be 'size' [height, width] and 'counts', a list of numbers or a string"
 POLYGONS_MUST = "'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
 
@@ -75,25 +88,22 @@ class InstanceReader:
                 name,
             )
             return None
-        area = (entry.get("area") or 0) * image.scale[0] * image.scale[1]
+        area = entry.get("area") or 0
         if not 0 < area < MOST_PIXELS:
             area = box[2] * box[3] if mask is None else mask_area(mask, image.size)
         found = {"bbox": box, "area": area, "iscrowd": self._is_crowd(name, entry)}
         return found | ({} if mask is None else {"segmentation": mask})
 
     def _is_crowd(self, name: Any, entry: dict[str, Any]) -> int:
-        is_crowd = bool(entry.get("iscrowd"))
-        if entry.get("ignore") and not is_crowd:
-            self.notes.add("{n} annotations to ignore ('ignore' 1) count as crowds", name)
-            is_crowd = True
-        if is_crowd and self.options.crowd_as_instances:
+        if not entry.get("iscrowd"):
+            return 0
+        if self.options.crowd_as_instances:
             self.notes.add("{n} crowds were taken as objects", name)
             return 0
-        if is_crowd:
-            way = self.options.hint("--crowd-as-instances takes them as objects")
-            kind = "{n} annotations are crowds (iscrowd 1), which are not learned, and on which "
-            self.notes.add(f"{kind}detections do not count{way}", name)
-        return int(is_crowd)
+        way = self.options.hint("--crowd-as-instances takes them as objects")
+        kind = "{n} annotations are crowds (iscrowd 1), which are not learned, and on which "
+        self.notes.add(f"{kind}detections do not count{way}", name)
+        return 1
 
     def _mask(self, name: Any, value: Any, image: ImageFile) -> tuple[Mask | None, str]:
         """The mask in the picture's pixels, or what is wrong with it."""
@@ -123,8 +133,6 @@ class InstanceReader:
         if given is None and of_mask is None:
             self.notes.add("left out {n} annotations that have neither box nor mask", name)
             return None
-        if given is not None:
-            given = [side * image.scale[i % 2] for i, side in enumerate(given)]
         if of_mask and (given is None or self.options.boxes_from_masks or min(given[2:]) <= 0):
             self.notes.add("{n} boxes were computed from their masks", name)
             box = of_mask
@@ -147,7 +155,7 @@ class InstanceReader:
                 self.strange.append(name)
             if excess > CLIPPED:
                 self.notes.add(f"{{n}} boxes {BEYOND} and were clipped", name)
-        clips = excess > CLIPPED or (excess > 0 and image.declared != image.size)
+        clips = excess > CLIPPED or (excess > 0 and image.is_off)
         return _clip(box, image.size) if clips else box
 
     def finish(self) -> None:
@@ -168,10 +176,8 @@ class InstanceReader:
                 self.notes.add(f"{{n}} boxes {what} and {done}", name)
 
 
-def read_keypoints(
-    entry: dict[str, Any], number: int, scale: tuple[float, float]
-) -> dict[str, Any]:
-    """Return so many "keypoints" of an annotation, in the picture's pixels, and "num_keypoints".
+def read_keypoints(entry: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return so many "keypoints" of an annotation, and "num_keypoints".
 
     Raises:
         InputError: it has another number of them, or these are none.
@@ -181,8 +187,6 @@ def read_keypoints(
     values = parse(COORDINATES, entry.get("keypoints") or [0] * 3 * number, must)
     if len(values) != 3 * number:
         raise InputError(f"{must}, got {len(values)} numbers")
-    if scale != (1, 1):
-        values = [value * (*scale, 1)[at % 3] for at, value in enumerate(values)]
     return {"keypoints": values, "num_keypoints": sum(v > 0 for v in values[2::3])}
 
 
@@ -205,44 +209,13 @@ def _clip(box: Box, size: tuple[int, int]) -> Box:
 
 
 def parse_mask(value: Any, image: ImageFile) -> Mask:
-    """Return polygons, or a compressed RLE of the picture's size; either may be empty.
-
-    A single polygon may stand without its outer list, and its points may be pairs.
-    """
+    """Return polygons, or a compressed RLE of the picture's size; either may be empty."""
     if isinstance(value, dict):
         return _read_rle(parse(RLE, value, RLE_MUST), image.size)
-    try:
-        polygons = POLYGONS.validate_python(value)
-        if all(len(polygon) != 2 for polygon in polygons):
-            return _fit(polygons, image)
-    except ValidationError:  # it is written in another way than COCO's
-        pass
-    if isinstance(value, list):
-        if all(map(_is_point, value)) or not any(isinstance(part, list) for part in value):
-            value = [value]
-        value = [
-            [coordinate for point in part for coordinate in point] if _has_points(part) else part
-            for part in value
-        ]
-    return _fit(parse(POLYGONS, value, POLYGONS_MUST), image)
-
-
-def _is_point(value: Any) -> bool:
-    return isinstance(value, list) and [isinstance(part, list) for part in value] == [False, False]
-
-
-def _has_points(polygon: Any) -> bool:
-    return isinstance(polygon, list) and all(map(_is_point, polygon))
-
-
-def _fit(polygons: Polygons, image: ImageFile) -> Polygons:
-    """Scale polygons to the picture's size, or clip them where it is a pixel or two off."""
-    if image.declared == image.size:
+    polygons = parse(POLYGONS, value, POLYGONS_MUST)
+    if not image.is_off:
         return polygons
-    return [
-        [min(max(v * image.scale[i % 2], 0), image.size[i % 2]) for i, v in enumerate(polygon)]
-        for polygon in polygons
-    ]
+    return [[min(max(v, 0), image.size[i % 2]) for i, v in enumerate(p)] for p in polygons]
 
 
 def mask_box(mask: Mask) -> Box:
@@ -286,20 +259,13 @@ def decode_counts(text: str) -> list[int]:
     Raises:
         InputError: a character is no part of an RLE, or a number is cut short or too large.
     """
-    lengths: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if not 0 <= bits < 64 or shift > 35:  # pycocotools counts in 32 bits
-            raise InputError("its RLE cannot be decoded")
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value = shift = 0
-    if shift:
+    if not re.fullmatch("([P-o]{0,6}[0-O])*", text):  # pycocotools counts in 32 bits
         raise InputError("its RLE cannot be decoded")
+    lengths: list[int] = []
+    for number in re.findall("[P-o]*[0-O]", text):
+        bits = [ord(character) - 48 for character in number]
+        value = sum((five & 0x1F) << 5 * place for place, five in enumerate(bits))
+        if bits[-1] & 0x10:
+            value -= 1 << 5 * len(bits)
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
     return lengths

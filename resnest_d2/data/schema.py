@@ -65,11 +65,9 @@ Identity = Annotated[
     Field(union_mode="left_to_right"),
 ]
 Side = Annotated[Annotated[float, Field(gt=0.5, lt=MOST_PIXELS)] | None, WrapValidator(_or_none)]
-Text = Annotated[StrictStr | None, WrapValidator(_or_none)]
+Text = Annotated[StrictStr, Field(pattern=r"\S")]
 Name = Annotated[
-    StrictStr,
-    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
-    Field(pattern=r"\S"),
+    Text, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)
 ]
 # pycocotools takes memory in proportion to the length of an outline.
 Coordinate = Annotated[float, Field(gt=-1e6, lt=1e6)]
@@ -81,9 +79,7 @@ class ImageEntry(TypedDict, total=False):
     """An entry of "images"."""
 
     id: Required[Identity]
-    file_name: Text
-    path: Text
-    coco_url: Text
+    file_name: Required[Text]
     width: Side
     height: Side
 
@@ -101,12 +97,11 @@ class CategoryEntry(TypedDict, total=False):
 class AnnotationEntry(TypedDict, total=False):
     """An entry of "annotations"; masks and keypoints are looked at by those who need them."""
 
-    image_id: Required[Annotated[Identity | None, WrapValidator(_or_none)]]
+    image_id: Required[Identity]
     category_id: Required[Identity]
     bbox: Annotated[Box | None, NothingIsNone]
     area: Annotated[FiniteFloat | None, NothingIsNone]
     iscrowd: Annotated[bool | None, NothingIsNone]
-    ignore: Annotated[bool | None, NothingIsNone]
     segmentation: Any
     keypoints: Any
 
@@ -121,16 +116,12 @@ COORDINATES = TypeAdapter(list[Coordinate])
 NAMES = TypeAdapter(list[StrictStr])
 PAIRS = TypeAdapter(list[tuple[int, int]])
 
-ID = "a number or a text"
 MUST = {
-    "id": ID,
-    "category_id": ID,
-    "image_id": ID,
-    "name": "a text that is not empty",
+    **dict.fromkeys(("id", "image_id", "category_id"), "a number or a text"),
+    **dict.fromkeys(("file_name", "name"), "a text that is not empty"),
     "bbox": "four numbers (x, y, width, height)",
     "area": "a number",
     "iscrowd": "0 or 1",
-    "ignore": "0 or 1",
 }
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -27,8 +26,7 @@ from .coco import COCO_DETECTIONS, CocoEvaluator, load_truth
 logger = logging.getLogger(__name__)
 
 # Metadata of Detectron2's data sets that are paths.
-ANNOTATIONS = ("json_file", "panoptic_json")
-LAYOUT = (*ANNOTATIONS, "image_root", "panoptic_root", "sem_seg_root")
+PATHS = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root")
 
 
 def _coco(
@@ -128,9 +126,9 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
         train: look at its training sets too.
 
     Raises:
-        ConfigError: a name is not registered, none is given where one is needed, an annotation file
-            is truncated, there is no evaluator for a test set, or it cannot evaluate its file.
-        MissingFileError: a file or folder of a data set is missing; the message tells the layout.
+        ConfigError: a name is not registered, none is given where one is needed, there is no
+            evaluator for a test set, or it cannot evaluate its file.
+        MissingFileError: a file or folder of a data set is missing.
         MissingPackageError: panoptic quality is to be computed, and panopticapi is not installed.
     """
     for split in ("TRAIN", "TEST") if train else ("TEST",):
@@ -150,16 +148,14 @@ def _check_dataset(key: str, name: str) -> None:
     metadata = MetadataCatalog.get(name)
     if metadata.get("made_on_first_use", False):
         return
-    for attribute in LAYOUT:
+    for attribute in PATHS:
         path = metadata.get(attribute, None)
-        if path is None or "://" in path:
-            continue
-        if not os.path.exists(path):
+        if path is not None and "://" not in path and not os.path.exists(path):
+            root = os.getenv("DETECTRON2_DATASETS", "datasets")
             raise MissingFileError(
-                f"{key}: data set {name!r} needs {path}, which does not exist{_hint(metadata)}"
+                f"{key}: data set {name!r} needs {path}, which does not exist; "
+                f"DETECTRON2_DATASETS is {root!r}"
             )
-        if attribute in ANNOTATIONS and not _ends_as_json(path):
-            raise ConfigError(f"{key}: {path} of data set {name!r} is truncated or no JSON")
 
 
 def _check_evaluation(name: str) -> None:
@@ -169,28 +165,3 @@ def _check_evaluation(name: str) -> None:
     file = MetadataCatalog.get(name).get("json_file", None)
     if _coco in evaluators and file and os.path.isfile(file):
         load_truth(Path(file))
-
-
-def _hint(metadata: Any) -> str:
-    """The folder and the layout in which Detectron2 looks for a data set of its own."""
-    root = os.getenv("DETECTRON2_DATASETS", "datasets")
-    parts = {}
-    for attribute in LAYOUT:
-        if path := metadata.get(attribute, None):
-            below = os.path.relpath(path, os.path.expanduser(root))
-            parts[below if attribute in ANNOTATIONS else f"{below}/"] = None
-    if any(part.startswith("..") for part in parts):
-        return ""
-    return (
-        f"; set the environment variable DETECTRON2_DATASETS (now {root!r}) to the folder that "
-        f"holds {' and '.join(parts)}"
-    )
-
-
-def _ends_as_json(path: str) -> bool:
-    """Whether an annotation file is complete; to parse it all can take a minute."""
-    if os.path.isdir(path):
-        return False
-    with open(path, "rb") as stream:
-        stream.seek(max(os.path.getsize(path) - 64, 0))
-        return stream.read().rstrip().endswith((b"}", b"]"))

@@ -209,8 +209,7 @@ def _recognize(keys: Iterable[str]) -> tuple[str, dict[str, str | None]]:
     if any(DETECTRON2_KEY.fullmatch(key) for key in keys):
         # A detector may have any other parts, a bare backbone none.
         is_bare = any(_BACKBONE_KEY.match(k) and DETECTRON2_KEY.fullmatch(k) for k in keys)
-        foreign = {k for k in keys if any(other.rename(k) for other in FOREIGN)}
-        foreign |= {k for k in keys if is_bare and not _BACKBONE_KEY.match(k)}
+        foreign = {k for k in keys if is_bare and not _BACKBONE_KEY.match(k)}
         renamed = {k: None if k in foreign else _OLD_NORM.sub(r"\1.bn0.\2", k) for k in keys}
         return "Detectron2", renamed
     bare = _without_place(keys)

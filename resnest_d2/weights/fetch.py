@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
@@ -97,12 +96,12 @@ def local_path(name: str, force: bool = False) -> Path:
 def _fetch(entry: Entry, target: Path, folder: Path) -> None:
     """Convert the first of an entry's sources whose file can be fetched and is of use.
 
-    The mirror in ``$RESNEST_D2_MIRROR`` comes first, then a file that lies in ``folder``, then the
-    sources in their order.
+    The mirror in ``$RESNEST_D2_MIRROR`` comes first, then the sources in their order.
     """
     names = list(dict.fromkeys(map(file_name, entry.sources)))
+    mirror = os.path.expanduser(os.getenv(MIRROR_VARIABLE, "")).rstrip("/")
     reasons = []
-    for source in (*_mirrors(names, folder), *entry.sources):
+    for source in (*(f"{mirror}/{name}" for name in names if mirror), *entry.sources):
         try:
             with TemporaryDirectory(dir=folder, prefix="download-") as download:
                 checkpoint = _read(source, entry, Path(download))
@@ -114,15 +113,9 @@ def _fetch(entry: Entry, target: Path, folder: Path) -> None:
         logger.info("%s from %s is now %s%s", entry.name, source, target, tried)
         return
     raise FetchError(
-        f"cannot get {' or '.join(names)}: {'; '.join(reasons)}. Fetch it by other means and save "
-        f"it as {folder / names[0]}, or put it into a folder that ${MIRROR_VARIABLE} names"
+        f"cannot get {' or '.join(names)}: {'; '.join(reasons)}. Fetch it by other means and put "
+        f"it into a folder that ${MIRROR_VARIABLE} names"
     )
-
-
-def _mirrors(names: Iterable[str], folder: Path) -> Iterator[str]:
-    if mirror := os.path.expanduser(os.getenv(MIRROR_VARIABLE, "")):
-        yield from (f"{mirror.rstrip('/')}/{name}" for name in names)
-    yield from (str(folder / name) for name in names if (folder / name).is_file())
 
 
 def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, StrictStr, TypeAdapter, ValidationError
 from torch import nn
+from typing_extensions import TypedDict
 
 from ..config import FileError, InputError, MissingFileError, import_extra
 from ..files import replacing
@@ -22,12 +24,6 @@ from .arrays import ArrayUnpickler, plain
 ENDINGS = (".pth", ".safetensors")
 # Training keeps under these keys what it knows of its classes and its images, and its config.
 CLASSES_KEY, INPUT_KEY, CONFIG_KEY = "classes", "input", "config"
-# The metadata of a data set that naming and drawing predictions takes.
-CLASS_METADATA = (
-    *("thing_classes", "thing_dataset_id_to_contiguous_id"),
-    *("stuff_classes", "stuff_dataset_id_to_contiguous_id"),
-    *("keypoint_names", "keypoint_connection_rules"),
-)
 # Keys under which checkpoints hold their weights, the first that is there counts. What is trained
 # comes before an average of it (EMA).
 _TRAINED = ("model", "model_state_dict", "state_dict", "model_state", "net", "params", "blobs")
@@ -39,6 +35,24 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 # Images in steps of 0 to 255. ImageNet's own mean differs by up to 0.5 from what Detectron2's RGB
 # models are given, a hundredth of the deviation: not worth a warning.
 _TOLERANCE = 1.0
+
+
+Names = Annotated[list[StrictStr], Field(min_length=1)]
+
+
+class Classes(TypedDict, total=False):
+    """The metadata of a data set that naming and drawing predictions takes."""
+
+    thing_classes: Names
+    thing_dataset_id_to_contiguous_id: dict[int, int]
+    stuff_classes: Names
+    stuff_dataset_id_to_contiguous_id: dict[int, int]
+    keypoint_names: Names
+    keypoint_connection_rules: list[tuple[StrictStr, StrictStr, Any]]
+    """Two names and a colour."""
+
+
+CLASS_METADATA = tuple(Classes.__annotations__)
 
 
 class UnreadableError(InputError):
@@ -58,26 +72,16 @@ class InputFormat:
         mean, std = (" ".join(f"{v:g}" for v in values) for values in (self.mean, self.std))
         return f"{self.channels or 'images'} with mean {mean} and std {std}"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
     def fits(self, other: "InputFormat") -> bool:
         """Return whether weights for one of them work with the other."""
         if self.channels and other.channels and self.channels != other.channels:
             return False
         pairs = zip_longest(self.mean + self.std, other.mean + other.std, fillvalue=math.inf)
         return all(abs(a - b) <= _TOLERANCE for a, b in pairs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, content: Any) -> "InputFormat | None":
-        """Read what :meth:`to_dict` returned; None for anything else."""
-        try:
-            channels = content["channels"]
-            mean, std = (tuple(map(float, content[key])) for key in ("mean", "std"))
-            return cls(channels, mean, std) if isinstance(channels, str) else None
-        except (LookupError, TypeError, ValueError):
-            return None
 
 
 def of_model(model: nn.Module) -> InputFormat | None:
@@ -113,8 +117,6 @@ class Checkpoint:
     """Everything that training keeps beside its weights; it is never written here."""
     source: dict[str, Any] = field(default_factory=dict)
     """The file that this one was made from."""
-    meta: dict[str, Any] = field(default_factory=dict)
-    """MMDetection's facts about its training; they are never written here."""
     naming: str = ""
     """The project whose names the weights had before they were renamed; "" for unknown names."""
 
@@ -196,13 +198,12 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
         container,
         by_suffix is True,
         author if isinstance(author, str) else "",
-        InputFormat.from_dict(content.get(INPUT_KEY)),
-        check_classes(content.get(CLASSES_KEY)),
+        _validated(InputFormat, content.get(INPUT_KEY)),
+        _classes_of(content),
         config if is_config else "",
         # Other projects use other containers, and keep other things beside them.
         {k: v for k, v in content.items() if container == "model" and k != "model"},
         source if is_source else {},
-        meta if isinstance(meta := content.get("meta"), dict) else {},
     )
 
 
@@ -219,35 +220,31 @@ def find_tensors(
     return "", {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
-def check_classes(classes: Any) -> dict[str, Any]:
-    """Return the classes that a checkpoint was trained on; {} if it does not name them our way."""
-    if not isinstance(classes, Mapping):
-        return {}
-    found = {key: classes[key] for key in CLASS_METADATA if key in classes}
-    if not all(_is_metadata(key, value) for key, value in found.items()):
-        return {}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+def _validated(kind: type, value: Any) -> Any:
+    """Read a value that a file may well have in another form, or not at all: then it is None."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        return None
 
 
-def _is_metadata(key: str, value: Any) -> bool:
-    if key.endswith("_id"):
-        pairs = value.items() if isinstance(value, Mapping) else [("", "")]
-        return all(isinstance(number, int) for pair in pairs for number in pair)
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    if key == "keypoint_connection_rules":  # two names and a colour
-        if not all(isinstance(rule, list | tuple) and len(rule) == 3 for rule in value):
-            return False
-        value = [name for rule in value for name in rule[:2]]
-    return all(isinstance(name, str) for name in value)
+def _classes_of(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return the classes that a checkpoint was trained on; {} if it does not name them.
+
+    MMDetection 2 and 3 name them in its "meta".
+    """
+    meta = content.get("meta")
+    found = [content.get(CLASSES_KEY)]
+    for facts in (meta, meta.get("dataset_meta") if isinstance(meta, dict) else None):
+        if isinstance(facts, dict):
+            found += [{"thing_classes": facts.get(key)} for key in ("CLASSES", "classes")]
+    return next((classes for one in found if (classes := _validated(Classes, one))), {})
 
 
 def _describe_text(head: bytes) -> str | None:
     """Say what a file that begins like this is; None if it may be a checkpoint."""
     if re.match(rb"\s*<(!doctype|html|\?xml|error)", head, re.I):
         return "a web page: a server's answer saved in place of the weights"
-    if head.lstrip().startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer: `git lfs pull` fetches the weights that it stands for"
     # torch and pickle write control characters early on; texts have none.
     if re.fullmatch(rb"[\t\r\n\x20-\xff]*", head):
         return "a text, not weights" if head else "empty"
@@ -296,16 +293,9 @@ def _read_safetensors(path: Path, safe_open: Any) -> dict[str, Any]:
         metadata = file.metadata() or {}
     for key, value in metadata.items():
         try:
-            content.setdefault(key, json.loads(value, object_hook=_integer_keys))
+            content.setdefault(key, json.loads(value))
         except json.JSONDecodeError:
             content.setdefault(key, value)
-    return content
-
-
-def _integer_keys(content: dict[str, Any]) -> dict[Any, Any]:
-    """Turn category ids back into integers, which JSON does not have as keys."""
-    if content and all(re.fullmatch(r"-?\d+", key) for key in content):
-        return {int(key): value for key, value in content.items()}
     return content
 
 

@@ -7,12 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
@@ -69,17 +67,10 @@ def _local_path(path: str) -> str:
     if "://" not in path:
         return path
     try:
-        if path.startswith(("http://", "https://")):
-            urlsplit(path)
-        if path.startswith("catalog://"):
-            ModelCatalog.get(path.removeprefix("catalog://"))
-    except (LookupError, RuntimeError, ValueError) as error:  # malformed, or not in the catalog
-        raise FetchError(f"there is no {path}: {error}") from error
-    try:
         return PathManager.get_local_path(path)
     except InputError:
         raise
-    except (OSError, HTTPException, UnicodeEncodeError) as error:  # of the web, or the disk
+    except (OSError, HTTPException) as error:  # of the web, or the disk
         raise FetchError(f"cannot get {path}: {error}") from error
 
 
