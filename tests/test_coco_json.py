@@ -4,6 +4,8 @@ import copy
 import json
 import logging
 from contextlib import suppress
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -108,22 +110,15 @@ SAME = {
         every("images", id=lambda e: str(e["id"]))(d),
         every("categories", id=lambda e: str(e["id"]))(d),
         every("annotations", **{k: lambda e, k=k: str(e[k]) for k in ("id", "image_id")})(d),
-        every("annotations", category_id=lambda e: f"{e['category_id']}")(d),
+        every("annotations", category_id=lambda e: f"{e['category_id']}.0")(d),
     ],
-    "ids are floats": every("annotations", image_id=lambda e: float(e["image_id"])),
-    "iscrowd is text": every("annotations", iscrowd="0"),
-    "iscrowd is a truth value": every("annotations", iscrowd=False),
-    "iscrowd is absent": lambda d: [a.pop("iscrowd") for a in d["annotations"]],
-    "area is text": every("annotations", area="100.0"),
-    "area is absent": lambda d: [a.pop("area") for a in d["annotations"]],
-    "area is nothing": every("annotations", area=None),
-    "area is zero": every("annotations", area=0),
+    "numbers are text": every("annotations", iscrowd="0", area="100", bbox=["5", "4", 10.0, "1e1"]),
+    "values are absent": lambda d: [
+        a.pop(k) for a in d["annotations"] for k in ("iscrowd", "area", "bbox")
+    ],
+    "values are nothing": every("annotations", iscrowd=None, area=None, bbox=[]),
+    "values are zero": every("annotations", iscrowd=False, area=0, bbox=[5, 4, 0, 0]),
     "area is huge": every("annotations", area=1e308),
-    "boxes are lists of text": every("annotations", bbox=["5", "4", "10.0", "1e1"]),
-    "boxes are absent": lambda d: [a.pop("bbox") for a in d["annotations"]],
-    "boxes are nothing": every("annotations", bbox=None),
-    "boxes are empty": every("annotations", bbox=[]),
-    "boxes have no area": every("annotations", bbox=[5, 4, 0, 0]),
     "flat polygons": every("annotations", segmentation=list(CORNERS)),
     "points": every("annotations", segmentation=POINTS),
     "points in a list": every("annotations", segmentation=[POINTS]),
@@ -131,36 +126,20 @@ SAME = {
     "an empty polygon beside": every("annotations", segmentation=[list(CORNERS), []]),
     "a polygon of one point beside": every("annotations", segmentation=[list(CORNERS), [1, 2]]),
     "sizes are absent": lambda d: [i.pop(k) for i in d["images"] for k in ("width", "height")],
-    "sizes are nothing": every("images", width=None, height=None),
-    "sizes are zero": every("images", width=0, height=0),
+    "sizes are zero": every("images", width=0, height=None),
     "sizes are text": every("images", width=lambda e: str(e["width"])),
     "backslashes": every("images", file_name=lambda e: e["file_name"].replace("/", "\\")),
-    "a folder too many": every("images", file_name=lambda e: f"train/images/{e['file_name']}"),
-    "dots": every("images", file_name=lambda e: f"../lost/{e['file_name']}"),
+    "folders too many": every("images", file_name=lambda e: f"../train/{e['file_name']}"),
     "another machine": every("images", file_name=lambda e: f"C:\\Users\\me\\{e['file_name']}"),
-    "another root": every("images", file_name=lambda e: f"/home/me/images/{e['file_name']}"),
-    "an address": every("images", file_name=lambda e: f"https://a.b/c/{e['file_name']}?w=640#x"),
-    "encoded": every("images", file_name=lambda e: e["file_name"].replace("/", "%2F")),
     "another case": every("images", file_name=lambda e: e["file_name"].upper()),
     "no ending": every("images", file_name=lambda e: e["file_name"].removesuffix(".png")),
     "spaces around": every("images", file_name=lambda e: f" {e['file_name']} "),
-    "an address in place of the name": lambda d: [
-        i.update(coco_url=f"http://a.b/x/{i.pop('file_name')}") for i in d["images"]
-    ],
-    "path in place of the name": lambda d: [i.update(path=i.pop("file_name")) for i in d["images"]],
     "an image twice": lambda d: d["images"].append(dict(d["images"][0])),
-    "an image under two ids": lambda d: [
-        d["images"].append({**d["images"][0], "id": 9}),
-        d["annotations"][1].update(image_id=9),
-    ],
     "a category twice": lambda d: d["categories"].append(dict(d["categories"][0])),
     "Roboflow's phantom": lambda d: [
         every("categories", supercategory="pets")(d),
         d["categories"].insert(0, {"id": 0, "name": "pets", "supercategory": "none"}),
     ],
-    "annotations of absent images": lambda d: d["annotations"].append(
-        {**d["annotations"][0], "id": 9, "image_id": 12}
-    ),
     "keypoints that no model asked for": lambda d: [
         d["categories"][0].update(keypoints="many", skeleton=[[7]]),
         d["annotations"][0].update(keypoints=[1]),
@@ -180,8 +159,6 @@ def test_what_has_one_meaning_is_read_as_the_plain_file(folder, odd, change):
     data.write(folder / "written.json")
     assert sorted(COCO(folder / "written.json").cats) == [4, 90]
     content = json.loads((folder / "written.json").read_text())
-    for entries in content.values():
-        assert len({entry["id"] for entry in entries}) == len(entries)
     assert read(folder, content).dicts == plain.dicts
 
 
@@ -253,6 +230,7 @@ POLYGONS = "annotation 1: 'segmentation' must be RLE or a list of polygons"
 PAIRS = "category 90: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
 RLE = "annotation 1: its RLE"
 COUNTS = f"{RLE} must be 'size' [height, width] and 'counts', a list of numbers or a string, got"
+SUM = "annotation 1: the counts of its RLE do not add up to 30 x 40"
 WRONG = [
     ("categories", {"id": None}, "category number 1 of the list: 'id' must be a number or a text"),
     ("categories", {"name": " "}, "category 90: 'name' must be a text that is not empty, got ' '"),
@@ -260,26 +238,20 @@ WRONG = [
     ("categories", {"keypoints": "nose"}, "category 90: 'keypoints' must be a list of names"),
     ("categories", {"keypoints": ["a"], "skeleton": [1, 2]}, PAIRS),
     ("categories", {"keypoints": ["a"], "skeleton": [[1, 2]]}, PAIRS),
-    ("images", {"id": 3}, "image id 3 stands for 'a.png' and for 'sub/b.png'"),
+    ("images", {"id": 3}, "image 3 is listed twice, differently: 'a.png' and 'sub/b.png'"),
     ("images", {"id": [3]}, "image number 1 of the list: 'id' must be a number or a text, got [3]"),
-    ("images", {"file_name": None}, "image 7 has no 'file_name'"),
-    ("images", {"width": 30}, "image 7 is said to be 30 x 30, but {images}/a.png is 40 x 30, whic"),
-    ("annotations", {"category_id": 8}, "annotation 1: there is no category 8"),
+    ("images", {"file_name": None}, "image 7: 'file_name' must be a text that is not empty, got N"),
+    ("images", {"width": 30}, "image 7 is said to be 30 x 30, but {images}/a.png is 40 x 30"),
+    ("annotations", {"category_id": 8}, "annotation 1: category_id 8 is none of the categories"),
+    ("annotations", {"image_id": 8}, "annotation 1: image_id 8 is none of the images"),
     ("annotations", {"category_id": {}}, "annotation 1: 'category_id' must be a number or a text,"),
     ("annotations", {"bbox": [1, 2, 3]}, NUMBERS),
-    ("annotations", {"bbox": [1, 2, 3, None]}, NUMBERS),
     ("annotations", {"bbox": [1, 2, 3, float("nan")]}, NUMBERS),
-    ("annotations", {"bbox": "[5, 4, 10, 10]"}, NUMBERS),
     ("annotations", {"bbox": {"x": 5, "y": 4, "width": 10, "height": 10}}, NUMBERS),
     ("annotations", {"bbox": [0, 0, 1e308, 1e308]}, NUMBERS),
-    ("annotations", {"area": float("inf")}, "annotation 1: 'area' must be a number, got inf"),
     ("annotations", {"area": "big"}, "annotation 1: 'area' must be a number, got 'big'"),
     ("annotations", {"iscrowd": "some"}, "annotation 1: 'iscrowd' must be 0 or 1, got 'some'"),
-    ("annotations", {"ignore": "maybe"}, "annotation 1: 'ignore' must be 0 or 1, got 'maybe'"),
-    ("annotations", {"keypoints": [1]}, "1 annotations have keypoints, which no category names: 1"),
     ("annotations", {"segmentation": "nonsense"}, POLYGONS),
-    ("annotations", {"segmentation": 5}, POLYGONS),
-    ("annotations", {"segmentation": [["a"]]}, POLYGONS),
     ("annotations", {"segmentation": ["a", 2, 3, 4, 5, 6]}, POLYGONS),
     ("annotations", {"segmentation": [{"x": 5, "y": 4}]}, POLYGONS),
     ("annotations", {"segmentation": {"counts": []}}, COUNTS),
@@ -288,13 +260,9 @@ WRONG += [
     ("annotations", {"segmentation": {"size": size, "counts": counts}}, message)
     for size, counts, message in [
         ([4, 4], "x", f"{RLE} has size [4, 4] (height, width), its image [30, 40]"),
-        ([30, 40], [5, 5], "annotation 1: the counts of its RLE do not add up to 30 x 40"),
-        ([30, 40], "0", "annotation 1: the counts of its RLE do not add up to 30 x 40"),
-        ([30, 40], None, COUNTS),
-        ([30, 40], [-5, 1205], COUNTS),
-        ([30, 40], "zz##", f"{RLE} cannot be decoded"),
-        ([30, 40], "o" * 100, f"{RLE} cannot be decoded"),
-        ([30, 40], "oooo", f"{RLE} cannot be decoded"),
+        *(([30, 40], counts, SUM) for counts in ([5, 5], "0")),
+        *(([30, 40], counts, COUNTS) for counts in (None, [-5, 1205])),
+        *(([30, 40], counts, f"{RLE} cannot be decoded") for counts in ("zz##", "o" * 100, "oooo")),
     ]
 ]
 
@@ -329,18 +297,12 @@ def test_lists_that_are_none(folder, odd, change, message):
         read(folder, odd | change)
 
 
-def test_no_annotation_is_of_an_image(folder, odd):
-    every("annotations", image_id=8)(odd)
-    message = "no annotation is of an image that is listed: image_id is 8, 8, 8, ids are 7, 3"
-    assert errors(folder, odd) == [message]
-
-
 def test_all_errors_are_listed_at_once(folder, odd):
     wrong = [{"bbox": [1, 2]}, {"category_id": 8}, {"segmentation": 5}, {"iscrowd": 2}]
     odd["annotations"][1:] = [
         {**odd["annotations"][0], "id": 100 + n, **w} for n, w in enumerate(12 * wrong)
     ]
-    odd["images"].append({"id": 5})
+    odd["images"].append({"id": 5, "file_name": ""})
     with pytest.raises(InputError) as raised:
         read(folder, odd)
     header, *lines, last = str(raised.value).splitlines()
@@ -350,7 +312,7 @@ def test_all_errors_are_listed_at_once(folder, odd):
     # As check-data does, which goes on to the pictures.
     data = read(folder, odd, refuse=False)
     assert data.errors[:20] == lines
-    starts = {"image 5 has no 'file_name'", *(f"annotation {100 + n}" for n in range(48))}
+    starts = {"image 5", *(f"annotation {100 + n}" for n in range(48))}
     assert {line.partition(":")[0] for line in data.errors} == starts
     assert [a["id"] for a in data.annotations] == [1]
     assert (data.num_annotations, len(data.images)) == (49, 2)
@@ -366,7 +328,7 @@ def test_errors_name_annotations_as_the_file_does(folder, odd, ids, name):
     assert error.startswith(f"annotation {name}: 'bbox' must be four numbers")
 
 
-@pytest.mark.parametrize("ids", [[None] * 3, [1, 1, 2], ["a", "b", "c"], [[1], 2, 3], [1.5, 2, 3]])
+@pytest.mark.parametrize("ids", [[None] * 3, [1, 1, 2], ["a", "b", "c"]])
 def test_annotations_whose_ids_are_none_are_numbered(folder, odd, caplog, ids):
     for annotation, number in zip(odd["annotations"], ids, strict=True):
         annotation["id"] = number
@@ -406,12 +368,6 @@ def test_one_class_under_two_ids(folder, odd, caplog):
     assert said[0].startswith("category 4 'cat' can be any of the training set's 1 and 2, which ha")
 
 
-def test_an_only_class_is_no_phantom(folder, odd):
-    odd["categories"] = [{"id": 1, "name": "cat", "supercategory": "cat"}]
-    odd["annotations"] = []
-    assert read(folder, odd).categories == {1: "cat"}
-
-
 def test_classes_are_matched_by_name(folder, odd, caplog):
     theirs = {1: "dog", 2: "Cat ", 3: "cow"}
     data = read(folder, PLAIN, categories=theirs)
@@ -427,45 +383,30 @@ def test_classes_are_matched_by_name(folder, odd, caplog):
     )
 
 
-def test_two_entries_of_one_image_that_differ_are_refused(folder, odd):
-    for change in ({"width": 80, "height": 60}, {"path": "/elsewhere/a.png"}):
-        listed = [*odd["images"], {**odd["images"][0], "id": 8, **change}]
-        with pytest.raises(InputError, match="'a.png' is listed twice, with another size or path"):
-            read(folder, odd | {"images": listed})
-
-
-@pytest.mark.parametrize("skeleton", [[[0, 1], [1, 2]], [[1, 2], [2, 3]], [[1.0, 2.0], [2, 3.0]]])
-def test_keypoints_count_from_0_or_1_and_are_scaled_like_boxes(folder, odd, skeleton):
-    every("categories", keypoints=["a", "b", "c"], skeleton=skeleton)(odd)
+def test_keypoints(folder, odd):
+    every("categories", keypoints=["a", "b", "c"], skeleton=[[1, 2], [2, 3.0]])(odd)
     every("annotations", keypoints=[12, 10, 2, 28, 26, 1, 0, 0, 0], num_keypoints=2)(odd)
-    odd["images"][0].update(width=80, height=60)
-    for annotation in odd["annotations"][:2]:
-        annotation.update(bbox=[10, 8, 20, 20], segmentation=[[2 * c for c in CORNERS]])
     del odd["annotations"][1]["keypoints"]  # without a label; instances can be stacked all the same
     data = read(folder, odd, keypoints=True)
     assert (data.keypoint_names, data.skeleton) == (["a", "b", "c"], [(0, 1), (1, 2)])
-    assert data.annotations[0]["keypoints"] == [6, 5, 2, 14, 13, 1, 0, 0, 0]
+    assert data.annotations[0]["keypoints"] == [12, 10, 2, 28, 26, 1, 0, 0, 0]
     assert data.annotations[1]["keypoints"] == [0] * 9
-    assert data.annotations[2]["keypoints"] == [12, 10, 2, 28, 26, 1, 0, 0, 0]
     assert data.num_keypoints == 2
     found = data.dicts[0]["annotations"][0]["keypoints"]  # Detectron2's are no pixels
-    assert found == [6.5, 5.5, 2, 14.5, 13.5, 1, 0.5, 0.5, 0]
+    assert found == [12.5, 10.5, 2, 28.5, 26.5, 1, 0.5, 0.5, 0]
     odd["annotations"][0]["keypoints"] = [1, 2]
-    message = "annotation 1: 'keypoints' must be 3 times x, y and visibility, as many as its"
     (error,) = errors(folder, odd, keypoints=True)
-    assert error.startswith(message)
+    assert error.startswith("annotation 1: 'keypoints' must be 3 times x, y and visibility, as ma")
     wanted = {"keypoints": True, "keypoint_names": ["c"]}
     del odd["annotations"][0]
     (error,) = errors(folder, odd, **wanted)
-    assert (
-        error == "its keypoints ['a', 'b', 'c'] are not those that the model is trained on, ['c']"
-    )
+    assert error.startswith("its keypoints ['a', 'b', 'c'] are not those that the model is trained")
     odd["categories"][0]["keypoints"] = ["c"]
     (error,) = errors(folder, odd, **wanted)
     assert error.startswith("categories 'dog' and 'cat' have different keypoints")
 
 
-@pytest.mark.parametrize(("width", "height"), [(41, 30), (40, 32), (39, 28)])
+@pytest.mark.parametrize(("width", "height"), [(41, 32), (39, 28)])
 def test_a_size_that_is_a_pixel_off_clips(folder, odd, caplog, width, height):
     odd["images"][0].update(width=width, height=height)
     outline = [35, 20, width, 20, width, height, 35, height]
@@ -479,22 +420,6 @@ def test_a_size_that_is_a_pixel_off_clips(folder, odd, caplog, width, height):
     assert f"7 ({width} x {height} is 40 x 30)" in caplog.text
 
 
-def test_annotations_at_another_size_are_scaled(folder, odd, caplog):
-    odd["images"][0].update(width=80, height=60)
-    for annotation in odd["annotations"][:2]:
-        annotation.update(bbox=[10, 8, 20, 20], segmentation=[[2 * c for c in CORNERS]])
-    odd["annotations"][1].update(area=None)
-    first, second, _ = read(folder, odd).annotations
-    assert first["bbox"] == second["bbox"] == [5, 4, 10, 10]
-    assert first["segmentation"] == second["segmentation"] == [CORNERS]
-    assert (first["area"], second["area"]) == (25, 100)
-    said = "1 images were annotated at another size; their annotations are scaled: 7 (80 x 60"
-    assert said in caplog.text
-    # A mask of pixels is of its picture's size.
-    odd["annotations"][0]["segmentation"] = {"size": [60, 80], "counts": [4800]}
-    assert errors(folder, odd) == [f"{RLE} has size [60, 80] (height, width), its image [30, 40]"]
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -505,13 +430,11 @@ def test_annotations_at_another_size_are_scaled(folder, odd, caplog):
     ],
     ids=["box", "mask", "outside", "RLE"],
 )
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_exif_exchanges_width_and_height(folder, odd, caplog, name, change):
+def test_exif_exchanges_width_and_height(folder, odd, caplog, change):
     """The JSON has the stored size; boxes tell whether they are of the picture as it is shown."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (40, 30)).save(folder / "images" / name, exif=exif)
-    odd["images"][0]["file_name"] = name
+    Image.new("RGB", (40, 30)).save(folder / "images/a.png", exif=exif)
     data = read(folder, odd)
     assert (data.images[0]["width"], data.images[0]["height"]) == (30, 40)
     assert data.annotations[0]["bbox"] == [5, 4, 10, 10]
@@ -524,30 +447,23 @@ def test_exif_exchanges_width_and_height(folder, odd, caplog, name, change):
     assert error.startswith(f"annotation 1: {way}")
 
 
+@pytest.mark.parametrize("masks", [True, False])
 @pytest.mark.parametrize("box", [[10, 9, 10, 10], [5, 4, 15, 14], [0.125, 0.13, 0.25, 0.33]])
-def test_boxes_that_are_not_their_masks(folder, odd, caplog, box):
-    """As centres, corners and parts of the image are."""
+def test_boxes_that_are_not_their_masks(folder, odd, caplog, box, masks):
+    """As centres, corners, parts of the image, and boxes of whole objects beside their parts."""
     every("annotations", bbox=box)(odd)
-    words = "3 of 3 boxes are not .*COCO's are x, y, width, height in pixels; --boxes-from-masks ma"
+    words = (
+        r"3 of 3 boxes are not .*annotations 1, 2, 3.*COCO's are x, y, .*; --boxes-from-masks ma"
+    )
     with pytest.raises(InputError, match=words):
-        read(folder, odd)
-    data = read(folder, odd, options=Options(boxes_from_masks=True))
+        read(folder, odd, masks=masks)
+    data = read(folder, odd, masks=masks, options=Options(boxes_from_masks=True))
     assert data.dicts == read(folder, PLAIN).dicts
     assert "3 boxes were computed from their masks: 1, 2, 3" in caplog.text
-
-
-@pytest.mark.parametrize("masks", [True, False])
-def test_boxes_of_whole_objects_beside_masks_of_their_parts(folder, odd, caplog, masks):
-    part = [[5, 5, 9, 5, 9, 9, 5, 9]]
-    every("annotations", segmentation=part)(odd)
-    with pytest.raises(InputError, match=r"3 of 3 boxes are not .*annotations 1, 2, 3.*COCO's are"):
-        read(folder, odd, masks=masks)
     data = read(folder, odd, masks=masks, options=Options(boxes_as_given=True))
-    assert [a["bbox"] for a in data.annotations] == [[5, 4, 10, 10]] * 3
-    assert [a["segmentation"] for a in data.annotations] == [part] * 3
+    assert [a["bbox"] for a in data.annotations] == [box] * 3
+    assert [a["segmentation"] for a in data.annotations] == [[CORNERS]] * 3
     assert "3 boxes are not those of their masks and stay: 1, 2, 3" in caplog.text
-    data = read(folder, odd, masks=masks, options=Options(boxes_from_masks=True))
-    assert [a["bbox"] for a in data.annotations] == [[5, 5, 4, 4]] * 3
     with pytest.raises(InputError, match="--boxes-from-masks and --boxes-as-given exclude each"):
         Options(boxes_from_masks=True, boxes_as_given=True)
 
@@ -586,19 +502,17 @@ def test_boxes_from_masks_are_clipped(folder, odd, asked):
 
 
 def test_crowds_and_what_is_counted(folder, odd, caplog):
-    """As CVAT's brush, exporters of binary masks, and tools that have "ignore" write them."""
+    """As CVAT's brush and exporters of binary masks write them."""
     odd["annotations"][0].update(iscrowd=1, segmentation={"size": [30, 40], "counts": RUNS})
-    odd["annotations"][1]["ignore"] = 1
-    every("annotations", difficult=1)(odd)  # which is no reason
+    every("annotations", ignore=1)(odd)  # which pycocotools overwrites
     outside = {"bbox": [90, 5, 1, 1], "segmentation": []}
     for number, change in enumerate(({}, {"image_id": 7}, {"image_id": 7}, outside), 4):
         odd["annotations"].append({**odd["annotations"][2], "id": number, **change})
     data = read(folder, odd)
-    assert (data.num_crowds, [a["iscrowd"] for a in data.annotations]) == (2, [1, 1, 0, 0, 0, 0])
-    assert (data.num_annotations, data.num_masks, data.num_rle, data.most_objects) == (7, 6, 1, 2)
-    assert "2 annotations are crowds" in caplog.text
+    assert (data.num_crowds, [a["iscrowd"] for a in data.annotations]) == (1, [1, 0, 0, 0, 0, 0])
+    assert (data.num_annotations, data.num_masks, data.num_rle, data.most_objects) == (7, 6, 1, 3)
+    assert "1 annotations are crowds" in caplog.text
     assert "--crowd-as-instances" in caplog.text
-    assert "1 annotations to ignore ('ignore' 1) count as crowds: 2" in caplog.text
     data = read(folder, odd, options=Options(crowd_as_instances=True))
     assert (data.num_crowds, data.most_objects) == (0, 4)
 
@@ -616,17 +530,17 @@ def found(folder: Path, *names: str, **arguments) -> list[str]:
 
 
 # The pictures on the disk, the names in the file, and what they are found as; None is missing.
-CAFE = ["train/c.png", "train/x/D.PNG", "train/cafe\u0301.png"]
+CASES = ["train/x/D.PNG", "train/cafe\u0301.png"]
 FOUND = [
     # The root holds pictures and masks; in the second case one of the masks lies in no folder.
     *(
         (
-            ["images/a.jpg", "images/c.jpg", f"masks/{mask}", *([mask] if prefix else [])],
+            ["images/a.jpg", "images/c.jpg", f"masks/{mask}", mask],
             [f"{prefix}{name}.jpg" for name in "abc"],
             ["images/a.jpg", None, "images/c.jpg"],
         )
         for mask in ("b.png", "b.jpg")
-        for prefix in ("", "images/", "train/images/")
+        for prefix in ("images/", "train/images/")
     ),
     # The third folder was not unpacked.
     *(
@@ -637,17 +551,14 @@ FOUND = [
         )
         for start in ("", "data/")
     ),
-    # All are in one folder of the root, which their names leave out.
-    ([*CAFE, "masks/c.png"], ["c.png", "x/d.png", "caf\u00e9.png"], CAFE),
-    ([*CAFE, "masks/c.png"], ["train/c.png", "caf\u00e9.png"], [CAFE[0], CAFE[2]]),
+    (CASES, ["train/x/d.png", "train/caf\u00e9.png"], CASES),
     # A name that can be two files is none.
-    (["x/c.png", "y/c.png"], ["c.png"], [None]),
     (["y/e.png", "y/E.PNG"], ["y/E.Png"], [None]),
     (["y/e.png", "y/E.PNG"], ["y/e.png"], ["y/e.png"]),
     (["sub/b.png"], ["sub/b.png", "b.png"], ["sub/b.png", None]),
     # Nor is a picture of another ending.
-    *((["b.png"], [name, "b.png"], [None, "b.png"]) for name in ("a.jpg", "a.png.jpg", "a.tiff")),
     (["b.png", "c.png.jpg"], ["c.png", "b.png"], [None, "b.png"]),
+    *((["b.png"], [name, "b.png"], [None, "b.png"]) for name in ("a.jpg", "a.png.jpg")),
 ]
 
 
@@ -665,7 +576,7 @@ def test_names_of_pictures(folder, files, names, expected):
         assert found(folder, *names, options=Options(skip_missing=True)) == there
 
 
-@pytest.mark.parametrize("names", [("a.png", "./a.png"), ("x/a.png", "y/a.png")])
+@pytest.mark.parametrize("names", [("a.png", "a.png"), ("x/a.png", "y/a.png")])
 def test_two_images_that_can_only_be_one_file(folder, names):
     with pytest.raises(InputError, match=r"images .*a.png' and .*a.png' can only be the same file"):
         found(folder, *names)
@@ -740,77 +651,52 @@ def test_what_is_written_is_one_data_set_to_all_evaluations(folder, odd):
 SOME = [0, -1, 1, 2, 7, 0.5, 1e-300, 1e308, -1e308, 1e309, float("nan"), 2**31, 2**63, 10**400]
 TEXTS = ["", " ", "7", "1e309", "nan", "[[5, 4, 9, 4, 9, 9]]", "a.png", "../b.png", "\x00", "oooo"]
 LEAVES = st.none() | st.booleans() | st.sampled_from(SOME) | st.sampled_from(TEXTS)
+KEYS = st.sampled_from(["x", "y", "size", "counts", "id"])
 VALUES = st.recursive(
-    LEAVES,
-    lambda inner: (
-        st.lists(inner, max_size=6)
-        | st.dictionaries(st.sampled_from(["x", "y", "size", "counts", "id"]), inner, max_size=3)
-    ),
+    LEAVES | st.integers(0, 45) | st.floats(0, 45),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(KEYS, inner, max_size=3),
     max_leaves=8,
 )
-SMALL = st.integers(0, 45) | st.floats(0, 45)
-DELETED = object()
-
-
-def places(value, path=()):
-    """The paths of all values inside of a value."""
-    if path:
-        yield path
-    if isinstance(value, (dict, list)):
-        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(child, (*path, key))
-
-
-def at(value, path):
-    """The value at a path."""
-    for key in path:
-        value = value[key]
-    return value
-
-
 RICH = copy.deepcopy(PLAIN)
 every("categories", keypoints=lambda e: ["left", "right"], skeleton=lambda e: [[1, 2]])(RICH)
 every("annotations", keypoints=lambda e: [5, 6, 2, 7, 8, 1], num_keypoints=2)(RICH)
 RICH["annotations"][1]["segmentation"] = {"size": [30, 40], "counts": RUNS}
 
 
-@st.composite
-def mutated(draw):
-    """The rich file with some values replaced, taken away or exchanged."""
-    content = copy.deepcopy(RICH)
-    for _ in range(draw(st.integers(0, 3))):
-        if not content:
-            break
-        path = draw(st.sampled_from(list(places(content))))
-        parent = at(content, path[:-1])
-        plain = st.sampled_from([str, lambda value: [value], lambda value: f" {value}.0"])
-        new = draw(
-            st.just(DELETED) | plain | SMALL | VALUES | st.sampled_from(list(places(content)))
-        )
-        if new is DELETED:
-            del parent[path[-1]]
-        elif callable(new):  # the same in another way
-            parent[path[-1]] = new(parent[path[-1]])
-        elif isinstance(new, tuple):  # a copy of another value of the file
-            parent[path[-1]] = copy.deepcopy(at(content, new))
-        else:
-            parent[path[-1]] = new
-    return content
+def places(value, path=()):
+    """The paths of all values inside of a value."""
+    if isinstance(value, (dict, list)):
+        for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*path, key)
+            yield from places(child, (*path, key))
+
+
+PLACES = st.sampled_from(list(places(RICH)))
 
 
 @settings(max_examples=200, deadline=None)
-@given(content=mutated(), masks=st.booleans(), keypoints=st.booleans())
-def test_a_changed_file_is_read_or_refused(tmp_path_factory, content, masks, keypoints):
-    """What is read, pycocotools reads, too."""
+@given(
+    changes=st.lists(st.tuples(PLACES, VALUES | PLACES), max_size=3),
+    masks=st.booleans(),
+    keypoints=st.booleans(),
+)
+def test_a_changed_file_is_read_or_refused(tmp_path_factory, changes, masks, keypoints):
+    """Values are replaced by others, or by copies of those of another place."""
     folder = tmp_path_factory.getbasetemp() / "hostile"
     if not folder.exists():
         add_pictures(folder, **SIZES)
+    content = copy.deepcopy(RICH)
+    with suppress(LookupError, TypeError):  # a place is no longer there
+        for (*path, last), new in changes:
+            value = reduce(getitem, new, RICH) if isinstance(new, tuple) else new
+            reduce(getitem, path, content)[last] = copy.deepcopy(value)
     with suppress(InputError):
         data = read(folder, content, masks=masks, keypoints=keypoints)
         check_readable(data, folder / "written.json")
 
 
 def check_readable(data: CocoData, file: Path) -> None:
+    """What is read, pycocotools reads, too."""
     data.write(file)
     assert "NaN" not in file.read_text()
     assert "Infinity" not in file.read_text()

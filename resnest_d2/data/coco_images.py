@@ -37,10 +37,8 @@ def read_images(notes: Notes, entries: Entries) -> dict[int, ImageEntry]:
         key = entry["id"]
         first = images.setdefault(entries.image_ids[key], entry)
         if first != entry:
-            one, other = (
-                f"{e['file_name']!r}, {e.get('width')} x {e.get('height')}" for e in (first, entry)
-            )
-            notes.error(f"image {key} is {one} and {other}")
+            names = f"{first['file_name']!r} and {entry['file_name']!r}"
+            notes.error(f"image {key} is listed twice, differently: {names}")
         elif first is not entry:
             notes.add("{n} images are listed twice", key)
     return images
@@ -114,17 +112,22 @@ def _find_files(
 def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Path]:
     """Find pictures whose names on the disk are not quite those in the file.
 
-    A name is first looked for as it stands, but for separators and case. What is then still missing
-    is looked for with as many leading folders dropped from all names as find most; and only in
-    folders that hold other pictures of the file, if any were found. So no mask, and no frame of
-    another video, takes the place of a picture that is not there. A name that can mean several
-    files is not found, and neither are pictures that other entries name exactly (``taken``).
+    A name is first looked for as it stands, but for separators, case and an ending that it lacks.
+    What is then still missing is looked for with as many leading folders dropped from all names as
+    find most; and only in folders that hold other pictures of the file, if any were found. So no
+    mask, and no frame of another video, takes the place of a picture that is not there. A name that
+    can mean several files is not found, and neither are pictures that other entries name exactly
+    (``taken``).
     """
     files: dict[str, list[Path]] = defaultdict(list)
     for folder, _, leaves in os.walk(root):
         for path in (Path(folder, leaf) for leaf in leaves):
-            if path.suffix.lower() in IMAGE_ENDINGS and path not in taken and path.is_file():
-                files[plain(path.relative_to(root).as_posix())].append(path)
+            if not _is_picture(path) or path in taken or not path.is_file():
+                continue
+            name = plain(path.relative_to(root).as_posix())
+            files[name].append(path)
+            if not _is_picture(Path(path.stem)):
+                files[name.removesuffix(path.suffix.lower())].append(path)
     parts = {number: plain(name).replace("\\", "/").split("/") for number, name in names.items()}
     found = _without_folders(parts, 0, files)
     if near := {path.parent for path in (*taken, *found.values())}:
@@ -133,6 +136,10 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     depth = min(max(map(len, rest.values()), default=0), MOST_FOLDERS)
     tries = (_without_folders(rest, dropped, files) for dropped in range(1, depth))
     return found | max(tries, key=len, default={})
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_ENDINGS
 
 
 def _without_folders(
