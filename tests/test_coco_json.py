@@ -162,12 +162,6 @@ def test_what_has_one_meaning_is_read_as_the_plain_file(folder, odd, change):
     assert read(folder, content).dicts == plain.dicts
 
 
-def test_a_file_with_a_byte_order_mark_is_read(folder):
-    plain = read(folder, PLAIN)
-    plain.file.write_text(json.dumps(PLAIN), encoding="utf-8-sig")
-    assert read_coco(plain.file, folder / "images", masks=True) == plain
-
-
 NO_POLYGON = "have no polygon of three points or more, each with x and y"
 LOST = (
     "so that these objects count as background; a faster_ or cascade_box_ config takes their boxes"
@@ -282,19 +276,6 @@ def test_one_cause_is_one_error_that_names_the_entry(folder, odd, key, change, m
         data = read(folder, odd, masks=False)
         assert [a["bbox"] for a in data.annotations] == [[5, 4, 10, 10]] * 3
         assert data.num_masks == 2
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"images": ["a.png"]}, "image number 1 of the list must be an object, got 'a.png'"),
-        ({"categories": []}, "'categories' is empty"),
-        ({"images": [], "annotations": []}, "'images' is empty"),
-    ],
-)
-def test_lists_that_are_none(folder, odd, change, message):
-    with pytest.raises(InputError, match=message):
-        read(folder, odd | change)
 
 
 def test_all_errors_are_listed_at_once(folder, odd):
@@ -493,14 +474,6 @@ def test_boxes_without_masks_are_seen_by_their_images(folder, odd, caplog):
     assert data.annotations[2]["bbox"] == [20, 10, 20, 19]
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_boxes_from_masks_are_clipped(folder, odd, asked):
-    odd["annotations"][0]["segmentation"] = [[30, 20, 60, 20, 60, 50]]
-    every("annotations", bbox=[5, 4, 10, 10] if asked else None)(odd)
-    (annotation,) = read(folder, odd, options=Options(boxes_from_masks=asked)).annotations[:1]
-    assert annotation["bbox"] == [30, 20, 10, 10]
-
-
 def test_crowds_and_what_is_counted(folder, odd, caplog):
     """As CVAT's brush and exporters of binary masks write them."""
     odd["annotations"][0].update(iscrowd=1, segmentation={"size": [30, 40], "counts": RUNS})
@@ -582,16 +555,11 @@ def test_two_images_that_can_only_be_one_file(folder, names):
         found(folder, *names)
 
 
-def test_links_and_names_that_no_file_can_have(folder):
-    images = folder / "images"
-    (images / "link.png").symlink_to(images / "a.png")
-    (images / "lost.png").symlink_to(images / "nowhere.png")
-    assert found(folder, "a.png", "link.png") == ["a.png", "link.png"]
-    for name in ("lost.png", "x" * 300, "data:image/png;base64," + "A" * 5000, "http://[", "\0"):
+def test_names_that_no_file_can_have(folder):
+    for name in ("x" * 300, "data:image/png;base64," + "A" * 5000, "http://[", "\0"):
         with pytest.raises(InputError, match="1 of the 2 images are not in") as raised:
             found(folder, "a.png", name)
         assert len(str(raised.value)) < 700
-        assert found(folder, "a.png", name, options=Options(skip_missing=True)) == ["a.png"]
 
 
 def test_missing_images_and_their_annotations_are_left_out(folder, odd, caplog):

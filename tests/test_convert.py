@@ -53,12 +53,9 @@ def test_openmmlab_and_imagenet_names_are_the_same_network(openmmlab, expected):
     assert_equal(convert(backbone | head), expected)  # MMClassification's
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "module.model.", "backbone.", "backbone.bottom_up.", "encoder."]
-)
+@pytest.mark.parametrize("prefix", ["module.", "model.", "backbone.bottom_up.", "encoder."])
 def test_prefixes(prefix, imagenet, openmmlab, expected):
     for names in (imagenet, openmmlab):
-        assert_equal(convert({prefix + key: value for key, value in names.items()}), expected)
         wrapped = {f"module.{prefix}{key}": value for key, value in names.items()}
         assert_equal(convert(wrapped), expected)
 
@@ -91,32 +88,15 @@ def test_containers_and_averages(imagenet, expected):
     other = {key: value + 1 for key, value in imagenet.items()}
     copies = {"steps": torch.tensor(1)} | {f"module.{key}": value for key, value in other.items()}
     for wrapped in (
-        {"state_dict": imagenet, "optimizer": {"state": {}}, "epoch": 3},
-        {"model": {"state_dict": imagenet}},
-        # What is trained, and not an average beside it.
-        {"state_dict": imagenet, "state_dict_ema": other},
-        {"model": imagenet, "model_ema": other},
+        {"model": {"state_dict": imagenet}, "model_ema": other},
         # MMEngine: the average is the state_dict, what was averaged lies beside it.
         {"state_dict": imagenet, "ema_state_dict": copies},
         # MMDetection 2: copies among the weights.
         imagenet | {"ema_" + k.replace(".", "_"): v for k, v in other.items()},
-        {"model": imagenet, "ema": {"decay": 1}},
     ):
         assert_equal(convert(wrapped), expected)
     averaged = AveragedModel(small_backbone())
     assert_equal(convert(averaged.state_dict()), averaged.module.state_dict())
-
-
-@pytest.mark.parametrize("extra", ["layer5.0.conv1.weight", "layer1.0.conv1.weight2", "module.x"])
-def test_unknown_keys_are_left_out_with_a_warning(imagenet, expected, extra, caplog):
-    assert_equal(convert({**imagenet, extra: torch.zeros(1)}), expected)
-    (message,) = caplog.messages
-    assert "1 keys do not fit the naming of the ImageNet files and timm" in message
-    assert message.endswith(extra)
-    convert(imagenet | {f"x{i}": torch.zeros(1) for i in range(30)})
-    assert caplog.messages[-1].endswith(
-        "x0, x1, " + ", ".join(f"x{i}" for i in range(2, 20)) + " and 10 more"
-    )
 
 
 def test_what_fits_nothing():
@@ -124,16 +104,17 @@ def test_what_fits_nothing():
         *({}, {"epoch": 3}, {"a": torch.zeros(1)}, resnet50().state_dict()),
         {"conv1.0.weight": torch.zeros(1), "fc.bias": torch.zeros(1)},
     ):
-        listed = r"\(\w*" if len(nothing) == 2 else ""
-        with pytest.raises(
-            UnreadableError, match=f"^the checkpoint holds no known ResNeSt.*{listed}"
-        ):
+        with pytest.raises(UnreadableError, match="^the checkpoint holds no known ResNeSt"):
             convert(nothing)
 
 
 def test_of_a_mixture_the_larger_part_is_taken(imagenet, expected, caplog):
     """And of a bare backbone's file nothing else, which would make a detector of it."""
-    for weights, strange in ((imagenet, "stem.3.weight"), (expected, "foo.bar")):
+    for weights, strange in (
+        (imagenet, "stem.3.weight"),
+        (imagenet, "layer5.0.conv1.weight"),
+        (expected, "foo.bar"),
+    ):
         assert_equal(convert(weights | {strange: torch.zeros(1)}), convert(weights))
         assert caplog.messages[-1].endswith(f"are left out: {strange}")
 

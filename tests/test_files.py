@@ -3,8 +3,6 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -45,14 +43,6 @@ def test_a_hold_stays_although_the_process_asks_again(tmp_path):
             with pytest.raises(FileError, match="another training writes to"):
                 hold_folder(tmp_path)
     hold_folder(tmp_path).close()
-
-
-def test_text_is_utf_8_in_every_locale(tmp_path):
-    code = "from resnest_d2.files import write_text as w, Path; w(Path('a.html'), '\\u732b')"
-    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-c", code]
-    subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, **locale})
-    assert (tmp_path / "a.html").read_text(encoding="utf-8") == "\u732b"
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):

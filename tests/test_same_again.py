@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 import torch
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PreciseBN
 from detectron2.utils.env import seed_all_rng
 from short_training import make
 
@@ -72,21 +71,3 @@ def test_others_stand_in_for_bad_images(tmp_path, a_bad_image, caplog, workers):
     assert sum(files.values()) == 12
     if workers == "0":  # else a process of the loader says so
         assert f"{a_bad_image} cannot be read" in caplog.text
-
-
-def test_without_that_a_bad_image_ends_training(tmp_path, a_bad_image):
-    with pytest.raises(InputError, match=f"{a_bad_image.name} cannot be read as a picture"):
-        make(tmp_path).train()
-
-
-def test_precise_bn_leaves_them_out_too(tmp_path, a_bad_image):
-    keys = {"SOLVER.MAX_ITER": "3", "TEST.PRECISE_BN.ENABLED": "True"}
-    trainer = make(tmp_path, keys=keys, skip_bad_images=True)
-    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
-    files = []
-    trainer.model.register_forward_pre_hook(
-        lambda model, inputs: files.extend(image["file_name"] for image in inputs[0])
-    )
-    hook.update_stats()
-    assert len(files) == 6
-    assert str(a_bad_image) not in files

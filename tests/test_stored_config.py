@@ -74,15 +74,10 @@ def test_an_option_counts_over_both(trained, caplog):
 
 
 def test_without_a_config_anywhere(tmp_path):
-    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "old.pth")
-    torch.save(
-        {"model": {}, "a": torch.zeros(1), "config": "configs/mine.yaml"}, tmp_path / "x.pth"
-    )
-    for name in ("old.pth", "x.pth"):
-        checkpoint = open_weights(tmp_path / name)
-        with pytest.raises(InputError, match=f"--config-file is needed, .*{name} holds no config"):
-            config_to_use("", [], checkpoint)
-        assert config_to_use(DIGITS, [], checkpoint) == load_config(DIGITS)
+    other = save(tmp_path / "x.pth", "configs/mine.yaml")
+    with pytest.raises(InputError, match="--config-file is needed, .*x.pth holds no config"):
+        config_to_use("", [], other)
+    assert config_to_use(DIGITS, [], other) == load_config(DIGITS)
     with pytest.raises(InputError, match="--config-file is needed, because no weights are given"):
         config_to_use("", [], None)
 
@@ -93,10 +88,7 @@ def test_without_a_config_anywhere(tmp_path):
         ("MODEL: !!python/object/apply:os.system ['touch ran']", "line 1 is no plain value"),
         ("MODEL: {}\nmodel: {_target_: os.system, command: touch ran}", "config key: model"),
         ("MODEL: {}\n_BASE_: /etc/passwd", "key '_BASE_' can only be used in files"),
-        ("MODEL: [", "is no YAML"),
         ("MODEL: &x {RESNETS: *x}", "nested without end"),
-        ("MODEL: {WEIGHTS: }", "MODEL.WEIGHTS has no value"),
-        ("MODEL: {RESNETS: {RADUX: 2}}", "MODEL.RESNETS.RADUX"),
     ],
 )
 def test_a_strangers_config_is_not_run(text, message, tmp_path, monkeypatch, caplog):

@@ -1,7 +1,6 @@
 """Files of weights: what is read of them, what is refused, and that nothing in them runs."""
 
 import errno
-import json
 import os
 import pickle
 import struct
@@ -60,7 +59,6 @@ def test_where_the_weights_are(content, container, tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        lambda w, o: {"model": w, "model_ema": o},
         lambda w, o: {"state_dict": w, "state_dict_ema": o},
         lambda w, o: {"model": {"model": w, "ema": o}},
         lambda w, o: {"state_dict": {**w, "ema_state": o}},
@@ -70,16 +68,14 @@ def test_an_average_is_read_when_it_is_asked_for(content, tmp_path):
     weights, average = {"a.b": torch.ones(2)}, {"a.b": torch.zeros(2)}
     torch.save(content(weights, average), tmp_path / "x.pth")
     assert equal(open_weights(tmp_path / "x.pth", average=True).weights, average)
-    for without in ({"model": weights}, {"model": {"model": weights}}):
-        torch.save(without, tmp_path / "x.pth")
-        with pytest.raises(UnreadableError, match=r"x.pth has no average of its weights: model_em"):
-            open_weights(tmp_path / "x.pth", average=True)
+    torch.save({"model": weights}, tmp_path / "x.pth")
+    with pytest.raises(UnreadableError, match=r"x.pth has no average of its weights: model_ema"):
+        open_weights(tmp_path / "x.pth", average=True)
 
 
 BYTES = {
     b"": "is empty",
     b"\n <!DOCTYPE html><html>403</html>": "is a web page: a server's answer saved",
-    b"<?xml version='1.0'?><Error>": "is a web page: a server's answer saved",
     b"words\n": "is a text, not weights",
     bytes(range(256)) * 9: "is no checkpoint, or a damaged one",
 }
@@ -116,17 +112,14 @@ def test_content_that_is_no_weights(content, reason, tmp_path):
     assert "weights_only" not in str(error.value)
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int64", "bool", "complex64", "float8_e5m2"])
+@pytest.mark.parametrize("dtype", ["int8", "complex64", "float8_e5m2"])
 def test_what_a_layer_computes_with_is_floating(dtype, tmp_path):
     """Other tensors, such as masks and counters, may be of any type."""
     odd = torch.ones(2).to(getattr(torch, dtype))
     assert "a.mask" in saved({"a.mask": odd}, tmp_path / "x.pth").weights
-    for name in ("a.weight", "a.bias", "a.running_mean", "weight"):
-        message = rf"x.pth: {name} is a tensor of an unsupported kind \(cpu, .*{dtype}\)"
-        with pytest.raises(UnreadableError, match=message):
-            saved({name: odd}, tmp_path / "x.pth")
-    for kind in (torch.float16, torch.bfloat16, torch.float64):
-        assert "a.weight" in saved({"a.weight": torch.ones(2, dtype=kind)}, tmp_path / "y").weights
+    message = rf"x.pth: a.weight is a tensor of an unsupported kind \(cpu, .*{dtype}\)"
+    with pytest.raises(UnreadableError, match=message):
+        saved({"a.weight": odd}, tmp_path / "x.pth")
 
 
 def test_a_program_is_no_checkpoint(tmp_path):
@@ -135,7 +128,7 @@ def test_a_program_is_no_checkpoint(tmp_path):
         read_checkpoint(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("length", [1, 4, 60, 300, 1000, 10000, -2000, -20, -1])
+@pytest.mark.parametrize("length", [1, 60, 1000, -20])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "arrays", "safetensors"])
 def test_files_cut_off_anywhere(tmp_path, length, kind):
     tensors = {"a": torch.rand(60, 60), "b": torch.rand(3)}
@@ -179,22 +172,16 @@ def array_of(shape, dtype="f4", raw=b"A" * 8, kind=np.ndarray):
 BAD_ARRAYS = {
     # 88 bytes that end a process in which NumPy unpickles them.
     "a buffer of objects": lambda: Call(np.ndarray, (1,), "O", b"AAAAAAAA"),
-    "a buffer": lambda: Call(np.ndarray, (1 << 40,), "f4", b"AAAA"),
     "the class of arrays": lambda: Call(np.ndarray, (1,)),
     "objects": lambda: array_of((1,), "O"),
-    "a list of objects": lambda: np.array([1, None], dtype=object),
     "fields": lambda: np.zeros(2, [("x", "f4"), ("y", "O")]),
     "texts": lambda: np.array(["text"]),
-    "dates": lambda: np.array(["2020-01-01"], "datetime64[D]"),
     "a huge shape": lambda: array_of((1 << 40,)),
-    "a negative shape": lambda: array_of((-5,)),
     "a shape beyond memory": lambda: array_of((0, 1 << 62, 1 << 62), raw=b""),
     "another class": lambda: array_of((1,), raw=b"A" * 4, kind=np.matrix),
     "a scalar of objects": lambda: Call(np._core.multiarray.scalar, np.dtype("O"), b"A" * 8),
-    "a kind made of text": lambda: Call(np.dtype, "O"),
     "a shape as dtype": lambda: array_of((1,), (1,)),
     "a function": lambda: Call(os.system, "touch ran"),
-    "an import": lambda: Call(__import__, "antigravity"),
 }
 STATE = b"\nN}X\x08\x00\x00\x00__code__K\x01s\x86b."  # sets an attribute of what stands before it
 BAD_PICKLES = {
@@ -202,10 +189,8 @@ BAD_PICKLES = {
     "getattr": b"c__builtin__\ngetattr\n(cnumpy\nndarray\nX\x05\x00\x00\x00dumpstR.",
     "changed": b"}X\x01\x00\x00\x00a(cnumpy\nndarray\n)\x81N}X\x05\x00\x00\x00dtypeK\x01s\x86bs.",
     # Functions that would be changed for all files that are read afterwards.
-    "codecs": b"c_codecs\nencode" + STATE,
     "dtype": b"cnumpy\ndtype" + STATE,
     "reconstruct": b"cnumpy.core.multiarray\n_reconstruct" + STATE,
-    "scalar": b"cnumpy.core.multiarray\nscalar" + STATE,
     "dict": b"ccollections\nOrderedDict" + STATE,
     # Lengths beyond all memory.
     "memo": b"}r\xff\xff\xff\x7f.",
@@ -368,11 +353,10 @@ def test_a_full_disk_leaves_nothing(ending, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "classes",
     [
-        *(5, ["a"], "abc", None, {"name": "x"}),
-        *({"thing_classes": wrong} for wrong in (3, "person", [], [1], None)),
-        *({"thing_dataset_id_to_contiguous_id": wrong} for wrong in (3, [1], {"x": 0})),
-        *({"keypoint_names": wrong} for wrong in (3, [1], {"ear": 1})),
-        *({"keypoint_connection_rules": wrong} for wrong in (3, [1], [["ear"]], [[1, 2, 3]])),
+        *(5, ["a"], None, {"name": "x"}),
+        *({"thing_classes": wrong} for wrong in ("person", [], [1])),
+        *({"thing_dataset_id_to_contiguous_id": wrong} for wrong in ([1], {"x": 0})),
+        *({"keypoint_connection_rules": wrong} for wrong in ([["ear"]], [[1, 2, 3]])),
     ],
 )
 def test_classes_that_are_none(classes, tmp_path):
@@ -384,24 +368,9 @@ def test_classes_that_are_none(classes, tmp_path):
         assert found == ({} if "name" not in classes else {"thing_classes": ["a"]})
 
 
-def test_classes_in_safetensors_of_others(tmp_path):
-    classes = {"thing_classes": ["a", "b"]}
-    metadata = {"format": "pt", "classes": json.dumps(classes)}
-    save_file({"a": ONE}, tmp_path / "x.safetensors", metadata)
-    assert read_checkpoint(tmp_path / "x.safetensors").classes == classes
-
-
-@pytest.mark.parametrize("kind", [TypeError, KeyError, RuntimeError])
-def test_defects_surface(kind, tmp_path, monkeypatch):
+def test_defects_surface(tmp_path, monkeypatch):
     """They are not taken for files that cannot be read."""
     torch.save({"model": {"a": ONE}}, tmp_path / "x.pth")
-
-    def broken(*args, **kwargs):
-        raise kind("a defect")
-
-    for step in ("find_tensors", "Checkpoint"):
-        with monkeypatch.context() as patch:
-            patch.setattr(files, step, broken)
-            with pytest.raises(kind, match="a defect") as error:
-                read_checkpoint(tmp_path / "x.pth")
-        assert type(error.value) is kind
+    monkeypatch.setattr(files, "find_tensors", lambda *given: {}["a defect"])
+    with pytest.raises(KeyError, match="a defect"):
+        read_checkpoint(tmp_path / "x.pth")
