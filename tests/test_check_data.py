@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 
 import pytest
 from commands import ROOT, run_command
@@ -26,9 +25,6 @@ def test_a_good_data_set():
     result = check(NUCLEI)
     assert result.returncode == 0, result.stderr
     assert "| nucleus |           351 |        8 |" in result.stdout
-    (row,) = (line for line in result.stdout.splitlines() if "objects in an image" in line)
-    counts = Counter(a["image_id"] for a in json.loads(val(NUCLEI))["annotations"]).values()
-    assert [int(cell) for cell in row.split("|")[2:5:2]] == [min(counts), max(counts)]
     assert result.stdout.endswith("0 of 8 images cannot be read\n")
 
 

@@ -96,8 +96,7 @@ def test_a_data_set_that_is_not_there_is_one_line(tmp_path):
     (line,) = (line for line in result.stderr.splitlines() if line.startswith("error"))
     assert line == (
         f"error: DATASETS.TRAIN: data set 'coco_2017_train' needs {tmp_path}/{file}, which does "
-        f"not exist; set the environment variable DETECTRON2_DATASETS (now '{tmp_path}') to the "
-        f"folder that holds {file} and coco/train2017/"
+        f"not exist; DETECTRON2_DATASETS is '{tmp_path}'"
     )
     assert "Traceback" not in result.stdout + result.stderr
 
@@ -237,20 +236,17 @@ def test_files_of_own_data_are_looked_for(dataset, tmp_path, monkeypatch):
     cfg.DATASETS.TEST = (dataset,)
     file, images = tmp_path / "mine.json", tmp_path / "images"
     MetadataCatalog.get(dataset).set(json_file=str(file), image_root=str(images))
-    for path, make in ((file, lambda: file.write_text('{"a": [1, 2')), (images, images.mkdir)):
+    empty = '{"images": [], "annotations": [], "categories": []}\n'
+    for path, make in ((file, lambda: file.write_text(empty)), (images, images.mkdir)):
         with pytest.raises(
-            FileNotFoundError, match=f"'made_up' needs {path}, which does not exist$"
+            FileNotFoundError, match=f"'made_up' needs {path}, which does not exist"
         ):
             check_datasets(cfg, train=False)
         make()
-        if path == file:
-            with pytest.raises(ValueError, match=f"{file} of data set 'made_up' is truncated"):
-                check_datasets(cfg, train=False)
-            file.write_text('{"images": [], "annotations": [{"id": 0}], "categories": []}\n')
+    check_datasets(cfg, train=False)
+    file.write_text('{"images": [], "annotations": [{"id": 0}], "categories": []}\n')
     with pytest.raises(ValueError, match="mine.json: 1 annotations have no usable 'image_id'"):
         check_datasets(cfg, train=False)
-    file.write_text('{"images": [], "annotations": [], "categories": []}\n')
-    check_datasets(cfg, train=False)
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,7 @@ def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     Raises:
         UnreadableError: as :func:`rename_resnest`.
     """
-    container, tensors = find_tensors(checkpoint)
-    return rename_resnest(Checkpoint("the checkpoint", tensors, container)).weights
+    return rename_resnest(Checkpoint("the checkpoint", find_tensors(checkpoint)[1])).weights
 
 
 def rename_resnest(checkpoint: Checkpoint) -> Checkpoint:

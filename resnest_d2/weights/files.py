@@ -101,8 +101,6 @@ class Checkpoint:
     name: str
     """The words that messages call it by: its path, address or name."""
     weights: dict[str, torch.Tensor]
-    container: str = ""
-    """The key that held the weights; "" if the file itself did."""
     by_suffix: bool = False
     """Whether names match a model's by their ends, so that a backbone fits a detector."""
     author: str = ""
@@ -195,7 +193,6 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
     return Checkpoint(
         name,
         weights,
-        container,
         by_suffix is True,
         author if isinstance(author, str) else "",
         _validated(InputFormat, content.get(INPUT_KEY)),
