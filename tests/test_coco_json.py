@@ -172,10 +172,7 @@ LOST = (
     ("change", "problem"),
     [
         ({"bbox": [5, 5, 0, 10], "segmentation": []}, "have a box without area"),
-        ({"bbox": [5, 5, 10, -1], "segmentation": []}, "have a box without area"),
-        ({"bbox": [50, 5, 10, 10], "segmentation": []}, "lie outside of their image"),
         ({"bbox": [-20, 5, 10, 10], "segmentation": []}, "lie outside of their image"),
-        ({"segmentation": [[5, 5, 15, 15]]}, f"{NO_POLYGON}, {LOST}"),
         ({"segmentation": [[5, 5, 9, 9, 3]]}, f"{NO_POLYGON}, {LOST}"),
         ({"segmentation": []}, f"have no 'segmentation', {LOST}"),
         ({"segmentation": {"size": [30, 40], "counts": [1200]}}, f"have an empty RLE, {LOST}"),
@@ -205,17 +202,12 @@ def test_rle(folder, odd, compressed):
     assert (data.num_masks, data.num_rle) == (3, 1)
 
 
-def test_compressed_run_lengths_are_pycocotools():
-    """Read by our own few lines, which see what is broken, from masks of many shapes."""
-    generator = np.random.default_rng(0)
-    for density in (0.0, 0.01, 0.3, 0.9, 1.0):
-        for shape in ((1, 1), (7, 5), (90, 200)):
-            mask = np.asfortranarray(generator.random(shape) < density).astype(np.uint8)
-            counts = mask_util.encode(np.asfortranarray(mask))["counts"].decode()
-            flat = mask.ravel(order="F")
-            edges = np.flatnonzero(np.diff(flat)) + 1
-            expected = np.diff([0, *edges, flat.size]).tolist()
-            assert decode_counts(counts) == [0] * int(flat[0]) + expected
+@given(st.lists(st.integers(0, 10**6), min_size=1, max_size=20))
+def test_compressed_run_lengths_are_pycocotools(runs):
+    """Read by our own few lines, which see what is broken."""
+    size = [1, sum(runs)]
+    rle = mask_util.frPyObjects({"size": size, "counts": runs}, *size)
+    assert decode_counts(rle["counts"].decode()) == runs
 
 
 # What is changed in the first entry of a list, and all that is then said.

@@ -119,12 +119,6 @@ def test_of_a_mixture_the_larger_part_is_taken(imagenet, expected, caplog):
         assert caplog.messages[-1].endswith(f"are left out: {strange}")
 
 
-def test_two_names_for_one_weight(imagenet, expected):
-    """The first one counts."""
-    for weights, old in ((imagenet, "layer1.0.conv2.bn."), (expected, "res2.0.conv2.bn.")):
-        assert_equal(convert(weights | {f"{old}weight": torch.zeros(128)}), expected)
-
-
 def test_what_was_recognised(openmmlab, expected):
     found = rename(Checkpoint("x", openmmlab))
     assert found.naming == "OpenMMLab's backbones"

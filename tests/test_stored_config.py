@@ -1,7 +1,5 @@
 """A checkpoint holds its config: it counts alone, and an explicit file counts over it."""
 
-import json
-
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -10,7 +8,6 @@ from resnest_d2 import model_zoo
 from resnest_d2.config import ConfigError, InputError
 from resnest_d2.config.load import load_config
 from resnest_d2.weights import open_weights
-from resnest_d2.weights.files import Checkpoint, write_checkpoint
 from resnest_d2.weights.stored_config import config_text, config_to_use, describe_changes
 
 DIGITS = model_zoo.get_config_file("mask_resnest14_digits")
@@ -102,16 +99,6 @@ def test_a_strangers_config_is_not_run(text, message, tmp_path, monkeypatch, cap
     assert config_to_use(DIGITS, [], strange) == load_config(DIGITS)
     assert f"{DIGITS} counts alone, for the config in strange.pth" in caplog.text
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_the_text_survives_both_kinds_of_files(ending, tmp_path):
-    cfg = load_config(DIGITS, OTHER)
-    text = config_text(cfg)
-    file = tmp_path / f"x.{ending}"
-    write_checkpoint(Checkpoint("x", {"a": torch.zeros(1)}, config=text), file)
-    found = config_to_use("", ["MODEL.WEIGHTS", ""], open_weights(file))
-    assert json.dumps(found) == json.dumps(cfg)  # which makes tuples lists, as YAML does
 
 
 def test_changes_between_two_runs(caplog):
