@@ -14,7 +14,6 @@ def content(
     code: int = 200,
     headers: dict[str, str | None] | None = None,
     send: int | None = None,
-    pieces: int = 1,
     seconds: float = 0.0,
 ) -> Answer:
     """An answer with a body.
@@ -24,8 +23,7 @@ def content(
         code: its status.
         headers: more of them, or others; None in place of a value leaves a header out.
         send: how many bytes really come; None sends all.
-        pieces: in how many pieces they come.
-        seconds: that they take in all.
+        seconds: that pass before the answer ends.
     """
 
     def reply(request: BaseHTTPRequestHandler) -> None:
@@ -34,12 +32,8 @@ def content(
             if value is not None:
                 request.send_header(key, value)
         request.end_headers()
-        sent = body[:send]
-        size = len(sent) // pieces + 1
-        for start in range(0, len(sent), size):
-            request.wfile.write(sent[start : start + size])
-            request.wfile.flush()
-            time.sleep(seconds / pieces)
+        request.wfile.write(body[:send])
+        time.sleep(seconds)
 
     return reply
 

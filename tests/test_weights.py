@@ -302,10 +302,9 @@ def test_a_models_own_names_are_taken_as_they_are(tmp_path):
 
 
 def test_queries(imagenet_file):
-    assert load_weights(small_backbone(), f"{imagenet_file}?matching_heuristics=True") == []
     assert open_weights(f"{imagenet_file}?matching_heuristics=True").by_suffix
     with pytest.raises(FileNotFoundError, match="there is no file .*x=1"):
-        load_weights(small_backbone(), f"{imagenet_file}?x=1")
+        open_weights(f"{imagenet_file}?x=1")
 
 
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
