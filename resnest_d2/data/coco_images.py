@@ -81,8 +81,6 @@ def _find_files(
     notes: Notes, root: Path, entries: dict[int, ImageEntry], options: Options
 ) -> dict[int, Path]:
     """Return the paths of pictures that are there; note an error of those that are not."""
-    if root.is_file():
-        raise MissingFileError(f"{root} is a file, not a folder of images")
     if not root.is_dir():
         raise MissingFileError(f"there is no folder of images {root}")
     names = {number: entry["file_name"] for number, entry in entries.items()}
