@@ -192,24 +192,6 @@ def test_heads_without_augmentation_say_so(kind):
         load_for_evaluation(cfg, cfg.MODEL.WEIGHTS)
 
 
-def test_augmentation_of_a_panoptic_data_set_evaluates_instances(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        Trainer, "test", lambda cfg, model, evaluators: seen.extend(evaluators) or {}
-    )
-    cfg = small_config("panoptic")
-    cfg.OUTPUT_DIR = str(tmp_path)
-    MetadataCatalog.get("a panoptic set").set(
-        evaluator_type="coco_panoptic_seg",
-        json_file=str(tmp_path / "x.json"),
-        thing_dataset_id_to_contiguous_id={},
-    )
-    (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    cfg.DATASETS.TEST = ("a panoptic set",)
-    Trainer.test_with_TTA(cfg, build_detector(cfg))
-    assert [type(e).__name__ for e in seen] == ["CocoEvaluator"]
-
-
 @pytest.mark.parametrize("size", [(96, 160), (100, 75), (512, 683)])
 def test_deeplab_takes_images_of_any_size(size):
     cfg = small_config("deeplab")
