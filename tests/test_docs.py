@@ -45,8 +45,8 @@ def mistakes(text: str) -> list[str]:
     code = code.replace("tools/train_net.py", "resnest-d2 train")
     code = code.replace("python -m benchmarks", "resnest-d2 benchmarks")
     wrong = [f"make {name}" for name in re.findall(r"\bmake ([\w-]+)", code) if name not in TARGETS]
-    for command, rest in re.findall(r"\bresnest-d2 ([\w-]+)([^\n;|&]*)", code):
-        if command not in (*COMMANDS, "benchmarks", "--help"):
+    for command, rest in re.findall(r"\bresnest-d2 ([a-z][\w-]*)([^\n;|&]*)", code):
+        if command not in (*COMMANDS, "benchmarks"):
             wrong.append(command)
         elif unknown := set(re.findall(OPTION, rest)) - options_of(command):
             wrong.append(f"{command} {' '.join(unknown)}")

@@ -19,9 +19,10 @@ from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_p
 from detectron2.modeling.roi_heads import fast_rcnn
 from helpers import randomize
 from PIL import Image
+from test_heads import small_config
 from test_run_model import run_standalone
 
-from resnest_d2 import Predictor, build_detector, model_zoo
+from resnest_d2 import Predictor, build_detector
 from resnest_d2.commands import export as command
 from resnest_d2.config import InputError
 from resnest_d2.export import (
@@ -37,24 +38,11 @@ from resnest_d2.export.writer import check_target, compare, expected_outputs
 SMALL = {
     "INPUT.MIN_SIZE_TEST": 128,
     "INPUT.MAX_SIZE_TEST": 200,
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.DEPTH": 14,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.RPN.CONV_DIMS": [32],
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 150,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 100,
     "MODEL.ROI_HEADS.NUM_CLASSES": 5,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
     "MODEL.RETINANET.NUM_CLASSES": 5,
-    "MODEL.RETINANET.NUM_CONVS": 1,
-    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
     "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 100,
     "TEST.DETECTIONS_PER_IMAGE": 30,
 }
@@ -79,10 +67,9 @@ IDS = {2 * index + 3: index for index in reversed(range(5))}
 
 
 def make_config(name, options=()):
-    cfg = model_zoo.get_config(name)
-    for key, value in {**SMALL, **dict(options)}.items():
-        cfg.merge_from_list([key, value])
-    return cfg
+    return small_config(
+        name, *(part for pair in {**SMALL, **dict(options)}.items() for part in pair)
+    )
 
 
 def make(name, options=(), least=None):
@@ -190,7 +177,7 @@ POINTS = {"MODEL.POINT_HEAD.NUM_CLASSES": 5}
         ("keypoint_resnest50", {}, "a keypoint head"),
         ("panoptic_resnest50", {}, "a model of type PanopticFPN"),
         ("pointrend_resnest50", POINTS, "a mask head of type PointRendMaskHead"),
-        ("deeplabv3plus_resnest50", {"MODEL.RESNETS.RES5_MULTI_GRID": [1]}, "a model of type Sema"),
+        ("deeplabv3plus_resnest50", {}, "a model of type SemanticSegmentor"),
         ("faster_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTIONS_"),
         ("retinanet_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTION"),
     ],

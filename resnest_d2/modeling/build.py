@@ -3,7 +3,6 @@
 import inspect
 import logging
 import re
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -27,19 +26,7 @@ KEYS = {name: f"MODEL.RESNETS.{name.upper()}" for name in ARGUMENTS}
 KEYS |= {"freeze_at": "MODEL.BACKBONE.FREEZE_AT", "groups": "MODEL.RESNETS.NUM_GROUPS"}
 
 
-def _register(builder: Callable) -> Callable:
-    name = builder.__name__
-    if name not in BACKBONE_REGISTRY:
-        BACKBONE_REGISTRY.register(builder)
-    elif (other := BACKBONE_REGISTRY.get(name).__module__) != __name__:  # else it is a reload
-        raise ImportError(
-            f"{name} is already registered by {other}; a process can import that package or "
-            "resnest_d2, which replaces it"
-        )
-    return builder
-
-
-@_register
+@BACKBONE_REGISTRY.register()
 def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     """Build the ResNeSt that ``cfg.MODEL.RESNETS`` describes.
 
@@ -56,7 +43,7 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     return _build(cfg, input_shape, ARGUMENTS - DEEPLAB_ARGUMENTS)
 
 
-@_register
+@BACKBONE_REGISTRY.register()
 def build_resnest_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     """As :func:`build_resnest_backbone`, with ``RES4_DILATION`` and ``RES5_MULTI_GRID``.
 
@@ -84,7 +71,7 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, names: set[str]) -> ResNeSt:
         raise ConfigError(text) from error
 
 
-@_register
+@BACKBONE_REGISTRY.register()
 def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build ResNeSt-FPN with a max-pooled P6, for Faster, Mask and Cascade R-CNN.
 
@@ -94,7 +81,7 @@ def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     return _build_fpn(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
-@_register
+@BACKBONE_REGISTRY.register()
 def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build ResNeSt-FPN with P6 and P7 convolved from res5, for RetinaNet and FCOS.
 
