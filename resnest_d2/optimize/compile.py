@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 
 class _CompiledCall:
-    """A module's call, compiled for the first size that it meets, and once for all others.
+    """A module's call, compiled when it first runs; copies and pickles of a model leave it out.
 
-    For a fixed size Inductor pre-packs the weights, which pays off for a camera's pictures. The
-    second compilation, with height and width as symbols, is PyTorch's own answer to another size.
+    For the first size of image Inductor pre-packs the weights, which pays off for a camera's
+    pictures. At another size PyTorch compiles with height and width as symbols.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -36,11 +36,9 @@ def compile_model(model: nn.Module) -> None:
     """Compile the backbone of a model, or the model if it is one, in place with Inductor.
 
     Weights are frozen into the code, so the model must not be trained afterwards, and loading into
-    it raises ``ValueError``. There are two compilations, of the first size of image and of all
-    others, and as many again for batches, under autocast and in ``torch.inference_mode()``.
-    Images of less than 320x320 pixels can take more, because their small layers cross PyTorch's
-    oneDNN threshold one by one. State-dict names stay as they are; a copy that is saved is not
-    compiled.
+    it raises ``ValueError``. There is a compilation for the first size of image and one for others.
+    PyTorch adds a few, as small images, squares, batches, autocast and ``torch.inference_mode()``
+    ask for other code. State-dict names stay as they are; a copy that is saved is not compiled.
 
     Raises:
         ValueError: there is no backbone.
@@ -48,7 +46,7 @@ def compile_model(model: nn.Module) -> None:
     backbone = next((m for m in model.modules() if isinstance(m, Backbone)), None)
     if backbone is None:
         raise ValueError(f"there is no backbone to compile in a {type(model).__name__}")
-    # Where nn.Module.compile() puts its result; copies and pickles leave it out.
+    # Where nn.Module.compile() puts its result.
     backbone._compiled_call_impl = _CompiledCall(backbone)
     backbone.register_load_state_dict_pre_hook(_refuse_to_load)
     logger.info("%s is compiled when it first runs, which takes minutes", type(backbone).__name__)
