@@ -2,8 +2,6 @@
 
 import difflib
 import importlib
-import os
-import select
 import sys
 from collections.abc import Sequence
 
@@ -20,25 +18,8 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 2 if there is no such command, 1 if nobody reads its output.
-
-    That ends in silence, as after ``| head``; errors of other pipes do not.
-    """
-    try:
-        try:
-            return _run((sys.argv[1:] if arguments is None else arguments) or [""])
-        finally:
-            sys.stdout.flush()  # at its exit Python could only print the error
-    except BrokenPipeError:
-        poll = select.poll()
-        poll.register(sys.stdout, 0)
-        if not any(event & select.POLLERR for _, event in poll.poll(0)):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _run(arguments: Sequence[str]) -> int:
+    """Run a command; the exit code is 2 if there is no such command."""
+    arguments = (sys.argv[1:] if arguments is None else arguments) or [""]
     name, *rest = arguments
     if name in COMMANDS:
         sys.argv[0] = f"resnest-d2 {name}"  # argparse names the program by it

@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,7 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     metrics = flatten_results_dict(trainer.train())
     minutes = (time.monotonic() - start) / 60
 
-    write_metrics(metrics, output / "results.json")
     images = DatasetCatalog.get(cfg.DATASETS.TEST[0])
     options = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.5"]
     predictor = resnest_d2.Predictor(output, device=cfg.MODEL.DEVICE, options=options)
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"  {output}/predictions.png: ground truth beside prediction")
     print(f"  {output}/curves.png: losses and AP over iterations")
     print(f"  {output}/report.pdf: AP by class, kinds of errors, calibration (hotcoco)")
-    print(f"  {output}/results.json: all metrics")
+    print(f"  {output}/metrics.json: losses and all metrics")
     print(f"  {output}/model_final.pth: the trained model")
 
 
@@ -83,12 +81,6 @@ def log_to_file(file: Path) -> None:
     console.setLevel(logging.WARNING)
     for name in ("detectron2", "fvcore", "resnest_d2"):
         setup_logger(str(file), name=name, configure_stdout=False).addHandler(console)
-
-
-def write_metrics(metrics: dict[str, float], file: Path) -> None:
-    """Write metrics as JSON; NaN, COCO's "no object of that size", becomes null."""
-    values = {name: None if math.isnan(value) else value for name, value in metrics.items()}
-    file.write_text(json.dumps(values, indent=1) + "\n")
 
 
 def write_report(annotations: str, output: Path) -> None:
@@ -113,28 +105,26 @@ def draw_grid(
     predictor: resnest_d2.Predictor, dicts: Sequence[dict[str, Any]], picture: Path
 ) -> None:
     """Draw images of Detectron2's dataset format twice: with annotations, with detections."""
-    rows, columns = -(-len(dicts) // PAIRS_PER_ROW), 2 * PAIRS_PER_ROW
-    figure = Figure(figsize=(2.6 * columns, 2.7 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
+    rows = -(-len(dicts) // PAIRS_PER_ROW)
+    figure = Figure(figsize=(5.2 * PAIRS_PER_ROW, 2.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2 * PAIRS_PER_ROW, squeeze=False).ravel()
     for left, right, entry in zip(axes[::2], axes[1::2], dicts, strict=False):
         image = read_image(entry["file_name"])
-        left.imshow(Result(truth_of(entry, image), image, predictor.metadata).plot(SCALE))
+        truth = Result(truth_of(entry, image), image, predictor.metadata)
+        left.imshow(truth.plot(SCALE))
         left.set_title("ground truth", fontsize=9)
         right.imshow(predictor(image).plot(SCALE))
         right.set_title("prediction", fontsize=9, color="tab:blue")
+    for axis in axes:
+        axis.axis("off")
     figure.savefig(picture, dpi=90)
 
 
 def truth_of(entry: dict[str, Any], image: np.ndarray) -> dict[str, Instances]:
     """The annotations of an image in the format of a model's output, without scores."""
-    size = image.shape[:2]
-    true = annotations_to_instances(entry["annotations"], size, mask_format="bitmask")
-    masks = true.gt_masks.tensor
-    found = Instances(
-        size, pred_boxes=true.gt_boxes, pred_classes=true.gt_classes, pred_masks=masks
-    )
+    true = annotations_to_instances(entry["annotations"], image.shape[:2], mask_format="bitmask")
+    found = Instances(true.image_size, pred_boxes=true.gt_boxes, pred_classes=true.gt_classes)
+    found.pred_masks = true.gt_masks.tensor
     return {"instances": found}
 
 

@@ -1,52 +1,32 @@
 """What all commands do alike: wrong input ends with one line, a defect with its traceback."""
 
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from commands import ROOT, run_command
 
-import resnest_d2_cli
 from resnest_d2.commands import one_line_errors
-from resnest_d2.config import ConfigError, InputError, MissingFileError, MissingPackageError
-from resnest_d2.weights import FetchError, UnreadableError
+from resnest_d2.config import InputError, MissingPackageError
+from resnest_d2.weights import FetchError
 
 
-def fail(error: Exception) -> None:
-    raise error
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [InputError, ConfigError, FetchError, MissingFileError, MissingPackageError, UnreadableError],
-)
+@pytest.mark.parametrize("kind", [InputError, FetchError, MissingPackageError])
 def test_wrong_input_is_one_line(kind, capsys, monkeypatch):
     with pytest.raises(SystemExit) as end, one_line_errors():
-        fail(kind("MODEL.X is wrong"))
+        raise kind("MODEL.X is wrong")
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: MODEL.X is wrong\n"
     monkeypatch.setenv("RESNEST_D2_TRACEBACK", "1")
     with pytest.raises(kind), one_line_errors():
-        fail(kind("MODEL.X is wrong"))
+        raise kind("MODEL.X is wrong")
 
 
-@pytest.mark.parametrize(
-    ("action", "kind"),
-    [
-        (lambda: fail(ValueError("operands could not be broadcast together")), ValueError),
-        (lambda: fail(RuntimeError("CUDA error: device-side assert triggered")), RuntimeError),
-        (lambda: fail(AssertionError("with a message")), AssertionError),
-        (lambda: {}["a key"], KeyError),
-        (lambda: fail(ImportError("it is not installed")), ImportError),
-        (Path("absent.yaml").read_text, FileNotFoundError),
-    ],
-)
-def test_any_other_error_keeps_its_traceback(action, kind, capsys):
+@pytest.mark.parametrize("kind", [ValueError, RuntimeError, KeyError, ImportError, OSError])
+def test_any_other_error_keeps_its_traceback(kind, capsys):
     with pytest.raises(kind), one_line_errors():
-        action()
+        raise kind("operands could not be broadcast together")
     assert capsys.readouterr().err == ""
 
 
@@ -60,34 +40,8 @@ def test_an_error_of_a_loaders_process_is_its_last_line(capsys):
     """PyTorch raises it again with the worker's traceback as its text."""
     text = "Caught InputError in worker 0.\nOriginal Traceback (most recent call last):\n  File\n"
     with pytest.raises(SystemExit), one_line_errors():
-        fail(InputError(text + "resnest_d2.config.InputError: a.png is damaged\n"))
+        raise InputError(text + "resnest_d2.config.InputError: a.png is damaged\n")
     assert capsys.readouterr().err == "error: a.png is damaged\n"
-
-
-@pytest.mark.parametrize("words", ["-c --help", "-uc --help", "-c convert --help"])
-def test_a_reader_that_leaves_is_no_error(words):
-    """As after ``| head``; -u is without a buffer, and of a command argparse prints the help."""
-    option, *arguments = words.split()
-    code = "import sys, resnest_d2_cli; sys.exit(resnest_d2_cli.main())"
-    reading, writing = os.pipe()
-    os.close(reading)
-    result = subprocess.run(
-        [sys.executable, option, code, *arguments],
-        stdout=writing,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONUNBUFFERED": ""},
-    )
-    os.close(writing)
-    assert (result.returncode, result.stderr) == (1, b"")
-
-
-def test_another_pipe_that_breaks_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(resnest_d2_cli, "_run", lambda arguments: fail(BrokenPipeError("a worker")))
-    with open(os.devnull, "w") as stdout:
-        monkeypatch.setattr(sys, "stdout", stdout)
-        with pytest.raises(BrokenPipeError, match="a worker"):
-            resnest_d2_cli.main([])
 
 
 @pytest.mark.parametrize("command", ["convert", "publish", "reproduce", "train"])
@@ -122,22 +76,17 @@ before = list(warnings.filters)
 import resnest_d2
 assert warnings.filters == before
 import resnest_d2.commands
-import torch
-torch.meshgrid(torch.arange(2), torch.arange(2))
-def warn(text, category, module):
-    exec("import warnings; warnings.warn(text, category)", {"__name__": module, **locals()})
-warn("`torch.jit.script` is deprecated. Please", FutureWarning, "torch.jit._script")
-warn("`torch.jit.script` is deprecated. Please", FutureWarning, "shown")
-warn("shown: something else is deprecated", FutureWarning, "torch.jit._script")
-warn("pkg_resources is deprecated as an API", UserWarning, "detectron2.model_zoo.model_zoo")
+def warn(text, module):
+    exec("import warnings; warnings.warn(text, FutureWarning)", {"__name__": module, "text": text})
+warn("`torch.jit.script` is deprecated. Please", "torch.jit._script")
+warn("`torch.jit.script` is deprecated. Please", "shown")
+warn("shown: something else is deprecated", "torch.jit._script")
 """
 
 
 def test_commands_hide_known_warnings_and_no_other():
-    result = subprocess.run(
-        [sys.executable, "-c", WARNINGS], capture_output=True, text=True, check=False, cwd=ROOT
-    )
-    assert result.returncode == 0, result.stderr
+    command = [sys.executable, "-c", WARNINGS]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     first, second = [line for line in result.stderr.splitlines() if not line.startswith(" ")]
     assert "FutureWarning: `torch.jit.script` is deprecated. Please" in first
     assert "FutureWarning: shown: something else is deprecated" in second

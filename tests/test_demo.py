@@ -1,7 +1,5 @@
 """examples/demo.py on a tiny data set, and what it draws from."""
 
-import json
-
 import numpy as np
 import pytest
 from commands import run_example
@@ -18,8 +16,6 @@ def demo():
 
 def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
     output = tmp_path / "demo"
-    output.mkdir()
-    (output / "notes.txt").write_text("not the demo's")
     few = ["SOLVER.MAX_ITER", "2", "SOLVER.IMS_PER_BATCH", "2", "TEST.EVAL_PERIOD", "1"]
     few += ["TEST.DETECTIONS_PER_IMAGE", "5"]
     result = run_example(
@@ -31,18 +27,12 @@ def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
     assert "2/2" in result.stderr  # the progress bar
     assert result.stderr.count("No GPU: running on the CPU") == 1
 
-    text = (output / "results.json").read_text()
-    results = json.loads(text, parse_constant=lambda name: 1 / 0)  # NaN is not JSON
-    for task in ("bbox", "segm"):
-        assert 0 <= results[f"{task}/AP"] <= 100
-        assert set(results) >= {f"{task}/{m}" for m in ("AP", "AP50", "AP75", "AP-0", "AP-9")}
     for name in ("predictions.png", "curves.png"):
         assert np.asarray(Image.open(output / name).convert("L")).std() > 10, "a blank picture"
         assert str(output / name) in result.stdout
     assert (output / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "on 3 validation images" in result.stdout
     assert "Average Recall" not in result.stdout
-    assert (output / "notes.txt").exists()
 
 
 def test_the_truth_is_that_of_the_annotations(tiny_digits, demo):
@@ -61,30 +51,3 @@ def test_the_truth_is_that_of_the_annotations(tiny_digits, demo):
             assert np.array_equal(mask.numpy(), coco.annToMask(one).astype(bool))
             x, y, width, height = one["bbox"]
             assert box == [x, y, x + width, y + height]
-
-
-def test_the_grid_shows_truth_and_predictions(tiny_digits, tmp_path, monkeypatch, demo):
-    """Two pictures for each image: what the annotations say and what the detector says."""
-    root = tiny_digits / "digits"
-    annotations = str(root / "annotations/digits_val.json")
-    dicts = load_coco_json(annotations, str(root / "val"), "digits_val")
-    plots = []
-    original = demo.Result.plot
-
-    def plot(self, scale):
-        plots.append((self.image.shape, len(self), scale))
-        return original(self, scale)
-
-    monkeypatch.setattr(demo.Result, "plot", plot)
-
-    class Detector:
-        metadata = demo.MetadataCatalog.get("digits_val")
-
-        def __call__(self, image):
-            nothing = demo.truth_of(dicts[0], image)["instances"][:0]
-            return demo.Result({"instances": nothing}, image, self.metadata)
-
-    demo.draw_grid(Detector(), dicts, tmp_path / "grid.png")
-    numbers = [number for entry in dicts for number in (len(entry["annotations"]), 0)]
-    assert plots == [((128, 128, 3), number, demo.SCALE) for number in numbers]
-    assert Image.open(tmp_path / "grid.png").width > 1000

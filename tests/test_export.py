@@ -6,9 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,17 +15,16 @@ import onnx
 import pytest
 import torch
 from detectron2.data import transforms as T
-from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.roi_heads import fast_rcnn
-from detectron2.structures import Boxes
 from helpers import randomize
 from PIL import Image
+from test_heads import small_config
 from test_run_model import run_standalone
 
-from resnest_d2 import Predictor, build_detector, model_zoo
+from resnest_d2 import Predictor, build_detector
 from resnest_d2.commands import export as command
-from resnest_d2.config import FileError, InputError, MissingPackageError
+from resnest_d2.config import InputError
 from resnest_d2.export import (
     DetectorGraph,
     export_model,
@@ -37,35 +33,16 @@ from resnest_d2.export import (
     standalone,
     writer,
 )
-from resnest_d2.export.writer import (
-    Comparison,
-    check_target,
-    compare,
-    expected_outputs,
-    make_images,
-)
+from resnest_d2.export.writer import check_target, compare, expected_outputs
 
 SMALL = {
     "INPUT.MIN_SIZE_TEST": 128,
     "INPUT.MAX_SIZE_TEST": 200,
-    "MODEL.DEVICE": "cpu",
-    "MODEL.RESNETS.DEPTH": 14,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "MODEL.FPN.OUT_CHANNELS": 32,
-    "MODEL.RPN.CONV_DIMS": [32],
     "MODEL.RPN.PRE_NMS_TOPK_TEST": 150,
     "MODEL.RPN.POST_NMS_TOPK_TEST": 100,
     "MODEL.ROI_HEADS.NUM_CLASSES": 5,
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 64,
-    "MODEL.ROI_BOX_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_BOX_HEAD.NUM_CONV": 1,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
     "MODEL.RETINANET.NUM_CLASSES": 5,
-    "MODEL.RETINANET.NUM_CONVS": 1,
-    "MODEL.RETINANET.SCORE_THRESH_TEST": 0.0,
     "MODEL.RETINANET.TOPK_CANDIDATES_TEST": 100,
     "TEST.DETECTIONS_PER_IMAGE": 30,
 }
@@ -90,10 +67,9 @@ IDS = {2 * index + 3: index for index in reversed(range(5))}
 
 
 def make_config(name, options=()):
-    cfg = model_zoo.get_config(name)
-    for key, value in {**SMALL, **dict(options)}.items():
-        cfg.merge_from_list([key, value])
-    return cfg
+    return small_config(
+        name, *(part for pair in {**SMALL, **dict(options)}.items() for part in pair)
+    )
 
 
 def make(name, options=(), least=None):
@@ -135,8 +111,7 @@ def test_a_graph_finds_what_detectron2_finds(head, least):
         assert len(actual["scores"]) == 30
         if size == (128, 192):
             assert len(expected["scores"]) == (30 if least is None else least)
-        result = compare(size, expected, actual)
-        assert not result.problem, head
+        compare(expected, actual, size)
         filled = len(expected["scores"])
         assert (actual["scores"][filled:] == -1).all()
         assert not actual["boxes"][filled:].any()
@@ -189,17 +164,6 @@ def test_detections_are_detectron2s(classes, least):
     assert (actual.scores[found:] == -1).all()
 
 
-@pytest.mark.parametrize("kind", ["ROIAlignV2", "ROIAlign"])
-@pytest.mark.parametrize("levels", [1, 3])
-def test_pooling_is_detectron2s(kind, levels):
-    scales = [1 / 4, 1 / 8, 1 / 16][:levels]
-    pooler = ROIPooler(7, scales, 0, kind)
-    features = [torch.randn(1, 5, int(256 * s), int(256 * s)) for s in scales]
-    boxes = torch.rand(30, 4) * torch.tensor([90.0, 90, 160, 160])
-    boxes[:, 2:] += boxes[:, :2]
-    assert torch.equal(functions.pool(pooler, features, boxes), pooler(features, [Boxes(boxes)]))
-
-
 # --- what is refused
 
 
@@ -213,7 +177,7 @@ POINTS = {"MODEL.POINT_HEAD.NUM_CLASSES": 5}
         ("keypoint_resnest50", {}, "a keypoint head"),
         ("panoptic_resnest50", {}, "a model of type PanopticFPN"),
         ("pointrend_resnest50", POINTS, "a mask head of type PointRendMaskHead"),
-        ("deeplabv3plus_resnest50", {"MODEL.RESNETS.RES5_MULTI_GRID": [1]}, "a model of type Sema"),
+        ("deeplabv3plus_resnest50", {}, "a model of type SemanticSegmentor"),
         ("faster_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTIONS_"),
         ("retinanet_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTION"),
     ],
@@ -224,9 +188,7 @@ def test_what_no_graph_holds_is_refused(name, options, words):
 
 
 @pytest.mark.parametrize(
-    "augmentation",
-    [T.Resize((128, 128)), T.ResizeShortestEdge([96, 128], 200), T.AugmentationList([RESIZE])],
-    ids=lambda augmentation: type(augmentation).__name__,
+    "augmentation", [T.Resize((128, 128)), T.ResizeShortestEdge([96, 128], 200)]
 )
 def test_a_way_to_resize_that_a_file_cannot_tell_is_refused(augmentation):
     with pytest.raises(InputError, match="a file cannot tell to resize images by .*Resize"):
@@ -234,34 +196,20 @@ def test_a_way_to_resize_that_a_file_cannot_tell_is_refused(augmentation):
 
 
 @pytest.mark.parametrize(
-    ("output", "model", "words"),
+    ("output", "words"),
     [
-        ("x.ts", "", "an exported file must end in .onnx or .pt2, got x.ts"),
-        ("x", "", "an exported file must end in .onnx or .pt2, got x"),
-        ("absent/x.pt2", "", "cannot write absent/x.pt2: there is no such folder"),
-        ("x.pt2", "x.onnx", "--model x.onnx is exported already: give its checkpoint"),
+        ("x.ts", "an exported file must end in .onnx or .pt2, got x.ts"),
+        ("absent/x.pt2", "cannot write absent/x.pt2: there is no such folder"),
     ],
 )
-def test_the_command_refuses_before_it_loads(output, model, words, capsys):
+def test_the_command_refuses_before_it_loads(output, words, capsys):
     with pytest.raises(SystemExit, match="2"):
-        command.main(["--model", model, "--output", output])
+        command.main(["--model", "", "--output", output])
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {words}"
 
 
-def test_packages_that_are_missing_are_named(monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "onnxscript"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(MissingPackageError, match="ONNX file needs onnxscript, which is not insta"):
-        check_target(Path("x.onnx"))
-
-
-def test_what_is_in_the_scripts_way_is_named(tmp_path):
+def test_a_users_script_is_not_overwritten(tmp_path):
     script = tmp_path / "run_model.py"
-    script.mkdir()
-    with pytest.raises(FileError, match="cannot write .*run_model.py: it is a folder"):
-        check_target(tmp_path / "x.onnx")
-    script.rmdir()
     script.write_text("print('mine')")
     with pytest.raises(InputError, match="run_model.py is not this package's and would be overwr"):
         check_target(tmp_path / "x.onnx")
@@ -296,8 +244,8 @@ def test_the_command_exports_a_checkpoint(shared):
     rows = [line.split() for line in shared.printed.splitlines()]
     for size, row in ((160, 320), rows[-3]), ((288, 192), rows[-2]):
         assert row[0] == "{}x{}".format(*size)
-        assert int(row[1]) == int(row[2]) > 0
-        assert all(float(difference) <= 1e-3 for difference in row[3:])
+        assert int(row[1]) > 0
+        assert all(float(difference) <= 1e-3 for difference in row[2:])
     assert f"{shared.file} written" in shared.printed
     data = shared.exported.metadata
     assert data.classes == list("abcde")
@@ -339,62 +287,34 @@ def test_a_threshold_below_the_files_is_refused(shared):
 
 
 def test_a_file_that_differs_is_not_left(shared, tmp_path, monkeypatch):
-    content = shared.file.read_bytes()
-    monkeypatch.setattr(writer, "_convert", lambda *_: content)
+    """Nor is anything there before, that a kill would leave."""
+
+    def convert(*_):
+        assert os.listdir(tmp_path) == []
+        return shared.file.read_bytes()
+
+    monkeypatch.setattr(writer, "_convert", convert)
     other = make(*ONE_LEVEL, 8)
     other.roi_heads.box_predictor.bbox_pred.bias += 0.01
     words = "the exported file is wrong: boxes differ by .* on an image of 160x320 pixels"
     images = [picture(160, 320, 1).permute(1, 2, 0).to(torch.uint8).numpy()]
     with pytest.raises(InputError, match=words):
         export_model(as_predictor(other), tmp_path / "x.pt2", images)
-    assert not list(tmp_path.iterdir())
-
-
-KILLED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from test_export import ONE_LEVEL, as_predictor, make
-from resnest_d2.export import export_model
-predictor = as_predictor(make(*ONE_LEVEL))
-print("exporting", flush=True)
-export_model(predictor, Path(sys.argv[2]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "seconds"), [("x.pt2", 2), ("x.onnx", 8)])
-def test_an_export_that_is_killed_leaves_nothing(tmp_path, name, seconds):
-    folder, temporary = tmp_path / "target", tmp_path / "temporary"
-    folder.mkdir()
-    temporary.mkdir()
-    code = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(folder / name)]
-    environment = {**os.environ, "TMPDIR": str(temporary)}
-    with subprocess.Popen(code, stdout=subprocess.PIPE, env=environment, text=True) as process:
-        assert process.stdout.readline() == "exporting\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(seconds)
-        process.send_signal(signal.SIGKILL)
-    assert not list(folder.iterdir())
-    assert not list(temporary.rglob("x*"))
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture
 def rewritten(shared, tmp_path):
     """Write the file's archive anew, with files added or changed."""
 
-    def write(name, changes, **options):
-        with (
-            zipfile.ZipFile(shared.file) as old,
-            zipfile.ZipFile(tmp_path / name, "w", **options) as new,
-        ):
-            root = old.namelist()[0].partition("/")[0]
-            changes = {f"{root}/{inner}": change for inner, change in changes.items()}
-            for entry in old.namelist():
-                change = changes.pop(entry, lambda content: content)
-                new.writestr(entry, change(old.read(entry)))
-            for entry, change in changes.items():
-                new.writestr(entry, change(b""))
+    def write(name, changes):
+        with zipfile.ZipFile(shared.file) as old:
+            content = {entry: old.read(entry) for entry in old.namelist()}
+        for inner, change in changes.items():
+            content[f"archive/{inner}"] = change(content.get(f"archive/{inner}"))
+        with zipfile.ZipFile(tmp_path / name, "w") as new:
+            for entry, body in content.items():
+                new.writestr(entry, body)
         return tmp_path / name
 
     return write
@@ -425,25 +345,11 @@ WEIGHTS = "data/weights/model_weights_config.json"
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({WEIGHTS: as_pickle, "data/weights/weight_999": harm}, "x.pt2 holds pickles, which can"),
-        ({"data/sample_inputs/model.pt": harm}, "x.pt2 holds pickles, which can run code"),
-        (
-            {"data/constants/opaque_obj_0": harm},
-            "wrote: it holds archive/data/constants/opaque_obj_0",
-        ),
-        ({"data/weights/model.pt": harm}, "wrote: it holds archive/data/weights/model.pt"),
-        (
-            {"data/aotinductor/model/a.so": harm},
-            "wrote: it holds archive/data/aotinductor/model/a.so",
-        ),
-        (
-            {"code/harm.py": harm},
-            "not a program that torch.export.save wrote: it holds archive/code",
-        ),
-        ({WEIGHTS: lambda _: b"{}"}, "x.pt2 cannot be read as a program of PyTorch: 'config'"),
-        ({WEIGHTS: lambda _: b"{"}, "x.pt2 cannot be read as a program of PyTorch: Expecting"),
-        ({"models/model.json": lambda _: b"{}"}, "x.pt2 cannot be read as a program of PyTorch"),
-        ({"extra/resnest_d2.json": lambda _: b"{}"}, "another version of resnest_d2 than this one"),
+        ({WEIGHTS: as_pickle, "data/weights/weight_999": harm}, "Weights only load failed"),
+        ({"data/sample_inputs/model.pt": harm}, "Weights only load failed"),
+        ({"data/constants/opaque_obj_0": harm}, "not write archive/data/constants/opaque_obj_0"),
+        ({"data/aotinductor/model/a.so": harm}, "not write archive/data/aotinductor/model/a.so"),
+        ({WEIGHTS: lambda _: b"{"}, "Expecting"),
     ],
 )
 def test_a_program_with_more_than_a_graph_is_refused(
@@ -451,15 +357,17 @@ def test_a_program_with_more_than_a_graph_is_refused(
 ):
     monkeypatch.chdir(tmp_path)
     file = rewritten("x.pt2", changes)
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(
+        InputError, match=f"x.pt2 cannot be read as a program of PyTorch: .*{words}"
+    ):
         load_exported(file)
     assert os.listdir(tmp_path) == ["x.pt2"]  # nothing ran
 
 
-def test_a_compressed_program_is_refused(rewritten):
-    """So that a small file cannot fill the memory."""
-    with pytest.raises(InputError, match="x.pt2 is not a program that torch.export.save wrote"):
-        load_exported(rewritten("x.pt2", {}, compression=zipfile.ZIP_DEFLATED))
+def test_facts_of_another_version_are_refused_in_a_program_too(rewritten):
+    file = rewritten("x.pt2", {"extra/resnest_d2.json": lambda _: b"{}"})
+    with pytest.raises(InputError, match="another version of resnest_d2 than this one"):
+        load_exported(file)
 
 
 def test_the_ending_decides_what_runs_a_file(rewritten, tmp_path):
@@ -469,13 +377,10 @@ def test_the_ending_decides_what_runs_a_file(rewritten, tmp_path):
     for name in ("script.onnx", "script.pt2", "x.ts"):
         torch.jit.save(script, str(tmp_path / name), _extra_files=says)
     rewritten("aoti.onnx", {"extra/resnest_d2.json": lambda _: b'{"format": "aoti"}'})
-    graph = onnx.helper.make_graph([], "empty", [], [])
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "onnx.pt2")
     for name, words in (
         ("script.onnx", "script.onnx cannot be read as an ONNX model: "),
         ("aoti.onnx", "aoti.onnx cannot be read as an ONNX model: "),
-        ("script.pt2", "script.pt2 is not a program that torch.export.save wrote: it holds "),
-        ("onnx.pt2", "onnx.pt2 cannot be read as a program of PyTorch: File is not a zip file"),
+        ("script.pt2", "script.pt2 cannot be read as a program of PyTorch: torch.export.save does"),
         ("x.ts", "an exported file must end in .onnx or .pt2, got .*x.ts"),
     ):
         with pytest.raises(InputError, match=words):
@@ -487,10 +392,9 @@ def test_files_of_others_are_refused(tmp_path, ending):
     file = tmp_path / f"x.{ending}"
     with pytest.raises(FileNotFoundError, match=f"there is no file .*x.{ending}"):
         load_exported(file)
-    for content in (b"nothing", b""):
-        file.write_bytes(content)
-        with pytest.raises(InputError, match=f"x.{ending} cannot be read as "):
-            load_exported(file)
+    file.write_bytes(b"nothing")
+    with pytest.raises(InputError, match=f"x.{ending} cannot be read as "):
+        load_exported(file)
 
 
 def test_the_check_tells_what_differs():
@@ -500,34 +404,18 @@ def test_the_check_tells_what_differs():
         "classes": torch.tensor([1, 2]),
     }
     swapped = {name: value.flip(0) for name, value in expected.items()}
-    assert not compare((9, 9), expected, swapped).problem
-    for name, words in (("boxes", "boxes differ by 0.01"), ("scores", "scores differ by 0.01")):
-        other = {**expected, name: expected[name] + 0.01}
-        assert compare((9, 9), expected, other).problem.startswith(words)
-    other = {**expected, "classes": torch.tensor([1, 1])}
-    assert "classes differ by 1 on an image of 9x9" in compare((9, 9), expected, other).problem
-    other = {**expected, "scores": torch.tensor([0.9, -1])}
-    assert compare((9, 9), expected, other).problem == (
-        "the file finds 1 objects on an image of 9x9 pixels, the model 2"
-    )
-
-
-def test_the_check_draws_noise_until_something_is_found():
-    """Above the best score in the first images there is something in later ones, or in none."""
-    model = make(*ONE_LEVEL)
-    first = make_images(model)
-    best = [expected_outputs(model, image)["scores"].max().item() for image in first]
-    as_predictor(model).set_score_threshold(max(best))
-    second = make_images(model)
-    assert [image.shape for image in second] == [image.shape for image in first]
-    assert not any(torch.equal(*pair) for pair in zip(first, second, strict=True))
-    assert max(len(expected_outputs(model, image)["scores"]) for image in second) > 0
-
-
-def test_the_table_has_a_dash_where_nothing_was_compared():
-    nothing, something = Comparison((9, 9), 0, 0, {}), Comparison((8, 8), 1, 1, {"boxes": 0.0})
-    rows = [line.split() for line in command.table([nothing, something]).splitlines()[2:]]
-    assert rows == [["9x9", "0", "0", "-"], ["8x8", "1", "1", "0.0e+00"]]
+    found = compare(expected, swapped, (9, 9))
+    assert found == {"image": "9x9", "detections": 2, "boxes": 0, "scores": 0, "classes": 0}
+    for name, change, words in (
+        ("boxes", expected["boxes"] + 0.01, "boxes differ by 0.01"),
+        ("scores", expected["scores"] + 0.01, "scores differ by 0.01"),
+        ("classes", torch.tensor([1, 1]), "classes differ by 1 on an image of 9x9 pixels"),
+        ("scores", torch.tensor([0.9, -1]), "it finds 1 objects on an image of 9x9 pixels, .* 2"),
+    ):
+        with pytest.raises(InputError, match=f"the exported file is wrong: {words}"):
+            compare(expected, {**expected, name: change}, (9, 9))
+    nothing = {name: value[:0] for name, value in expected.items()}
+    assert compare(nothing, nothing, (9, 9)) == {"image": "9x9", "detections": 0}
 
 
 # --- whole exports
@@ -537,8 +425,8 @@ def export(model, target):
     images = [picture(160, 320, 1), picture(256, 160, 2)]  # their sizes stay as they are
     pixels = [image.permute(1, 2, 0).to(torch.uint8).numpy() for image in images]
     comparisons = export_model(as_predictor(model), target, pixels)
-    assert [one.size for one in comparisons] == [(160, 320), (256, 160)]
-    assert all(one.expected and not one.problem for one in comparisons)
+    assert [one["image"] for one in comparisons] == ["160x320", "256x160"]
+    assert all(one["detections"] for one in comparisons)
     return load_exported(target)
 
 
@@ -554,7 +442,7 @@ def test_every_head(tmp_path, head, format):
     assert least == (160 if head == "retinanet" else 96)
     for size in ((least, least), (least, 320)):
         image = picture(*size)
-        assert not compare(size, expected_outputs(model, image), exported.run(image)).problem
+        compare(expected_outputs(model, image), exported.run(image), size)
     if format == "onnx":
         pixels = picture(100, 150).permute(1, 2, 0).to(torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -609,4 +497,4 @@ def test_the_ways_to_other_formats_in_the_docs(shared, tmp_path, monkeypatch, ti
         assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= kinds
         assert (actual["scores"] >= 0).any()
         return
-    assert not compare((160, 320), expected_outputs(model, image), actual).problem
+    compare(expected_outputs(model, image), actual, (160, 320))

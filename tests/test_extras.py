@@ -2,20 +2,16 @@
 
 import sys
 
-import numpy as np
 import pytest
 import torch
 from commands import run_python
-from PIL import Image
 from safetensors.torch import save_file
 
 from resnest_d2.config import MissingPackageError
-from resnest_d2.inference.sources import each_picture
 from resnest_d2.weights import Checkpoint, read_checkpoint
 from resnest_d2.weights.files import write_checkpoint
 
 DIGITS = "configs/mask_resnest14_digits.yaml"
-DRAW = "needs supervision, which is not installed: pip install 'resnest_d2[draw]'"
 RUN = "import sys, resnest_d2_cli; sys.exit(resnest_d2_cli.main())"
 
 
@@ -30,21 +26,6 @@ sys.modules.update(dict.fromkeys({packages}))
 """
 
 
-def forget(monkeypatch, *packages: str) -> None:
-    """The same for a test in this process."""
-    for name in list(sys.modules):
-        if name.partition(".")[0] in packages:
-            monkeypatch.delitem(sys.modules, name)
-    for package in packages:
-        monkeypatch.setitem(sys.modules, package, None)
-
-
-@pytest.fixture
-def picture(tmp_path):
-    Image.fromarray(np.full((64, 64, 3), 100, np.uint8)).save(tmp_path / "x.png")
-    return tmp_path / "x.png"
-
-
 def test_a_step_of_training_needs_no_extra(tiny_digits, tmp_path):
     extras = ("cv2", "matplotlib", "supervision", "hotcoco", "huggingface_hub", "safetensors")
     opts = ["SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TEST", "()"]
@@ -56,27 +37,21 @@ def test_a_step_of_training_needs_no_extra(tiny_digits, tmp_path):
     assert (tmp_path / "model_final.pth").is_file()
 
 
-def test_predict_names_the_extra_at_once(picture, tmp_path):
-    arguments = ["--output", tmp_path / "out", "--input", picture, "--config-file", DIGITS]
+def test_predict_names_the_extra_at_once(tmp_path):
+    arguments = ["--output", tmp_path / "out", "--input", "docs/web.png", "--config-file", DIGITS]
     result = run_python(without("supervision") + RUN, "predict", *arguments, "--allow-untrained")
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == f"error: drawing detections {DRAW}"
+    text = "needs supervision, which is not installed: pip install 'resnest_d2[draw]'"
+    assert result.stderr.splitlines()[-1] == f"error: drawing detections {text}"
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_reading_a_video_names_the_extra(tmp_path, monkeypatch):
-    forget(monkeypatch, "supervision")
-    (tmp_path / "x.avi").touch()
-    with pytest.raises(ImportError) as error:
-        list(each_picture(tmp_path / "x.avi"))
-    assert str(error.value) == f"reading a video {DRAW}"
 
 
 def test_safetensors_name_the_extra(tmp_path, monkeypatch):
     file = tmp_path / "x.safetensors"
     save_file({"stem.conv1_1.weight": torch.zeros(1)}, file)
-    forget(monkeypatch, "safetensors")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "safetensors"]:
+        monkeypatch.setitem(sys.modules, name, None)
     message = r"{} {} needs safetensors, which is not installed: pip install 'resnest_d2\[hub\]'"
     with pytest.raises(MissingPackageError, match=message.format("reading", file)):
         read_checkpoint(file)

@@ -12,7 +12,6 @@ from detectron2.solver import build_optimizer
 from detectron2.structures import BoxMode
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from torchvision.ops import deform_conv2d
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine.trainer import Trainer, load_for_evaluation, with_augmentation
@@ -144,29 +143,6 @@ def test_one_step_of_training_and_one_inference(kind):
             assert instances.pred_keypoints.shape[1:] == (17, 3)
 
 
-@pytest.mark.parametrize("modulated", [False, True])
-def test_a_deformable_detector_learns_under_autocast(modulated, monkeypatch):
-    """Each deformable convolution, v1 and v2, gets fp32; all losses and gradients are finite."""
-    cfg = small_config("faster dcn", "MODEL.RESNETS.DEFORM_MODULATED", modulated)
-    model = build_detector(cfg).train()
-    types = []
-
-    def spy(x, offset, weight, *args, mask=None, **kwargs):
-        types.append({t.dtype for t in (x, offset, weight, mask) if t is not None})
-        return deform_conv2d(x, offset, weight, *args, mask=mask, **kwargs)
-
-    monkeypatch.setattr("resnest_d2.modeling.deform_conv.deform_conv2d", spy)
-    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model(batch(cfg))
-    total = sum(losses.values())
-    total.backward()
-    assert types == [{torch.float32}] * 3  # res3 to res5 of ResNeSt-14
-    assert math.isfinite(total.item())
-    offsets = model.backbone.bottom_up.res5[0].conv2_offset
-    assert offsets.weight.grad.abs().sum() > 0
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
 @pytest.mark.parametrize("kind", sorted(AUGMENTED))
 def test_augmented_inference(kind, tmp_path):
     cfg = small_config(kind)
@@ -192,31 +168,11 @@ def test_heads_without_augmentation_say_so(kind):
         load_for_evaluation(cfg, cfg.MODEL.WEIGHTS)
 
 
-def test_augmentation_of_a_panoptic_data_set_evaluates_instances(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        Trainer, "test", lambda cfg, model, evaluators: seen.extend(evaluators) or {}
-    )
-    cfg = small_config("panoptic")
-    cfg.OUTPUT_DIR = str(tmp_path)
-    MetadataCatalog.get("a panoptic set").set(
-        evaluator_type="coco_panoptic_seg",
-        json_file=str(tmp_path / "x.json"),
-        thing_dataset_id_to_contiguous_id={},
-    )
-    (tmp_path / "x.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    cfg.DATASETS.TEST = ("a panoptic set",)
-    Trainer.test_with_TTA(cfg, build_detector(cfg))
-    assert [type(e).__name__ for e in seen] == ["CocoEvaluator"]
-
-
-@pytest.mark.parametrize("size", [(96, 160), (100, 75), (512, 683)])
-def test_deeplab_takes_images_of_any_size(size):
-    cfg = small_config("deeplab")
-    model = build_detector(cfg).eval()
+def test_deeplab_takes_images_of_any_size():
+    model = build_detector(small_config("deeplab")).eval()
     with torch.no_grad():
-        (output,) = model([{"image": torch.zeros(3, *size)}])
-    assert output["sem_seg"].shape == (150, *size)
+        (output,) = model([{"image": torch.zeros(3, 100, 75)}])
+    assert output["sem_seg"].shape == (150, 100, 75)
 
 
 def test_deeplab_crops_and_schedule():

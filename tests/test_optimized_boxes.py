@@ -7,7 +7,6 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes
 from torch import nn
 
-from resnest_d2.optimize import layers as layers_module
 from resnest_d2.optimize import optimize_for_inference
 from resnest_d2.optimize.layers import SparseROIAlign
 
@@ -52,18 +51,12 @@ def test_equals_torchvision(monkeypatch, dtype, aligned, ratio, size):
 
 
 @pytest.mark.parametrize("value", [1e6, torch.inf, torch.nan])
-def test_boxes_far_larger_than_their_features_are_torchvisions(value):
-    layer = ROIAlign((7, 7), 1 / STRIDE, 0, True)
-    features, boxes = torch.randn(2, 3, 5, 6), draw_boxes(50)
-    boxes[20, 3] = value if value == 1e6 else boxes[20, 3]
-    torch.testing.assert_close(SparseROIAlign(layer)(features, boxes), layer(features, boxes))
+def test_boxes_far_larger_than_their_features_are_torchvisions(monkeypatch, value):
+    boxes = draw_boxes(50)
     boxes[20, 3] = value
-    called = []
-    fast = SparseROIAlign(layer)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ROIAlign, "forward", lambda *args: called.append(args))
-        fast(features, boxes)
-    assert len(called) == 1
+    fast = SparseROIAlign(ROIAlign((7, 7), 1 / STRIDE, 0, True))
+    monkeypatch.setattr(ROIAlign, "forward", lambda *args: "torchvision's")
+    assert fast(torch.randn(2, 3, 5, 6), boxes) == "torchvision's"
 
 
 def test_no_box_gradients_and_graphs_are_torchvisions():
@@ -91,49 +84,22 @@ class OwnROIAlign(ROIAlign):
 
 def test_what_is_replaced_in_a_model():
     sizes = {"scales": [1 / 4, 1 / 8], "sampling_ratio": 0, "output_size": 7}
-    pooler = ROIPooler(pooler_type="ROIAlignV2", **sizes).eval()
-    watched = ROIPooler(pooler_type="ROIAlign", **sizes).eval()
+    pooler = ROIPooler(pooler_type="ROIAlignV2", **sizes)
+    watched = ROIPooler(pooler_type="ROIAlign", **sizes)
     watched.level_poolers[0].register_forward_hook(lambda *_: None)
     watched.level_poolers[1] = OwnROIAlign((7, 7), 1 / 8, 0)
-    alone = ROIAlign((7, 7), 1 / 8, 0)
-    old = ROIPooler(pooler_type="ROIPool", **sizes).eval()
-    model = nn.ModuleList([pooler, watched, old, alone]).eval()
+    old = ROIPooler(pooler_type="ROIPool", **sizes)
+    model = nn.ModuleList([pooler, watched, old]).eval()
     optimized = optimize_for_inference(model)
     kinds = [type(m).__name__ for m in optimized.modules() if not list(m.children())]
-    assert kinds == [
-        *("SparseROIAlign", "SparseROIAlign", "ROIAlign", "OwnROIAlign", "RoIPool", "RoIPool"),
-        "SparseROIAlign",
-    ]
+    expected = ["SparseROIAlign", "SparseROIAlign", "ROIAlign", "OwnROIAlign", "RoIPool", "RoIPool"]
+    assert kinds == expected
     features = [torch.randn(2, 4, 80, 96), torch.randn(2, 4, 40, 48)]
     boxes = draw_boxes(120)
     lists = [Boxes(boxes[boxes[:, 0] == image, 1:].abs()) for image in (0, 1)]
     with torch.no_grad():
         expected, actual = pooler(features, lists), optimized[0](features, lists)
-        torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
-        expected, actual = (one(features[1], boxes[30:]) for one in (alone, optimized[3]))
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5)
-
-
-def test_memory_does_not_grow_with_odd_shapes(monkeypatch):
-    """Wide boxes beside high ones: no chunk has room for both in each of its bins."""
-    sums = []
-    embedding_bag = layers_module.F.embedding_bag
-
-    def watch(pixels, *args, **options):
-        sums.append(pixels.numel())
-        return embedding_bag(pixels, *args, **options)
-
-    monkeypatch.setattr(layers_module.F, "embedding_bag", watch)
-    low = torch.rand(1000, 2) * 100
-    sides = torch.cat([torch.tensor([[1300.0, 8.0]]).repeat(500, 1), torch.rand(500, 2) * 112])
-    sides[250:500] = sides[250:500].flip(1)
-    boxes = torch.cat([torch.zeros(1000, 1), low, low + sides], 1)
-    layer = ROIAlign((7, 7), 1 / 4, 0, True)
-    features = torch.randn(1, 4, 352, 352)
-    torch.testing.assert_close(
-        SparseROIAlign(layer)(features, boxes), layer(features, boxes), rtol=0, atol=2e-5
-    )
-    assert max(sums) < 64 * 49 * 500
 
 
 def test_activations_in_place_are_those_of_known_convolutions_alone():

@@ -3,7 +3,6 @@
 The example of docs/own_data.md is run in test_train_net.py; test_docs.py has links and commands.
 """
 
-import contextlib
 import json
 import re
 from pathlib import Path
@@ -23,20 +22,16 @@ from test_heads import AUGMENTED, MODELS, SIZE, small_config
 
 import resnest_d2
 from resnest_d2.config.keys import portable_config
-from resnest_d2.engine.trainer import evaluate_model
+from resnest_d2.engine.trainer import Trainer, evaluate_model
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights.catalog import find
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
-}
 
 
 def blocks(language: str, page: str = "README.md") -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGES[page], re.DOTALL)
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def test_a_detector_on_a_photo(tmp_path, monkeypatch):
@@ -86,11 +81,6 @@ def test_faster_inference():
     names = {"model": model, "resnest_d2": resnest_d2}
     exec(blocks("python", "docs/inference.md")[1], names)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in names["fast"].modules())
-
-
-def test_the_readme_leads_to_every_page():
-    for page in PAGES:
-        assert page == "README.md" or f"]({page})" in README, page
 
 
 # The table of heads: its rows, and the models of test_heads.py and test_optimize.py that they are.
@@ -165,30 +155,34 @@ def all_kinds_of_truth(tmp_path_factory):
     metadata["stuff_dataset_id_to_contiguous_id"] = {1: 0, 92: 1}
     paths = ("images", "panoptic", "panoptic.json", "semantic", "instances.json")
     register_coco_panoptic_separated("truth_panoptic", metadata, *(str(folder / p) for p in paths))
-    semantic = {"file_name": str(folder / "images/1.jpg"), "height": SIZE, "width": SIZE}
-    semantic["sem_seg_file_name"] = str(folder / "semantic/1.png")
-    DatasetCatalog.register("truth_semantic", lambda: [dict(semantic)])
-    MetadataCatalog.get("truth_semantic").set(
-        stuff_classes=["things", "sky"], evaluator_type="sem_seg", ignore_label=255
-    )
-    yield
-    for name in ("truth", "truth_panoptic_separated", "truth_panoptic_stuffonly", "truth_semantic"):
+    yield  # Detectron2 registers the panoptic data set's semantic maps too
+    for name in ("truth", "truth_panoptic_separated", "truth_panoptic_stuffonly"):
         DatasetCatalog.remove(name)
-        with contextlib.suppress(KeyError):
-            MetadataCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def small_evaluation(kind, folder):
+    """A config that evaluates a small model of a kind on the data set that it is for."""
+    cfg = small_config(kind, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(folder))
+    cfg.INPUT.MIN_SIZE_TEST = SIZE
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 2
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
+    if kind == "pointrend":
+        cfg.MODEL.POINT_HEAD.NUM_CLASSES = 2
+    data = {"panoptic": "truth_panoptic_separated", "deeplab": "truth_panoptic_stuffonly"}
+    cfg.DATASETS.TEST = (data.get(kind, "truth"),)
+    return cfg
 
 
 @pytest.mark.parametrize("title", ROWS)
 def test_every_head_is_evaluated_by_the_metrics_of_the_table(title, all_kinds_of_truth, tmp_path):
-    kind = ROWS[title]
-    cfg = small_config(kind, "DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", str(tmp_path))
-    cfg.INPUT.MIN_SIZE_TEST = SIZE
-    cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.RETINANET.NUM_CLASSES = 2
-    if kind == "pointrend":
-        cfg.MODEL.POINT_HEAD.NUM_CLASSES = 2
-    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 2
-    data = {"panoptic": "truth_panoptic_separated", "deeplab": "truth_semantic"}
-    cfg.DATASETS.TEST = (data.get(kind, "truth"),)
+    cfg = small_evaluation(ROWS[title], tmp_path)
     results = evaluate_model(cfg, build_detector(cfg).eval())
     expected = {METRICS[metric] for metric in table()[title]["evaluate"].split(", ")}
     assert {task for task, metrics in results.items() if metrics} == expected
+
+
+def test_augmentation_of_a_panoptic_data_set_evaluates_instances(all_kinds_of_truth, tmp_path):
+    cfg = small_evaluation("panoptic", tmp_path)
+    results = Trainer.test_with_TTA(cfg, build_detector(cfg).eval())
+    assert set(results) == {"bbox_TTA", "segm_TTA"}

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 from test_heads import SIZE, batch, small_config
 
+from resnest_d2.config import ConfigError
 from resnest_d2.engine.trainer import prepare_to_train
 from resnest_d2.modeling.detector import build_detector
 
@@ -78,9 +79,7 @@ def test_more_stages_than_weights(cfg):
     head = longer.MODEL.ROI_BOX_CASCADE_HEAD
     head.IOUS = (*head.IOUS, 0.8)
     head.BBOX_REG_WEIGHTS = (*head.BBOX_REG_WEIGHTS, head.BBOX_REG_WEIGHTS[-1])
-    with pytest.raises(
-        ValueError, match="ROI_BOX_CASCADE_HEAD.IOUS has 4 stages; .* loss weights for 3"
-    ):
+    with pytest.raises(ConfigError, match="a cascade of 4 stages .* got 4 and 3: .*HEAD.IOUS"):
         build_detector(longer)
 
 

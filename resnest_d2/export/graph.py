@@ -55,8 +55,6 @@ def last_predictor(model: nn.Module) -> nn.Module:
 
 def _reason_against(model: nn.Module) -> str:
     """What keeps a model from being exported, "" if nothing does."""
-    if getattr(model, "input_format", None) not in ("RGB", "BGR", None):
-        return f"a model of the colours {model.input_format}"
     if type(model) is RetinaNet:
         most = model.max_detections_per_image
     elif type(model) is not GeneralizedRCNN:

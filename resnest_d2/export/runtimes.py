@@ -1,11 +1,11 @@
 """Reading exported files and running them as Detectron2 runs its models."""
 
 import io
-import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -66,7 +66,7 @@ class OnnxRuntime:
         facts: the JSON of :class:`Metadata` that the file holds, None without any.
 
     Raises:
-        InputError: the content is no ONNX model, or one of other inputs or outputs.
+        InputError: the content is no ONNX model.
         MissingPackageError: onnxruntime is not installed.
     """
 
@@ -79,17 +79,12 @@ class OnnxRuntime:
         folder = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder, os.devnull)
         try:
-            session = onnxruntime.InferenceSession(
+            self._session = onnxruntime.InferenceSession(
                 content, options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # onnxruntime's own classes share no base below it
             raise InputError(f"{name} cannot be read as an ONNX model: {_short(error)}") from error
-        inputs = [one.name for one in session.get_inputs()]
-        outputs = tuple(one.name for one in session.get_outputs())
-        if inputs != ["image"] or outputs not in (OUTPUTS, OUTPUTS[:3]):
-            raise InputError(f"{name} has other inputs or outputs than a model of this package")
-        self.facts = session.get_modelmeta().custom_metadata_map.get(ENTRY)
-        self._session = session
+        self.facts = self._session.get_modelmeta().custom_metadata_map.get(ENTRY)
 
     def __call__(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Outputs in the order of :data:`OUTPUTS`, of a padded image (3, H, W)."""
@@ -100,23 +95,28 @@ class OnnxRuntime:
 class TorchRuntime:
     """PyTorch, for files of ``torch.export``; arguments and attributes as of OnnxRuntime.
 
-    Such a file is a program: ``torch.export.load`` unpickles what it says is a pickle and evaluates
-    the expressions of its shapes. Machine code, pickles and other additions are refused here; a
-    graph that was made to do harm is not recognised.
+    Such a file is a program: ``torch.export.load`` loads machine code, unpickles what the file says
+    is a pickle, and evaluates the expressions of its shapes. Machine code, pickles that could run
+    some, and other additions are refused here; a graph that was made to do harm is not recognised.
 
     Raises:
         InputError: the content is another archive, or none.
     """
 
     def __init__(self, content: bytes, name: str) -> None:
+        extra = {f"{ENTRY}.json": ""}
         try:
-            self.facts = _check_archive(content, name)
-            self._module = torch.export.load(io.BytesIO(content)).module(check_guards=False)
-        except InputError:
-            raise
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                others = [file for file in archive.namelist() if not _FILES.fullmatch(file)]
+            if others:
+                raise InputError(f"torch.export.save does not write {others[0]}")
+            with _tensors_only():
+                program = torch.export.load(io.BytesIO(content), extra_files=extra)
         except Exception as error:  # the first wrong byte or field decides which one it is
             reason = f"{name} cannot be read as a program of PyTorch: {_short(error)}"
             raise InputError(reason) from error
+        self.facts = extra[f"{ENTRY}.json"] or None
+        self._module = program.module(check_guards=False)
 
     def __call__(self, image: torch.Tensor) -> Sequence[torch.Tensor]:
         """Outputs as OnnxRuntime's."""
@@ -126,7 +126,7 @@ class TorchRuntime:
 Runtime = OnnxRuntime | TorchRuntime
 RUNTIMES = {".onnx": OnnxRuntime, ".pt2": TorchRuntime}
 
-# What torch.export.save writes of these models, uncompressed.
+# What torch.export.save writes of these models.
 _FILES = re.compile(
     r"archive/((\.data/)?version|\.data/serialization_id|archive_format|archive_version|byteorder"
     rf"|models/model\.json|data/sample_inputs/model\.pt|extra/{ENTRY}\.json"
@@ -138,36 +138,16 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _check_archive(content: bytes, name: str) -> str | None:
-    """See that an archive holds a graph and tensors, and nothing that is unpickled freely.
-
-    Returns:
-        the facts that it holds about itself.
-
-    Raises:
-        InputError: it holds something else.
-        Exception: it is damaged.
-    """
-    pickles = f"{name} holds pickles, which can run code: it is not loaded"
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        files = archive.namelist()
-        for one in archive.infolist():
-            wrong = not _FILES.fullmatch(one.filename) or files.count(one.filename) > 1
-            if wrong or one.compress_type != zipfile.ZIP_STORED:
-                what = f"it holds {one.filename}"
-                raise InputError(f"{name} is not a program that torch.export.save wrote: {what}")
-        for kind in ("weights", "constants"):
-            config = json.loads(archive.read(f"archive/data/{kind}/model_{kind}_config.json"))
-            if any(payload["use_pickle"] for payload in config["config"].values()):
-                raise InputError(pickles)
-        sample = io.BytesIO(archive.read("archive/data/sample_inputs/model.pt"))
-        entry = f"archive/extra/{ENTRY}.json"
-        facts = archive.read(entry).decode() if entry in files else None
+@contextmanager
+def _tensors_only() -> Iterator[None]:
+    """Let PyTorch unpickle tensors and plain values alone, whoever asks it to."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name, "0")
+    os.environ[name] = "1"
     try:
-        torch.load(sample, weights_only=True)
-    except Exception as error:  # torch.export.load would go on without weights_only
-        raise InputError(pickles) from error
-    return facts
+        yield
+    finally:
+        os.environ[name] = before
 
 
 class ExportedModel:

@@ -8,8 +8,6 @@ python run_model.py model.onnx photo.jpg --output drawn.png --json found.json
 import argparse
 import colorsys
 import json
-import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +15,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 Detections = dict[str, np.ndarray]
-# Pillow raises these on files that are damaged or no pictures.
-DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
-
-
-class InputError(Exception):
-    """A file or an option cannot be used; the message says why."""
 
 
 def read_picture(file: str) -> Image.Image:
     """Read a picture upright, in RGB, with white where it is transparent."""
-    try:
-        opened = Image.open(file)
-        picture = ImageOps.exif_transpose(opened)
-        picture.load()
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{file}: {error}") from error
-    except DAMAGED as error:
-        raise InputError(f"{file} cannot be read as a picture: {error}") from error
+    opened = Image.open(file)
+    picture = ImageOps.exif_transpose(opened)
     if picture.mode.startswith("I;16") or (picture.mode == "I" and opened.format == "PNG"):
         values = np.asarray(picture).astype(np.uint32) // 257
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
-        raise InputError(f"{file} has pixels of 32 bits, whose range is not known")
+        raise SystemExit(f"error: {file} has pixels of 32 bits, whose range is not known")
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         picture = Image.alpha_composite(white, picture.convert("RGBA"))
@@ -88,8 +74,6 @@ def detect(
     order = {"RGB": [0, 1, 2], "BGR": [2, 1, 0]}[metadata["input_format"]]
     height, width = picture.height, picture.width
     new = resized_shape(height, width, metadata["min_size"], metadata["max_size"])
-    if 0 in new:
-        raise InputError(f"a picture of {width} x {height} pixels is too narrow to be resized")
     image = np.asarray(picture.resize(new[::-1], Image.Resampling.BILINEAR), np.float32)
     sides = metadata["size_divisibility"], metadata["min_side"]
     image = pad(image[:, :, order].transpose(2, 0, 1), metadata["pixel_mean"], *sides)
@@ -186,8 +170,19 @@ def results(
     return records
 
 
-def main() -> int:
-    """Run; the exit code is 2 if a file cannot be used."""
+def open_model(file: str) -> tuple[Any, dict[str, Any]]:
+    """Open an ONNX file; return its session and what it says about itself."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
+    if facts is None:
+        raise SystemExit(f"error: {file} was not written by `resnest-d2 export`")
+    return session, json.loads(facts)
+
+
+def main() -> None:
+    """Find objects, print them, and write what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="an ONNX file of `resnest-d2 export`")
     parser.add_argument("picture", help="a photo")
@@ -196,46 +191,12 @@ def main() -> int:
     parser.add_argument("--image-id", type=int, default=0, help="of the JSON (default: 0)")
     text = "least score (default: 0.5, or the file's own where that is higher)"
     parser.add_argument("--threshold", type=float, help=text)
-    try:
-        run(parser.parse_args())
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def open_model(file: str) -> tuple[Any, dict[str, Any]]:
-    """Open an ONNX file; return its session and what it says about itself."""
-    import onnxruntime
-
-    try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes share no base below it
-        raise InputError(" ".join(str(error).split())) from error
-    facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
-    if facts is None:
-        raise InputError(f"{file} was not written by `resnest-d2 export`")
-    metadata = json.loads(facts)
-    needed = ("classes", "category_ids", "input_format", "pixel_mean", "size_divisibility")
-    needed += ("min_side", "min_size", "max_size", "score_threshold")
-    if missing := [name for name in needed if name not in metadata]:
-        text = "is of another version than this script: it does not tell"
-        raise InputError(f"{file} {text} {', '.join(missing)}")
-    return session, metadata
-
-
-def run(args: argparse.Namespace) -> None:
-    """Find objects, print them, and write what is asked for."""
-    files = [Path(file).resolve() for file in (args.model, args.picture)]
-    for file in filter(None, (args.json, args.output)):
-        if Path(file).resolve() in files:
-            raise InputError(f"{file} is another of the files named here and would be overwritten")
-        files.append(Path(file).resolve())
+    args = parser.parse_args()
     session, metadata = open_model(args.model)
     least = metadata["score_threshold"]
     threshold = max(0.5, least) if args.threshold is None else args.threshold
     if not least <= threshold <= 1:  # NaN neither
-        raise InputError(f"--threshold {threshold:g} is not between {args.model}'s {least:g} and 1")
+        parser.error(f"--threshold {threshold:g} is not between {args.model}'s {least:g} and 1")
     picture = read_picture(args.picture)
     found = detect(session, metadata, picture, threshold)
     numbers = range(max(found["classes"], default=-1) + 1)
@@ -246,12 +207,8 @@ def run(args: argparse.Namespace) -> None:
         records = results(found, metadata, names, picture, args.image_id)
         Path(args.json).write_text(json.dumps(records, indent=1) + "\n")
     if args.output:
-        drawn = draw(picture, found, names)
-        try:
-            drawn.save(args.output)
-        except ValueError as error:  # Pillow's word for an ending that it does not know
-            raise InputError(f"{args.output} cannot be written: {error}") from error
+        draw(picture, found, names).save(args.output)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

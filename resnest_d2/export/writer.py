@@ -4,15 +4,13 @@ import io
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import detectron2.data.transforms as T
 import numpy as np
 import torch
 from detectron2.modeling import GeneralizedRCNN
-from detectron2.structures import ImageList
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,7 +19,7 @@ from ..files import check_writable, replacing, write_text
 from ..optimize import optimize_for_inference
 from . import standalone
 from .graph import DetectorGraph, last_predictor, least_side, stride_of
-from .runtimes import ENTRY, RUNTIMES, ExportedModel, Metadata, open_exported
+from .runtimes import ENTRY, RUNTIMES, Metadata, open_exported
 
 if TYPE_CHECKING:
     from ..inference import Predictor
@@ -31,46 +29,12 @@ logger = logging.getLogger(__name__)
 # RoiAlign can be "aligned", as Detectron2's is, from 16 on; DeformConv is there from 19 on.
 OPSET = 20
 SCRIPT = "run_model.py"
-# The tools warn in these words, by category; none is about the graph.
-KNOWN_WARNINGS = (
-    (DeprecationWarning, "`torch.jit"),
-    (FutureWarning, "`create_unbacked_symint`"),
-    (UserWarning, "torch.meshgrid"),
-    (UserWarning, "Symbolic dimension"),
-    (UserWarning, "No complete tensor found"),  # of views, whose storage is written whole
-)
 # Largest differences: of boxes in pixels, of scores and masks.
 BOX_TOLERANCE, VALUE_TOLERANCE = 1e-3, 1e-4
-DRAWN = 10  # images of noise
-SCALES = (1, 8, 32)  # pixels of it
+SCALES = (1, 8, 32)  # pixels of the noise that is compared on
 
 Outputs = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Outputs of a file beside those of the model, for one image."""
-
-    size: tuple[int, int]
-    """Height and width of the image."""
-    expected: int
-    """Detections of the model."""
-    actual: int
-    """Detections of the file."""
-    differences: Mapping[str, float]
-    """The largest difference by output; none where nothing could be compared."""
-
-    @property
-    def problem(self) -> str:
-        """Tells what differs more than it may; "" if nothing does."""
-        where = "on an image of {}x{} pixels".format(*self.size)
-        if self.expected != self.actual:
-            return f"the file finds {self.actual} objects {where}, the model {self.expected}"
-        for name, value in self.differences.items():
-            limit = BOX_TOLERANCE if name == "boxes" else VALUE_TOLERANCE
-            if not value <= limit:  # NaN differs too
-                return f"{name} differ by {value:.2g} {where}, and may by {limit:g}"
-        return ""
+Comparison = dict[str, Any]
 
 
 def export_model(
@@ -87,7 +51,7 @@ def export_model(
         images: to compare on, as :meth:`Predictor.read` gives them, by default noise.
 
     Returns:
-        a comparison for each image.
+        what :func:`compare` gives, for each image.
 
     Raises:
         InputError: the model or its way to resize images cannot be exported, or the file's outputs
@@ -102,7 +66,15 @@ def export_model(
     content = _convert(optimize_for_inference(graph.eval()), target.suffix, metadata)
     logger.info("Comparing the file with the model")
     inputs = [predictor.prepare(image)["image"] for image in images] or make_images(graph.model)
-    comparisons = _compare(graph.model, open_exported(content, target), inputs)
+    exported, comparisons = open_exported(content, target), []
+    for image in map(exported.pad, inputs):
+        expected = expected_outputs(graph.model, image)
+        comparisons.append(compare(expected, exported.run(image), tuple(image.shape[-2:])))
+    if not any(comparison["detections"] for comparison in comparisons):
+        logger.warning(
+            "The model finds nothing in the pictures of the check, which therefore shows little: "
+            "name others with --check-images"
+        )
     with replacing(target) as temporary:
         temporary.write_bytes(content)
     if target.suffix == ".onnx":
@@ -123,9 +95,7 @@ def check_target(target: Path) -> None:
     check_writable(target)
     if target.suffix == ".onnx":
         script = target.with_name(SCRIPT)
-        check_writable(script)
-        text = script.read_text("utf-8", "replace") if script.is_file() else ""
-        if text and "resnest-d2 export" not in text:
+        if script.exists() and "resnest-d2 export" not in script.read_text("utf-8", "replace"):
             raise InputError(f"{script} is not this package's and would be overwritten: move it")
         for name in ("onnx", "onnxscript", "onnxruntime"):
             import_extra(name, "export", "an ONNX file")
@@ -138,15 +108,9 @@ def describe(predictor: "Predictor") -> Metadata:
         InputError: images are resized in a way that a file cannot tell.
     """
     model, names, resize = predictor.model, predictor.metadata, predictor.augmentation
-    if isinstance(resize, T.ResizeShortestEdge) and len(set(resize.short_edge_length)) == 1:
-        sizes = resize.short_edge_length[0], resize.max_size
-    elif isinstance(resize, T.AugmentationList) and not resize.augs:
-        sizes = 0, 0
-    else:
-        raise InputError(
-            f"a file cannot tell to resize images by {resize}: it takes a ResizeShortestEdge of "
-            "one length, or an empty AugmentationList"
-        )
+    if not isinstance(resize, T.ResizeShortestEdge) or len(set(resize.short_edge_length)) > 1:
+        takes = "it takes a ResizeShortestEdge of one length"
+        raise InputError(f"a file cannot tell to resize images by {resize}: {takes}")
     numbers = names.get("thing_dataset_id_to_contiguous_id", None) or {}
     return Metadata(
         classes=list(names.get("thing_classes", None) or []),
@@ -155,8 +119,8 @@ def describe(predictor: "Predictor") -> Metadata:
         pixel_mean=model.pixel_mean.flatten().tolist(),
         size_divisibility=stride_of(model),
         min_side=least_side(model),
-        min_size=sizes[0],
-        max_size=sizes[1],
+        min_size=resize.short_edge_length[0],
+        max_size=resize.max_size,
         score_threshold=last_predictor(model).test_score_thresh,
     )
 
@@ -165,7 +129,7 @@ def describe(predictor: "Predictor") -> Metadata:
 def export_program(graph: DetectorGraph) -> torch.export.ExportedProgram:
     """Follow a graph for images of any height and width that are multiples of the stride."""
     stride, least = stride_of(graph.model), least_side(graph.model)
-    example = torch.rand(len(graph.model.pixel_mean), 7 * stride, 8 * stride) * 255
+    example = torch.rand(3, 7 * stride, 8 * stride) * 255
     sides = [torch.export.Dim(name, min=least // stride) for name in ("rows", "columns")]
     shapes = {"image": {axis: stride * side for axis, side in enumerate(sides, start=1)}}
     return torch.export.export(graph, (example,), dynamic_shapes=shapes)
@@ -174,8 +138,7 @@ def export_program(graph: DetectorGraph) -> torch.export.ExportedProgram:
 def _convert(graph: DetectorGraph, suffix: str, metadata: Metadata) -> bytes:
     """The content of a graph's file."""
     with warnings.catch_warnings():
-        for category, start in KNOWN_WARNINGS:
-            warnings.filterwarnings("ignore", start, category)
+        warnings.simplefilter("ignore")  # the comparison tells what is wrong with a graph
         program = export_program(graph)
         if suffix == ".pt2":
             stream = io.BytesIO()
@@ -189,48 +152,16 @@ def _convert(graph: DetectorGraph, suffix: str, metadata: Metadata) -> bytes:
 
 
 def make_images(model: nn.Module) -> list[torch.Tensor]:
-    """Two images of noise at several scales, of other sizes than the export's example.
-
-    Of :data:`DRAWN` ones of each size the first is taken in which the model finds something.
-    """
+    """Two images of noise at several scales, of other sizes than the export's example."""
     generator, images = torch.Generator().manual_seed(0), []
-    channels, stride = len(model.pixel_mean), stride_of(model)
     for rows, columns in ((5, 10), (9, 6)):
-        size = (rows * stride, columns * stride)
-        for _ in range(DRAWN):
-            image = torch.zeros(1, channels, *size)
-            shares = torch.rand(len(SCALES), generator=generator).softmax(0)
-            for scale, share in zip(SCALES, shares, strict=True):
-                small = [side // scale for side in size]
-                noise = torch.rand(1, channels, *small, generator=generator)
-                image += F.interpolate(noise, size, mode="bilinear") * 255 * share
-            if len(expected_outputs(model, image[0])["scores"]):
-                break
+        size = (rows * stride_of(model), columns * stride_of(model))
+        image = torch.zeros(1, 3, *size)
+        for scale in SCALES:
+            noise = torch.rand(1, 3, *(side // scale for side in size), generator=generator)
+            image += F.interpolate(noise, size, mode="bilinear") * 255 / len(SCALES)
         images.append(image[0])
     return images
-
-
-def _compare(
-    model: nn.Module, exported: ExportedModel, images: Sequence[torch.Tensor]
-) -> list[Comparison]:
-    """Compare a file with the model that it was made from.
-
-    Raises:
-        InputError: they differ.
-    """
-    comparisons = []
-    for image in images:
-        pixels = exported.pad(image)
-        expected = expected_outputs(model, pixels)
-        comparisons.append(compare(tuple(pixels.shape[-2:]), expected, exported.run(pixels)))
-        if comparisons[-1].problem:
-            raise InputError(f"the exported file is wrong: {comparisons[-1].problem}")
-    if not any(comparison.expected for comparison in comparisons):
-        logger.warning(
-            "The model finds nothing in the pictures of the check, which therefore shows little: "
-            "name others with --check-images"
-        )
-    return comparisons
 
 
 @torch.no_grad()
@@ -244,36 +175,51 @@ def expected_outputs(model: nn.Module, image: torch.Tensor) -> dict[str, torch.T
     if isinstance(model, GeneralizedRCNN):
         (found,) = model.inference([{"image": image}], do_postprocess=False)
     else:
-        pixels = ((image - model.pixel_mean) / model.pixel_std)[None]
-        features = model.backbone(pixels)
+        images = model.preprocess_image([{"image": image}])
+        features = model.backbone(images.tensor)
         levels = [features[name] for name in model.head_in_features]
-        images = ImageList(pixels, [tuple(image.shape[-2:])])
         (found,) = model.forward_inference(images, levels, model.head(levels))
     outputs = {"boxes": found.pred_boxes.tensor, "scores": found.scores}
     outputs["classes"] = found.pred_classes
     return outputs | ({"masks": found.pred_masks[:, 0]} if found.has("pred_masks") else {})
 
 
-def compare(size: tuple[int, int], expected: Outputs, actual: Outputs) -> Comparison:
+def compare(expected: Outputs, actual: Outputs, size: tuple[int, int]) -> Comparison:
     """Compare outputs; detections are matched by class and box, because equal scores have no order.
 
     Args:
-        size: of the image.
         expected: of :func:`expected_outputs`.
         actual: of the file, rows with a negative score are empty.
+        size: height and width of the image.
+
+    Returns:
+        the "image", the number of its "detections" and, if there are some, the largest difference
+        of each output.
+
+    Raises:
+        InputError: the numbers of detections or their values differ.
     """
+    image = "x".join(map(str, size))
     filled = actual["scores"] >= 0
     actual = {name: value[filled] for name, value in actual.items()}
-    numbers = (len(expected["scores"]), len(actual["scores"]))
-    if numbers[0] != numbers[1] or not numbers[0]:
-        return Comparison(size, *numbers, {})
+    number, found = len(expected["scores"]), len(actual["scores"])
+    if found != number:
+        text = f"it finds {found} objects on an image of {image} pixels, the model {number}"
+        raise InputError(f"the exported file is wrong: {text}")
+    result: Comparison = {"image": image, "detections": number}
+    if not number:
+        return result
     distances = torch.cdist(expected["boxes"].double(), actual["boxes"].double(), p=torch.inf)
     distances[expected["classes"][:, None] != actual["classes"]] = 1e9
     order = []
     for row in distances:
         order.append(row.argmin().item())
         distances[:, order[-1]] = torch.inf  # each row of the file is taken once
-    differences = {
-        name: (value - actual[name][order]).abs().max().item() for name, value in expected.items()
-    }
-    return Comparison(size, *numbers, differences)
+    for name, value in expected.items():
+        difference = (value - actual[name][order]).abs().max().item()
+        limit = BOX_TOLERANCE if name == "boxes" else VALUE_TOLERANCE
+        if not difference <= limit:  # NaN differs too
+            text = f"{name} differ by {difference:.2g} on an image of {image} pixels"
+            raise InputError(f"the exported file is wrong: {text}, and may by {limit:g}")
+        result[name] = difference
+    return result

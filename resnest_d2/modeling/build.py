@@ -3,7 +3,6 @@
 import inspect
 import logging
 import re
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,8 +13,7 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
-from ..config import ConfigError, require_int, require_one_of
-from .norm import NORMS
+from ..config import ConfigError
 from .resnest import ResNeSt, make_resnest
 
 # A key of MODEL.RESNETS is the upper case of an argument of make_resnest, these apart.
@@ -28,19 +26,7 @@ KEYS = {name: f"MODEL.RESNETS.{name.upper()}" for name in ARGUMENTS}
 KEYS |= {"freeze_at": "MODEL.BACKBONE.FREEZE_AT", "groups": "MODEL.RESNETS.NUM_GROUPS"}
 
 
-def _register(builder: Callable) -> Callable:
-    name = builder.__name__
-    if name not in BACKBONE_REGISTRY:
-        BACKBONE_REGISTRY.register(builder)
-    elif (other := BACKBONE_REGISTRY.get(name).__module__) != __name__:  # else it is a reload
-        raise ImportError(
-            f"{name} is already registered by {other}; a process can import that package or "
-            "resnest_d2, which replaces it"
-        )
-    return builder
-
-
-@_register
+@BACKBONE_REGISTRY.register()
 def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     """Build the ResNeSt that ``cfg.MODEL.RESNETS`` describes.
 
@@ -57,7 +43,7 @@ def build_resnest_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     return _build(cfg, input_shape, ARGUMENTS - DEEPLAB_ARGUMENTS)
 
 
-@_register
+@BACKBONE_REGISTRY.register()
 def build_resnest_deeplab_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNeSt:
     """As :func:`build_resnest_backbone`, with ``RES4_DILATION`` and ``RES5_MULTI_GRID``.
 
@@ -85,49 +71,33 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, names: set[str]) -> ResNeSt:
         raise ConfigError(text) from error
 
 
-@_register
+@BACKBONE_REGISTRY.register()
 def build_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build ResNeSt-FPN with a max-pooled P6, for Faster, Mask and Cascade R-CNN.
 
     Raises:
-        ConfigError: as in :func:`build_resnest_backbone`, and for wrong ``MODEL.FPN`` keys.
+        ConfigError: as in :func:`build_resnest_backbone`, and for wrong ``MODEL.FPN.IN_FEATURES``.
     """
-    return _build_fpn(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool)
+    return _build_fpn(cfg, build_resnest_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
-@_register
+@BACKBONE_REGISTRY.register()
 def build_retinanet_resnest_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """Build ResNeSt-FPN with P6 and P7 convolved from res5, for RetinaNet and FCOS.
 
     Raises:
-        ConfigError: as in :func:`build_resnest_fpn_backbone`, and if res5 is no output feature.
+        ConfigError: as in :func:`build_resnest_fpn_backbone`.
     """
     bottom_up = build_resnest_backbone(cfg, input_shape)
-    shapes = bottom_up.output_shape()
-    if "res5" not in shapes:
-        raise ConfigError(
-            f"MODEL.RESNETS.OUT_FEATURES {list(shapes)} must hold 'res5', from which "
-            "build_retinanet_resnest_fpn_backbone makes P6 and P7"
-        )
-    channels = (shapes["res5"].channels, cfg.MODEL.FPN.OUT_CHANNELS)
-    return _build_fpn(cfg, bottom_up, lambda: LastLevelP6P7(*channels))
+    channels = bottom_up.output_shape()["res5"].channels
+    return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
 
 
-def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, make_top: Callable[[], nn.Module]) -> FPN:
+def _build_fpn(cfg: CfgNode, bottom_up: ResNeSt, top: nn.Module) -> FPN:
     fpn, available = cfg.MODEL.FPN, list(bottom_up.output_shape())
-    if not fpn.IN_FEATURES or set(fpn.IN_FEATURES) - set(available):
+    if set(fpn.IN_FEATURES) - set(available):
         raise ConfigError(
             f"MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)} must name features of "
             f"MODEL.RESNETS.OUT_FEATURES {available}"
         )
-    require_int("MODEL.FPN.OUT_CHANNELS", fpn.OUT_CHANNELS, 1)
-    require_one_of("MODEL.FPN.NORM", fpn.NORM, NORMS)
-    require_one_of("MODEL.FPN.FUSE_TYPE", fpn.FUSE_TYPE, ("sum", "avg"))
-    top = make_top()
-    try:
-        return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top, fpn.FUSE_TYPE)
-    except (AssertionError, ValueError) as error:  # strides with a gap; GN and OUT_CHANNELS
-        raise ConfigError(
-            f"no FPN can be built with MODEL.FPN.IN_FEATURES {list(fpn.IN_FEATURES)}, "
-            f"MODEL.FPN.OUT_CHANNELS {fpn.OUT_CHANNELS} and MODEL.FPN.NORM {fpn.NORM!r}: {error}"
-        ) from error
+    return FPN(bottom_up, fpn.IN_FEATURES, fpn.OUT_CHANNELS, fpn.NORM, top, fpn.FUSE_TYPE)

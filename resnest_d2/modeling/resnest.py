@@ -193,7 +193,6 @@ class ResNeSt(ResNet):
             self._out_feature_strides["linear"] = None
 
 
-FLAGS = ("deep_stem", "avd", "avd_first", "avg_down", "deform_modulated", "grad_checkpoint")
 LEAST = {"radix": 0, "num_groups": 1, "width_per_group": 1, "bottleneck_width": 1}
 LEAST |= {"res2_out_channels": 1, "stem_out_channels": 1, "deform_num_groups": 1}
 OF_BLOCKS = ("num_groups", "norm", "radix", "avd", "avd_first", "avg_down", "deform_modulated")
@@ -258,8 +257,6 @@ def make_resnest(
     """
     arguments = locals()
     require_one_of("depth", depth, ARCHITECTURES)
-    for name in FLAGS:
-        require_one_of(name, arguments[name], (True, False))
     for name, least in LEAST.items():
         require_int(name, arguments[name], least)
     if width_per_group * bottleneck_width < 64:

@@ -31,7 +31,7 @@ class AveragingCascadeROIHeads(CascadeROIHeads):
         stage_loss_weights: of the losses of each stage, first to last.
 
     Raises:
-        ValueError: not as many weights or mask heads as stages.
+        ConfigError: not as many weights or mask heads as stages.
     """
 
     @configurable
@@ -41,27 +41,18 @@ class AveragingCascadeROIHeads(CascadeROIHeads):
         super().__init__(**kwargs)
         heads = len(self.mask_head) if self.mask_on else self.num_cascade_stages
         if {len(stage_loss_weights), heads} != {self.num_cascade_stages}:
-            raise ValueError(
+            raise ConfigError(
                 f"a cascade of {self.num_cascade_stages} stages takes as many mask heads and loss "
-                f"weights, got {heads} and {len(stage_loss_weights)}"
+                f"weights, got {heads} and {len(stage_loss_weights)}: shorten "
+                "MODEL.ROI_BOX_CASCADE_HEAD.IOUS"
             )
         self.stage_loss_weights = stage_loss_weights
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """Arguments from a config.
-
-        Raises:
-            ConfigError: a cascade that is longer than MMDetection's.
-        """
-        arguments = super().from_config(cfg, input_shape)
-        stages = len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)
-        if stages > len(STAGE_LOSS_WEIGHTS):
-            raise ConfigError(
-                f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS has {stages} stages; AveragingCascadeROIHeads "
-                f"has loss weights for {len(STAGE_LOSS_WEIGHTS)}"
-            )
-        return {**arguments, "stage_loss_weights": STAGE_LOSS_WEIGHTS[:stages]}
+        """Arguments from a config."""
+        weights = STAGE_LOSS_WEIGHTS[: len(cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS)]
+        return {**super().from_config(cfg, input_shape), "stage_loss_weights": weights}
 
     @classmethod
     def _init_mask_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

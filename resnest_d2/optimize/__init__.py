@@ -12,8 +12,6 @@ from .layers import FusedSplitAttentionConv2d, SparseROIAlign, replace_layers
 
 logger = logging.getLogger(__name__)
 
-FORMATS = (torch.contiguous_format, torch.channels_last)
-
 
 def optimize_for_inference(
     model: nn.Module,
@@ -44,12 +42,9 @@ def optimize_for_inference(
             that rounds.
 
     Raises:
-        ValueError: the model is in training or cannot be copied, a norm takes its statistics from
-            the batch, or the memory format or the type is another one.
+        ValueError: the model is in training, a norm takes its statistics from the batch, or the
+            type is another one.
     """
-    if memory_format not in (None, *FORMATS):
-        names = " or ".join(map(str, FORMATS))
-        raise ValueError(f"memory_format must be {names} or None, got {memory_format!r}")
     training = next((name for name, module in model.named_modules() if module.training), None)
     if training is not None:
         what = f"its part {training}" if training else "the model"
@@ -57,12 +52,8 @@ def optimize_for_inference(
     if dtype is not None:
         check_half(model, dtype)
     check_foldable(model)
-    try:
-        optimized = copy.deepcopy(model)
-    except RuntimeError as error:  # weights that are computed, as by nn.utils.weight_norm
-        raise ValueError(f"a {type(model).__name__} that cannot be copied: {error}") from error
     # A backbone may be an attention layer itself, whose parent is then this.
-    holder = nn.ModuleList([optimized])
+    holder = nn.ModuleList([copy.deepcopy(model)])
     attentions = replace_layers(holder, FusedSplitAttentionConv2d)
     replace_layers(holder, SparseROIAlign)
     (optimized,) = holder
