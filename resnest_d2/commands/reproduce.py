@@ -13,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation.testing import flatten_results_dict
 
 from .. import model_zoo
-from ..config import InputError, MissingFileError, require_between
+from ..config import InputError, MissingFileError
 from ..config.load import choose_device, load_config
 from ..engine.launch import join_torchrun
 from ..engine.trainer import evaluate_model, load_for_evaluation
@@ -84,10 +84,7 @@ def check_is_val2017(cfg: CfgNode) -> None:
     for name in cfg.DATASETS.TEST:
         file = MetadataCatalog.get(name).json_file
         if sha256(file) != VAL2017_SHA256:
-            raise InputError(
-                f"{file} of data set {name!r} is not COCO's instances_val2017.json; --any-dataset "
-                "measures on it all the same"
-            )
+            raise InputError(f"{file} of data set {name!r} is not COCO's instances_val2017.json")
 
 
 def measure(name: str, args: argparse.Namespace) -> list[dict]:
@@ -104,8 +101,7 @@ def measure(name: str, args: argparse.Namespace) -> list[dict]:
     choose_device(cfg, required="MODEL.DEVICE" in args.opts[::2])
     join_torchrun(cfg.MODEL.DEVICE)
     check_datasets(cfg, train=False)
-    if not args.any_dataset:
-        check_is_val2017(cfg)
+    check_is_val2017(cfg)
     checkpoint, verified = find_checkpoint(name, args.weights_dir)
     metrics = flatten_results_dict(evaluate_model(cfg, load_for_evaluation(cfg, checkpoint)))
     row = {"model": name, "checkpoint": checkpoint.name, "verified": verified}
@@ -143,22 +139,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--models", nargs="+", required=True, metavar="NAME", help="names of the zoo, or all")
     text = "folder of checkpoints, by their published names or NAME.pth (default: download)"
     add("--weights-dir", type=Path, metavar="DIR", help=text)
-    text = "for the table, its JSON and the predictions"
+    text = "for results.json and the predictions"
     add("--output", type=Path, default=Path("output/reproduce"), metavar="DIR", help=text)
     add("--tolerance", type=float, default=TOLERANCE, metavar="POINTS", help="default: %(default)s")
-    add("--any-dataset", action="store_true", help="measure on data that are not val2017, too")
     add("--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs for every config")
     args = parser.parse_args(arguments)
     rows: list[dict] = []
     with running():
-        require_between("--tolerance", args.tolerance, 0, 100)
         for name in choose_models(args.models):
             rows += measure(name, args)
             if comm.is_main_process():  # after each, for an error may end it at the next
                 make_folder(args.output)
                 write_text(args.output / "results.json", json.dumps(rows, indent=1) + "\n")
-                table = format_table(rows, args.tolerance)
-                write_text(args.output / "results.md", f"# Published and measured\n\n{table}\n")
     if comm.is_main_process():
         print(format_table(rows, args.tolerance))
         within = (abs(row["measured"] - row["published"]) <= args.tolerance + 1e-9 for row in rows)

@@ -64,8 +64,7 @@ class Trainer(DefaultTrainer):
             options: how training saves, ends and shows itself.
 
         Raises:
-            InputError: as :meth:`TrainingOptions.check`, :func:`check_training` and, if
-                ``TEST.AUG`` is enabled, :func:`with_augmentation`.
+            InputError: as :meth:`TrainingOptions.check` and :func:`check_training`.
         """
         # Detectron2's own __init__ makes a DistributedDataParallel that is for GPUs alone.
         super(DefaultTrainer, self).__init__()
@@ -150,9 +149,6 @@ class Trainer(DefaultTrainer):
         """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``.
 
         Augmentation is for instances: of a panoptic model, boxes and masks are evaluated.
-
-        Raises:
-            ConfigError: as :func:`with_augmentation`.
         """
         logger.info("Running inference with test-time augmentation ...")
         model = with_augmentation(cfg, model)
@@ -180,8 +176,9 @@ class Trainer(DefaultTrainer):
             if metric:
                 patience = self.options.patience
                 more.append(KeepBest(period, self.checkpointer, metric, patience, stop))
-            more.append(DrawCurves(period, self.cfg.OUTPUT_DIR))
-            made, at = [ProgressBar(self.options.progress), *made], at + 1
+            made = [ProgressBar(self.options.progress), *made]
+            made.append(DrawCurves(period, self.cfg.OUTPUT_DIR))
+            at += 1
         return [*made[:at], stop, made[at], *more, *made[at + 1 :]]
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -242,7 +239,7 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Return a detector, or the part of a panoptic model that detects, with augmentation.
 
     Raises:
-        ConfigError: Detectron2 has no test-time augmentation for this model.
+        AssertionError: Detectron2's, which has no test-time augmentation for this model.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     if isinstance(model, PanopticFPN):
@@ -256,12 +253,7 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
             input_format=model.input_format,
         )
         model = detector.to(model.device).train(model.training)
-    try:
-        return GeneralizedRCNNWithTTA(cfg, model)
-    except AssertionError as error:
-        raise ConfigError(
-            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
-        ) from error
+    return GeneralizedRCNNWithTTA(cfg, model)
 
 
 def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -320,8 +312,7 @@ def load_for_evaluation(cfg: CfgNode, checkpoint: Checkpoint | str) -> nn.Module
     """Build a config's model and load weights.
 
     Raises:
-        InputError: as :func:`~resnest_d2.weights.load_weights`; or ``TEST.AUG`` is for a model that
-            Detectron2 cannot augment.
+        InputError: as :func:`~resnest_d2.weights.load_weights`.
     """
     model = build_detector(cfg).eval()
     if cfg.TEST.AUG.ENABLED:
