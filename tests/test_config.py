@@ -37,7 +37,9 @@ def test_yaml_that_would_run_code_is_refused(text, tmp_path, monkeypatch):
     (tmp_path / "base.yaml").write_text("_BASE_: hostile.yaml\n")
     (tmp_path / "list.yaml").write_text("_BASE_: [good.yaml, hostile.yaml]\n")
     for name in ("hostile", "base", "list"):
-        with pytest.raises(ConfigError, match=f"{name}.yaml: could not .*the tag .*python/.*line 1"):
+        with pytest.raises(
+            ConfigError, match=f"{name}.yaml: could not .*the tag .*python/.*line 1"
+        ):
             load_config(f"{name}.yaml")
     with pytest.raises(ConfigError, match="the checkpoint's: could not .*the tag"):
         parse_config(text, "the checkpoint's")

@@ -90,7 +90,10 @@ def test_without_a_config_anywhere(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL: !!python/object/apply:os.system ['touch ran']", "could not determine a constructor for the tag"),
+        (
+            "MODEL: !!python/object/apply:os.system ['touch ran']",
+            "could not determine a constructor for the tag",
+        ),
         ("MODEL: {}\nmodel: {_target_: os.system, command: touch ran}", "config key: model"),
         ("MODEL: {}\n_BASE_: /etc/passwd", "key '_BASE_' can only be used in files"),
         ("MODEL: [", "while parsing a flow node"),

@@ -104,7 +104,7 @@ def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
 
 
 def _check_values(loaded: Any, source: str) -> None:
-    """Refuse what is no config, holds itself or is doubled again and again, as YAML's aliases can."""
+    """Refuse what is no config, or grows without end: YAML's aliases can hold themselves."""
     if not isinstance(loaded, dict):
         raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
     values, count = [loaded], 0
@@ -167,7 +167,14 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except yaml.YAMLError as error:  # of a tag that would run code, above all
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
-    except (AssertionError, AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as e:
+    except (
+        AssertionError,
+        AttributeError,
+        RecursionError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as e:
         # yacs checks by assertions, evaluates values, and puts whole nodes into its messages.
         first, *others = str(e).splitlines() or [""]
         raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from e
