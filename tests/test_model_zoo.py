@@ -160,16 +160,6 @@ def test_leaves_repeat_nothing_that_a_base_could_hold():
         assert len(shared) < 3, f"{a} and {b} share {shared}"
 
 
-@pytest.mark.parametrize("name", model_zoo.names())
-def test_every_model_builds(name):
-    cfg = model_zoo.get_config(name)
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):  # nothing is initialised, which takes time
-        model = build_detector(cfg)
-    backbone = getattr(model.backbone, "bottom_up", model.backbone)
-    assert backbone.res5 is not None
-
-
 def plain(name, tmp_path, monkeypatch):
     """A small model of that name, whose weights are a file's."""
     cfg = model_zoo.get_config("mask_resnest14_digits")
@@ -282,13 +272,11 @@ VERBS = ("get_config_file", "get_config", "get", "get_checkpoint_url", "publishe
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_name_lists_the_closest(verb):
-    """Which may lie in another folder, or be written in other letters."""
+    """Which may lie in another folder."""
     for name, message in {
         "cascade_resnet101": "no model 'cascade_resnet101'; did you mean .*cascade_r",
         "mask_resnet50": "no model 'mask_resnet50'; did you mean baselines/mask_resnet50",
-        "MASK_RESNEST50": "no model 'MASK_RESNEST50'; did you mean mask_resnest50",
         "lazy/mask_resnest50": "did you mean mask_resnest50 or mmdet/mask_resnest50",
-        5: "a model's name is a string, got 5",
     }.items():
         with pytest.raises(ValueError, match=message):
             getattr(model_zoo, verb)(name)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from commands import ROOT, run_python, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import (
     COCOPanopticEvaluator,
     DatasetEvaluators,
@@ -123,6 +124,26 @@ def test_augmentation_at_the_end_is_tried_at_the_start(registered_digits, tmp_pa
     keys = {"MODEL.META_ARCHITECTURE": "ProposalNetwork", "TEST.AUG.ENABLED": "True"}
     with pytest.raises(AssertionError, match="TTA is only supported on GeneralizedRCNN"):
         Trainer(short_config(tmp_path, keys))
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_iter", "max_iter", "passes"),
+    [(2, 200, 900, 3), (4, 200, 900, 1), (2, 2, 900, 2), (2, 200, 1, 1)],
+)
+@pytest.mark.parametrize("grouping", ["True", "False"])
+def test_passes_of_precise_bn(
+    registered_digits, tmp_path, batch, num_iter, max_iter, passes, grouping
+):
+    """As many as six pictures have batches or the run has iterations, and no more than asked."""
+    keys = {"TEST.PRECISE_BN.ENABLED": "True", "TEST.PRECISE_BN.NUM_ITER": str(num_iter)}
+    keys |= {"SOLVER.IMS_PER_BATCH": str(batch), "SOLVER.MAX_ITER": str(max_iter)}
+    keys |= {"DATALOADER.ASPECT_RATIO_GROUPING": grouping, "SOLVER.STEPS": "()"}
+    cfg = short_config(tmp_path, keys)
+    trainer = Trainer(cfg)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
+    assert hook._num_iter == passes
+    assert cfg.TEST.PRECISE_BN.NUM_ITER == num_iter  # the config, and the checkpoint's, stays
+    assert f"NUM_ITER: {num_iter}" in trainer.checkpointer._config
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
