@@ -130,6 +130,12 @@ def torchrun(*options, number=2):
     return (sys.executable, "-m", run, "--nproc_per_node", str(number), *options)
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 SHORT = {"SOLVER.CHECKPOINT_PERIOD": "5"}
 LONG = ("SOLVER.MAX_ITER", "5000", "DATALOADER.NUM_WORKERS", "2")
 
@@ -323,14 +329,25 @@ def test_a_signal_to_all_of_two_processes(tmp_path, tiny_digits, heeded):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_them_again(tmp_path, tiny_digits):
+@pytest.mark.parametrize("agents", [1, 2])
+def test_torchrun_starts_them_again(tmp_path, tiny_digits, monkeypatch, agents):
     """A worker is killed; without --resume on the command line they go on where they were."""
-    folder, keys = tmp_path / "out", ("SOLVER.MAX_ITER", "40")
-    training = Training(folder, tiny_digits, torchrun("--max-restarts", "3"), keys=keys)
-    training.wait_for_checkpoint(9)
-    os.kill(training.workers()[-1], signal.SIGKILL)
-    assert training.end() == 0, training.output()
-    starts = [int(n) for n in re.findall(r"training from iteration (\d+)", training.output())]
+    folder, keys, restarts = tmp_path / "out", ("SOLVER.MAX_ITER", "40"), ("--max-restarts", "3")
+    launchers = [torchrun(*restarts)]
+    if agents == 2:  # as of two machines, which count their restarts on their own
+        monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # as docs/train.md says
+        place = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{free_port()}")
+        launchers = 2 * [torchrun(*restarts, "--nnodes", "2", "--rdzv-id", "1", *place, number=1)]
+    trainings = [
+        Training(folder, tiny_digits, launcher, keys=keys, log=f"{number}.log")
+        for number, launcher in enumerate(launchers)
+    ]
+    trainings[0].wait_for_checkpoint(9)
+    os.kill(trainings[-1].workers()[-1], signal.SIGKILL)
+    for training in trainings:
+        assert training.end() == 0, training.output()
+    output = "".join(training.output() for training in trainings)
+    starts = [int(n) for n in re.findall(r"training from iteration (\d+)", output)]
     assert starts[0] == 0
     assert starts[-1] >= 10
     assert last(folder)["iteration"] == 39
@@ -363,9 +380,7 @@ def test_killed_at_any_moment(tmp_path, tiny_digits, victim, seconds):
 def test_two_machines(tmp_path, tiny_digits):
     """Detectron2's options; the machines share a folder."""
     folder = tmp_path / "out"
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        place = f"tcp://localhost:{free.getsockname()[1]}"
+    place = f"tcp://localhost:{free_port()}"
     trainings = []
     for rank in "01":
         options = ["--num-machines", "2", "--machine-rank", rank, "--dist-url", place]

@@ -11,11 +11,6 @@ import torch
 from commands import ROOT, run_python, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine.hooks import PreciseBN
-from detectron2.evaluation import (
-    COCOPanopticEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
 from short_training import options, short_config
 
 from resnest_d2 import model_zoo
@@ -24,7 +19,6 @@ from resnest_d2.config import InputError
 from resnest_d2.engine import Trainer, check_datasets, load_config
 from resnest_d2.engine.hooks import read_metrics
 from resnest_d2.engine.launch import prepare
-from resnest_d2.evaluation import CocoEvaluator
 
 DIGITS = str(ROOT / "configs/mask_resnest14_digits.yaml")
 TINY = options({"SOLVER.MAX_ITER": "2", "TEST.DETECTIONS_PER_IMAGE": "5"})
@@ -267,31 +261,6 @@ def test_files_of_own_data_are_looked_for(dataset, tmp_path):
             check_datasets(dataset, train=False)
     file.write_text(json.dumps({**content, "annotations": []}))
     check_datasets(dataset, train=False)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        ({"evaluator_type": "coco"}, [CocoEvaluator]),
-        ({"evaluator_type": "sem_seg"}, [SemSegEvaluator]),
-        (
-            {"evaluator_type": "coco_panoptic_seg", "thing_dataset_id_to_contiguous_id": {}},
-            [SemSegEvaluator, CocoEvaluator, COCOPanopticEvaluator],
-        ),
-    ],
-    indirect=["dataset"],
-)
-def test_evaluators_by_type(tmp_path, tiny_digits, dataset, expected):
-    dataset.OUTPUT_DIR = str(tmp_path)
-    MetadataCatalog.get("made_up").set(
-        json_file=str(tiny_digits / "digits/annotations/digits_val.json"),
-        stuff_classes=["b"],
-        ignore_label=255,
-        stuff_dataset_id_to_contiguous_id={},
-    )
-    evaluator = Trainer.build_evaluator(dataset, "made_up")
-    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    assert [type(part) for part in parts] == expected
 
 
 @pytest.mark.parametrize("dataset", [{"evaluator_type": "coco_panoptic_seg"}], indirect=True)

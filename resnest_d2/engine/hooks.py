@@ -24,7 +24,6 @@ from detectron2.engine import hooks
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..files import replacing, write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
@@ -225,14 +224,20 @@ class ProgressBar(hooks.HookBase):
         """Open the bar, and have messages make room for it."""
         if not self._show:
             return
-        loggers = [logging.getLogger(name) for name in LOGGERS]
-        told = [one for one in loggers if one.handlers]
-        self._open.enter_context(logging_redirect_tqdm(told))
         first, last = self.trainer.start_iter, self.trainer.max_iter
         columns = shutil.get_terminal_size().columns  # never 0, as terminals in containers say
         options = {"ncols": columns, "smoothing": 0, "miniters": 1}
         bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
         self._bar = self._open.enter_context(bar)
+        # tqdm's own redirection of a log forgets the levels of its handlers.
+        for handler in {h for name in LOGGERS for h in logging.getLogger(name).handlers}:
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                handler.addFilter(self._make_room)
+                self._open.callback(handler.removeFilter, self._make_room)
+
+    def _make_room(self, record: logging.LogRecord) -> bool:
+        self._bar.clear()
+        return True
 
     def after_step(self) -> None:
         """Move the bar on."""
