@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import RESNEST_DEFAULTS, portable_config
+from resnest_d2.config.keys import RESNEST_DEFAULTS, flat_items, portable_config
 from resnest_d2.model_zoo.published import PUBLICATIONS
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights import UntrainedParametersError, loading, open_weights
@@ -25,12 +25,9 @@ REFERENCE = json.loads((ROOT / "tests/data/zoo_settings.json").read_text())
 PUBLISHED = [name for name in model_zoo.names() if name in REFERENCE]
 
 
-def flatten(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, json.loads(json.dumps(value))
+def flatten(node):
+    """Values by their dotted keys, with lists for tuples."""
+    return {key: json.loads(json.dumps(value)) for key, value in flat_items(node)}
 
 
 FAST = ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
@@ -59,11 +56,11 @@ def test_the_zoo_is_complete():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_settings_equal_the_reference(name):
-    expected = dict(flatten(get_cfg())) | REFERENCE[name]
+    expected = flatten(get_cfg()) | REFERENCE[name]
     for key, value in RESNEST_DEFAULTS.items():
         expected.setdefault(f"MODEL.RESNETS.{key}", value)
     expected["MODEL.COMPILE"] = False
-    actual = dict(flatten(model_zoo.get_config(name)))
+    actual = flatten(model_zoo.get_config(name))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected
 
