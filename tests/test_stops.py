@@ -355,7 +355,7 @@ def test_torchrun_starts_them_again(tmp_path, tiny_digits, monkeypatch, agents):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "seconds"), [("launcher", 0.5), ("worker", 1.5), ("both", 3)])
-def test_killed_at_any_moment(tmp_path, tiny_digits, victim, seconds):
+def test_killed_at_any_moment(tmp_path, tiny_digits, heeded, victim, seconds):
     """Then --resume goes on from a whole checkpoint, to the end."""
     folder, options = tmp_path / "out", ["--num-processes", "2", "--resume", "--keep-last", "2"]
     keys = ("SOLVER.CHECKPOINT_PERIOD", "3", "SOLVER.MAX_ITER")
