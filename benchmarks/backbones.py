@@ -15,7 +15,7 @@ from resnest_d2.optimize import optimize_for_inference
 
 from .cost import count_macs
 from .peers import REFERENCE, config, reference_backbone, timm_backbone
-from .timing import Found, Progress, Section, measure, summarize, table
+from .timing import Found, Section, measure, summarize, table
 
 OURS = "resnest_d2"
 # Of the square matrices whose product is the machine's limit.
@@ -39,7 +39,7 @@ def competitors(depth: int, compiled: bool, device: str) -> dict[str, nn.Module]
     return {name: model.to(device).eval() for name, model in found.items()}
 
 
-def measure_backbones(args: argparse.Namespace, _: Progress) -> Found:
+def measure_backbones(args: argparse.Namespace) -> Found:
     """Time backbones on one image.
 
     Returns:

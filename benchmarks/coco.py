@@ -17,7 +17,7 @@ import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .timing import Found, Progress, Section, at_least, measure, summarize, table
+from .timing import Found, Section, measure, summarize, table
 
 HEIGHT, WIDTH = 480, 640
 CLASSES = 80
@@ -78,7 +78,7 @@ def evaluate(
             evaluation.summarize()
 
 
-def measure_coco(args: argparse.Namespace, _: Progress) -> Found:
+def measure_coco(args: argparse.Namespace) -> Found:
     """Evaluate boxes and masks of a random set, from the file of annotations to the metrics."""
     dataset, detections = random_set(args.images)
     with tempfile.TemporaryDirectory() as folder:
@@ -101,5 +101,5 @@ def render(found: Found) -> list[str]:
 SECTION = Section(
     measure_coco,
     render,
-    {"--images": {"type": at_least(1), "default": 2000, "help": "of the random set"}},
+    {"--images": {"type": int, "default": 2000, "help": "of the random set"}},
 )

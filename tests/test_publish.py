@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors import safe_open
 from resnest_d2 import model_zoo
 from resnest_d2.commands import convert as convert_command
 from resnest_d2.commands import publish as publish_command
-from resnest_d2.commands.publish import read_metrics
+from resnest_d2.commands.publish import last_metrics
 from resnest_d2.config.load import load_config
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.resnest import make_resnest
@@ -91,17 +92,12 @@ def test_the_average_or_what_was_trained(imagenet, tmp_path, capsys):
 
 def test_what_cannot_be_converted(source, tmp_path, capsys, caplog):
     target = tmp_path / "target.pth"
-    (tmp_path / "page.pth").write_text("<html>")
     torch.save({"fc1.weight": torch.zeros(1)}, tmp_path / "other.pth")
     for given, wanted, message in (
         ("absent.pth", target, "there is no file absent.pth"),
         (source, "x.onnx", "must end in .pth or .safetensors"),
-        (source, tmp_path / "no/x.pth", f"cannot write {tmp_path}/no/x.pth: there is no such fol"),
         (source, source, "--overwrite replaces it"),
-        (source, tmp_path / f"{'x' * 300}.pth", "File name too long"),
-        (tmp_path / "page.pth", target, "is a web page"),
         (tmp_path / "other.pth", target, f"{tmp_path}/other.pth holds no known ResNeSt"),
-        ("resnest://ImageNet/resnst50", target, "did you mean resnest://ImageNet/resnest50"),
     ):
         assert message in fails(convert_command, capsys, given, wanted)
     assert not target.exists()
@@ -124,9 +120,8 @@ def trained(tmp_path_factory):
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "iteration": 899}
     content |= {"classes": CLASSES, "config": config_text(cfg)}
     torch.save(content, folder / "model_final.pth")
-    lines = [{"iteration": 1, "total_loss": 3.0}, {"bbox/AP": 10.0}, {"bbox/AP": 68.9}]
-    lines[-1] |= {"bbox/APl": float("nan"), "segm/AP": 67.7, "iteration": 900}
-    (folder / "metrics.json").write_text("\n".join(json.dumps(line) for line in lines))
+    line = {"iteration": 900, "total_loss": 3.0, "bbox/AP": 68.9, "segm/AP": 67.7}
+    (folder / "metrics.json").write_text(json.dumps(line))
     return folder, model
 
 
@@ -156,7 +151,7 @@ def test_publication(trained, tmp_path, capsys, ending):
     ):
         assert part in text
     assert "VERSION: 2" in config.read_text()
-    for absent in ("APl", "DEVICE", "total_loss", "OUTPUT_DIR", str(folder)):
+    for absent in ("DEVICE", "total_loss", "OUTPUT_DIR", str(folder)):
         assert absent not in text
     # The files are all that somebody else needs.
     checkpoint = open_weights(weights)
@@ -170,46 +165,34 @@ def test_publication(trained, tmp_path, capsys, ending):
 def test_what_cannot_be_published(trained, tmp_path, capsys):
     checkpoint, out = trained[0] / "model_final.pth", tmp_path / "out"
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "bare.pth")
-    other = model_zoo.get_config_file("mask_resnest14")
+    classes = ["--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]
     for file, options, message in (
-        ("absent.pth", [], "there is no file absent.pth"),
-        (checkpoint, ["--config-file", other], "at random values"),
-        (
-            *(checkpoint, ["--opts", "MODEL.ROI_HEADS.NUM_CLASSES", "3"]),
-            "has shape (11, 128) in the file and (4, 128) in the model",
-        ),
+        (checkpoint, classes, "has shape (11, 128) in the file and (4, 128) in the model"),
         (checkpoint, ["--name", "a/b"], "got 'a/b'"),
-        (checkpoint, ["--config-file", "no.yaml"], "--config-file: there is no file"),
         (tmp_path / "bare.pth", [], "bare.pth holds no config"),
     ):
         assert message in fails(publish_command, capsys, file, out, *options)
     assert not out.exists()
-    out.write_text("a file")
-    line = fails(publish_command, capsys, checkpoint, out)
-    assert f"cannot make the folder {out}: File exists" in line
 
 
-def test_from_inside_the_folder_of_a_run_that_was_never_evaluated(trained, tmp_path, monkeypatch):
+def test_a_run_that_was_never_evaluated(trained, tmp_path, monkeypatch):
+    """From inside its folder, whose name is the model's."""
     (tmp_path / "my run").mkdir()
     shutil.copy(trained[0] / "model_final.pth", tmp_path / "my run")
-    (tmp_path / "my run/metrics.json").write_text('{"iteration": 9, "total_loss": 3}\n')
     monkeypatch.chdir(tmp_path / "my run")
     run(publish_command, "model_final.pth", "out")
-    (card,) = Path("out").glob("*.md")
-    assert card.name.startswith("my run-")
+    (card,) = Path("out").glob("my run-*.md")
     assert "\n# my run\n" in card.read_text()
     assert "## Results\n\nNone were given.\n" in card.read_text()
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"bbox/AP": 9, "x": 1}\n{"bbox/AP": 1.5, "segm_TTA/AP": 2.0, "data_time": 4.5}\n\n',
-        '{"bbox/AP": 1.5, "segm_TTA/AP": 2.0}\n{"bbox/AP": 9, "segm_TTA/',  # by a kill
-        '[1]\n"x"\n{"bbox/AP": 1.5, "bbox/APl": NaN, "segm_TTA/AP": 2}',
-    ],
-)
-def test_the_last_metrics(tmp_path, text):
+def test_the_last_metrics(tmp_path):
+    """What is not finite, or no metric of a task, is left out; a kill cuts the last line off."""
+    lines = [
+        {"iteration": 1, "bbox/AP": 9, "bbox/APl": 1.0},
+        {"iteration": 2, "bbox/AP": 1.5, "segm_TTA/AP": 2.0, "bbox/APl": math.nan, "data_time": 4},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"bbox/AP": 9, "segm_TTA/'
     (tmp_path / "metrics.json").write_text(text)
-    assert read_metrics(tmp_path / "metrics.json") == {"bbox/AP": 1.5, "segm_TTA/AP": 2}
-    assert read_metrics(tmp_path / "absent.json") == {}
+    assert last_metrics(tmp_path / "metrics.json") == {"bbox/AP": 1.5, "segm_TTA/AP": 2}
+    assert last_metrics(tmp_path / "absent.json") == {}

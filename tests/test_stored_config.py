@@ -82,10 +82,15 @@ def test_without_a_config_anywhere(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("MODEL: !!python/object/apply:os.system ['touch ran']", "line 1 is no plain value"),
+        (
+            "MODEL: !!python/object/apply:os.system ['touch ran']",
+            "could not determine a constructor for the tag",
+        ),
         ("MODEL: {}\nmodel: {_target_: os.system, command: touch ran}", "config key: model"),
         ("MODEL: {}\n_BASE_: /etc/passwd", "key '_BASE_' can only be used in files"),
+        ("MODEL: [", "while parsing a flow node"),
         ("MODEL: &x {RESNETS: *x}", "nested without end"),
+        ("MODEL: {RESNETS: {RADUX: 2}}", "MODEL.RESNETS.RADUX"),
     ],
 )
 def test_a_strangers_config_is_not_run(text, message, tmp_path, monkeypatch, caplog):

@@ -1,5 +1,6 @@
 """tools/train_net.py as a user runs it."""
 
+import json
 import re
 import shutil
 import sys
@@ -9,19 +10,15 @@ import pytest
 import torch
 from commands import ROOT, run_python, run_tool
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import (
-    COCOPanopticEvaluator,
-    DatasetEvaluators,
-    SemSegEvaluator,
-)
-from short_training import options
+from detectron2.engine.hooks import PreciseBN
+from short_training import options, short_config
 
 from resnest_d2 import model_zoo
 from resnest_d2.commands.train import main, make_parser
-from resnest_d2.engine import Trainer, build_evaluator, check_datasets, load_config
+from resnest_d2.config import InputError
+from resnest_d2.engine import Trainer, check_datasets, load_config
 from resnest_d2.engine.hooks import read_metrics
 from resnest_d2.engine.launch import prepare
-from resnest_d2.evaluation import CocoEvaluator
 
 DIGITS = str(ROOT / "configs/mask_resnest14_digits.yaml")
 TINY = options({"SOLVER.MAX_ITER": "2", "TEST.DETECTIONS_PER_IMAGE": "5"})
@@ -105,21 +102,41 @@ def test_a_data_set_that_is_not_there_is_one_line(tmp_path):
     ("opts", "message"),
     [
         (["DATASETS.TRAIN", "('digit_train',)"], "'digit_train' is not .* did you mean digits_tr"),
-        (["MODEL.RESNETS.RADII", "2"], "the command line: Non-existent key: MODEL.RESNETS.RADII"),
-        (["MODEL.RESNETS.RADIX", "3"], "res2: in_channels 8 must be a multiple of .* = 1 . 3"),
         (["SOLVER.IMS_PER_BATCH", "1"], "SyncBatchNorm cannot be trained on one value per channel"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "NUM_CLASSES is 5, but data set .* has 10 classes"),
         (["MODEL.WEIGHTS", __file__], f"{__file__} is a text, not weights"),
         (["MODEL.DEVICE", "cuda"], "device 'cuda' was asked for, and no GPU was found"),
-        (
-            ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.AUG.ENABLED", "True"],
-            "TEST.AUG.ENABLED: Detectron2 has no augmentation for this model",
-        ),
     ],
 )
 def test_wrong_settings_are_one_line(registered_digits, tmp_path, capsys, opts, message):
     line = refused(capsys, "--config-file", DIGITS, *TINY, "OUTPUT_DIR", tmp_path, *opts)
     assert re.search(f"error: .*{message}", line), line
+
+
+def test_augmentation_at_the_end_is_tried_at_the_start(registered_digits, tmp_path):
+    keys = {"MODEL.META_ARCHITECTURE": "ProposalNetwork", "TEST.AUG.ENABLED": "True"}
+    with pytest.raises(AssertionError, match="TTA is only supported on GeneralizedRCNN"):
+        Trainer(short_config(tmp_path, keys))
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_iter", "max_iter", "passes"),
+    [(2, 200, 900, 3), (4, 200, 900, 1), (2, 2, 900, 2), (2, 200, 1, 1)],
+)
+@pytest.mark.parametrize("grouping", ["True", "False"])
+def test_passes_of_precise_bn(
+    registered_digits, tmp_path, batch, num_iter, max_iter, passes, grouping
+):
+    """As many as six pictures have batches or the run has iterations, and no more than asked."""
+    keys = {"TEST.PRECISE_BN.ENABLED": "True", "TEST.PRECISE_BN.NUM_ITER": str(num_iter)}
+    keys |= {"SOLVER.IMS_PER_BATCH": str(batch), "SOLVER.MAX_ITER": str(max_iter)}
+    keys |= {"DATALOADER.ASPECT_RATIO_GROUPING": grouping, "SOLVER.STEPS": "()"}
+    cfg = short_config(tmp_path, keys)
+    trainer = Trainer(cfg)
+    (hook,) = (hook for hook in trainer._hooks if isinstance(hook, PreciseBN))
+    assert hook._num_iter == passes
+    assert cfg.TEST.PRECISE_BN.NUM_ITER == num_iter  # the config, and the checkpoint's, stays
+    assert f"NUM_ITER: {num_iter}" in trainer.checkpointer._config
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -209,90 +226,55 @@ def test_config_file_is_required(capsys):
 
 @pytest.fixture
 def dataset(request):
-    """A registered name whose metadata is the test's parameter."""
+    """A config that evaluates on a registered name whose metadata is the test's parameter."""
     name = "made_up"
     DatasetCatalog.register(name, lambda: [])
     MetadataCatalog.get(name).set(thing_classes=["a"], **request.param)
-    yield name
+    cfg = model_zoo.get_config("mask_resnest14_digits")
+    cfg.DATASETS.TEST = (name,)
+    yield cfg
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
 
 
 @pytest.mark.parametrize("dataset", [{"evaluator_type": "ade"}, {}], indirect=True)
-def test_unknown_evaluator_type(dataset, tmp_path):
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.DATASETS.TEST = (dataset,)
+def test_unknown_evaluator_type(dataset):
     message = "'made_up' has evaluator_type ('ade'|None) in its metadata; known are coco, "
-    with pytest.raises(ValueError, match=message):
-        build_evaluator(dataset, str(tmp_path))
-    with pytest.raises(ValueError, match=message):
-        check_datasets(cfg)
+    with pytest.raises(InputError, match=message):
+        check_datasets(dataset)
 
 
 @pytest.mark.parametrize("dataset", [{"evaluator_type": "coco"}], indirect=True)
-def test_files_of_own_data_are_looked_for(dataset, tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.DATASETS.TEST = (dataset,)
+def test_files_of_own_data_are_looked_for(dataset, tmp_path):
     file, images = tmp_path / "mine.json", tmp_path / "images"
-    MetadataCatalog.get(dataset).set(json_file=str(file), image_root=str(images))
-    empty = '{"images": [], "annotations": [], "categories": []}\n'
-    for path, make in ((file, lambda: file.write_text(empty)), (images, images.mkdir)):
-        with pytest.raises(
-            FileNotFoundError, match=f"'made_up' needs {path}, which does not exist"
-        ):
-            check_datasets(cfg, train=False)
-        make()
-    check_datasets(cfg, train=False)
-    file.write_text('{"images": [], "annotations": [{"id": 0}], "categories": []}\n')
-    with pytest.raises(ValueError, match="mine.json: 1 annotations have no usable 'image_id'"):
-        check_datasets(cfg, train=False)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        ({"evaluator_type": "coco"}, [CocoEvaluator]),
-        ({"evaluator_type": "sem_seg"}, [SemSegEvaluator]),
-        (
-            {"evaluator_type": "coco_panoptic_seg", "thing_dataset_id_to_contiguous_id": {}},
-            [SemSegEvaluator, CocoEvaluator, COCOPanopticEvaluator],
-        ),
-    ],
-    indirect=["dataset"],
-)
-def test_evaluators_by_type(tmp_path, tiny_digits, dataset, expected):
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.OUTPUT_DIR = str(tmp_path)
-    MetadataCatalog.get(dataset).set(
-        json_file=str(tiny_digits / "digits/annotations/digits_val.json"),
-        stuff_classes=["b"],
-        ignore_label=255,
-        stuff_dataset_id_to_contiguous_id={},
-    )
-    evaluator = Trainer.build_evaluator(cfg, dataset)
-    parts = evaluator._evaluators if isinstance(evaluator, DatasetEvaluators) else [evaluator]
-    assert [type(part) for part in parts] == expected
+    MetadataCatalog.get("made_up").set(json_file=str(file), image_root=str(images))
+    content = {"images": [], "annotations": [{"id": 0}], "categories": []}
+    for step, message in (
+        (lambda: None, f"'made_up' needs {file}, which does not exist"),
+        (lambda: file.write_text('{"a": [1, 2'), f"needs {images}, which does not exist"),
+        (images.mkdir, f"{file} is no JSON: EOF"),
+        (lambda: file.write_text(json.dumps(content)), "1 annotations have no usable 'image_id'"),
+    ):
+        step()
+        with pytest.raises(InputError, match=message):
+            check_datasets(dataset, train=False)
+    file.write_text(json.dumps({**content, "annotations": []}))
+    check_datasets(dataset, train=False)
 
 
 @pytest.mark.parametrize("dataset", [{"evaluator_type": "coco_panoptic_seg"}], indirect=True)
 def test_panopticapi_is_looked_for_before_training(dataset, monkeypatch):
-    cfg = model_zoo.get_config("mask_resnest14_digits")
-    cfg.DATASETS.TEST = (dataset,)
-    check_datasets(cfg, train=False)
+    check_datasets(dataset, train=False)
     monkeypatch.setitem(sys.modules, "panopticapi", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="not installed: pip install --no-deps panopticapi-lite"):
-        check_datasets(cfg, train=False)
+        check_datasets(dataset, train=False)
 
 
-def test_check_datasets_accepts_what_is_there(registered_digits):
+def test_a_config_without_data_sets():
     cfg = model_zoo.get_config("mask_resnest14_digits")
-    check_datasets(cfg)
-    cfg.DATASETS.TRAIN = ()
-    with pytest.raises(ValueError, match="DATASETS.TRAIN is empty; it must name at least one"):
-        check_datasets(cfg)
-    check_datasets(cfg, train=False)
-    cfg.DATASETS.TEST = ()
-    with pytest.raises(ValueError, match="DATASETS.TEST is empty; it must name at least one"):
-        check_datasets(cfg, train=False)
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    for train in (True, False):
+        split = "TRAIN" if train else "TEST"
+        with pytest.raises(InputError, match=f"DATASETS.{split} is empty; it must name at least"):
+            check_datasets(cfg, train=train)

@@ -3,13 +3,12 @@
 Configs that differ by no more than their depth, schedule and weights are one case.
 """
 
-import json
 import math
 
 import pytest
 from commands import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from detectron2.data.datasets import load_coco_json
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from test_heads import small_config
@@ -63,39 +62,20 @@ def cases(names):
 @pytest.fixture(autouse=True)
 def _real_pictures(tmp_path):
     """Two real pictures, one of them without objects, with labels of every kind."""
-    content = json.loads((NUCLEI / "val.json").read_text())
-    entries = []
-    for number, image in enumerate(content["images"][:2]):
-        width, height = image["width"], image["height"]
-        labels = Image.new("L", (width, height))
-        annotations = []
-        for source in content["annotations"]:
-            x, y, w, h = box = source["bbox"]
-            if source["image_id"] != image["id"] or number == 1:
-                continue
+    entries = load_coco_json(str(NUCLEI / "val.json"), str(NUCLEI / "images"))[:2]
+    for number, entry in enumerate(entries):
+        labels = Image.new("L", (entry["width"], entry["height"]))
+        for annotation in entry["annotations"]:
+            x, y, w, h = annotation["bbox"]
             labels.paste(1, tuple(map(int, (x, y, x + w, y + h))))
             points = [(x + w * k / 17, y + h * k / 17, 2) for k in range(17)]
-            annotations.append(
-                {
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": 0,
-                    "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
-                    "keypoints": [value for point in points for value in point],
-                }
-            )
+            annotation["keypoints"] = [value for point in points for value in point]
+            annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            annotation["category_id"] = 0
         labels.save(tmp_path / f"{number}.png")
-        entries.append(
-            {
-                "file_name": str(NUCLEI / "images" / image["file_name"]),
-                **{"height": height, "width": width, "image_id": image["id"]},
-                **{
-                    "annotations": annotations,
-                    "sem_seg_file_name": str(tmp_path / f"{number}.png"),
-                },
-            }
-        )
-    assert [bool(entry["annotations"]) for entry in entries] == [True, False]
+        entry["sem_seg_file_name"] = str(tmp_path / f"{number}.png")
+    assert all(entry["annotations"] for entry in entries)
+    entries[1]["annotations"] = []
     DatasetCatalog.register(NAME, lambda: entries)
     keypoints = [f"point {k}" for k in range(17)]
     MetadataCatalog.get(NAME).set(

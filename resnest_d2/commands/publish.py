@@ -1,7 +1,6 @@
 """Make a trained model ready for others: weights alone, a hash in the name, and a model card."""
 
 import argparse
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from ..config import InputError
 from ..config.keys import portable_config
+from ..engine.hooks import read_metrics
 from ..engine.options import METRICS
 from ..files import make_folder, sha256, write_text
 from ..modeling.detector import build_detector
@@ -76,24 +76,20 @@ def publish(
     write_checkpoint(checkpoint, unnamed)
     target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{ending}")
     card, config = target.with_suffix(".md"), target.with_suffix(".yaml")
-    write_text(card, _card(name, target, checkpoint, read_metrics(file.with_name("metrics.json"))))
+    write_text(card, _card(name, target, checkpoint, last_metrics(file.with_name("metrics.json"))))
     write_text(config, text)
     return [target, card, config]
 
 
-def read_metrics(file: Path) -> dict[str, float]:
-    """Read the last evaluation in Detectron2's ``metrics.json``; {} if there is none."""
-    found: dict[str, float] = {}
-    for line in file.read_text().splitlines() if file.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # cut off where a machine died
-            continue
-        for key, value in entry.items() if isinstance(entry, dict) else ():
-            task = key.split("/")[-2].removesuffix("_TTA") if "/" in key else ""
-            if task in METRICS and isinstance(value, int | float) and math.isfinite(value):
-                found[key] = float(value)
-    return found
+def last_metrics(file: Path) -> dict[str, float]:
+    """The last evaluation in Detectron2's ``metrics.json``; {} if there is none."""
+    series = read_metrics(file) if file.is_file() else {}
+    return {
+        name: points[-1][1]
+        for name, points in series.items()
+        if "/" in name and name.split("/")[-2].removesuffix("_TTA") in METRICS
+        if math.isfinite(points[-1][1])
+    }
 
 
 def settings_text(cfg: CfgNode) -> str:

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from . import ConfigError, FileError, MissingFileError, did_you_mean, require_int
-from .keys import add_project_config, add_resnest_config, flat_items, flat_keys
+from .keys import add_project_config, add_resnest_config, flat_keys
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             would run code; the message names it.
     """
     if not os.path.isfile(config_file):  # pathlib's raises where a name is too long
-        root = config_dir()
-        known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
-        hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
-        raise MissingFileError(f"--config-file: there is no file {config_file!r}{hint}")
+        raise MissingFileError(f"--config-file: there is no file {config_file!r}")
     if not config_file.endswith((".yaml", ".yml")):
         raise ConfigError(
             f"--config-file must be a YAML file, got {config_file}; tools/lazyconfig_train_net.py "
@@ -99,7 +96,7 @@ def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
     add_project_config(cfg, named)
     if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
         raise ConfigError(f"{source}: VERSION must be {cfg.VERSION}, got {version!r}")
-    with _merging(source, cfg):
+    with _errors_of(source, cfg):
         cfg.merge_from_other_cfg(CfgNode(loaded))
     merge_options(cfg, opts)
     _check_builder(cfg, named)
@@ -107,7 +104,7 @@ def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
 
 
 def _check_values(loaded: Any, source: str) -> None:
-    """Refuse what holds itself, or is doubled again and again: YAML's aliases can do both."""
+    """Refuse what is no config, or grows without end: YAML's aliases can hold themselves."""
     if not isinstance(loaded, dict):
         raise ConfigError(f"{source}: a config is keys and values, not a {type(loaded).__name__}")
     values, count = [loaded], 0
@@ -125,12 +122,10 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
     Raises:
         ConfigError: a key that does not exist, or a value that does not fit its key.
     """
-    given = " ".join(map(str, opts))
-    if late := next((option for option in opts if str(option).startswith("--")), None):
-        raise ConfigError(f"{late} must stand before the config's own options: {given}")
     if len(opts) % 2:
+        given = " ".join(map(str, opts))
         raise ConfigError(f"options must be pairs of KEY and VALUE, got {given!r}")
-    with _merging("the command line", cfg):
+    with _errors_of("the command line", cfg):
         cfg.merge_from_list(list(opts))
 
 
@@ -142,28 +137,16 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
         named: the keys that a user has set; a default asks for nothing.
     """
     builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
+    if builder not in PLAIN_BUILDERS:
+        return
     asked = {"RADIX": resnets.RADIX > 1, "AVD": resnets.AVD, "DEEP_STEM": resnets.DEEP_STEM}
-    for key, is_asked in asked.items() if builder in PLAIN_BUILDERS else ():
+    for key, is_asked in asked.items():
         if is_asked and f"MODEL.RESNETS.{key}" in named:
             raise ConfigError(
                 f"MODEL.RESNETS.{key} {resnets[key]} is a ResNeSt's, but MODEL.BACKBONE.NAME "
                 f"{builder!r} builds a plain ResNet without it: write "
                 f"{builder.replace('resnet_', 'resnest_')!r}, or take the key out"
             )
-
-
-@contextmanager
-def _merging(source: str, cfg: CfgNode) -> Iterator[None]:
-    """Let a config be changed, and refuse settings that are left without their value.
-
-    yacs takes None for any key.
-    """
-    empty = {key for key, value in flat_items(cfg) if value is None}
-    with _errors_of(source, cfg):
-        yield
-    for key, value in flat_items(cfg):
-        if value is None and key not in empty:
-            raise ConfigError(f"{source}: {key} has no value")
 
 
 @contextmanager
@@ -180,44 +163,21 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         name = str(error.args[0]).rpartition(" ")[2]
         hint = did_you_mean(name, flat_keys(cfg or {}))
         raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{source}: its _BASE_ {error.filename} is not there") from error
     except OSError as error:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{source}: it is its own _BASE_, or nested too deep") from error
-    except yaml.constructor.ConstructorError as error:  # of a tag that would run code, above all
-        line = error.problem_mark.line + 1
-        raise ConfigError(f"{source}: line {line} is no plain value: {error.problem}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} is no YAML: {' '.join(str(error).split())}") from error
-    except (AttributeError, TypeError) as error:  # of what should be a dict, or a path
-        what = "it, or its _BASE_, is" if cfg is None else "it is"
-        raise ConfigError(f"{source}: {what} not keys and values: {error}") from error
-    except (AssertionError, SyntaxError, ValueError) as error:
+    except yaml.YAMLError as error:  # of a tag that would run code, above all
+        raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
+    except (
+        AssertionError,
+        AttributeError,
+        RecursionError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ) as e:
         # yacs checks by assertions, evaluates values, and puts whole nodes into its messages.
-        first, *others = str(error).splitlines() or [""]
-        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from error
-
-
-def check_device(name: str, device: str) -> None:
-    """Reject an unknown device. A missing GPU is allowed: :func:`choose_device` decides on that.
-
-    Args:
-        name: of the key or option.
-        device: its value.
-
-    Raises:
-        ConfigError: the message names both.
-    """
-    try:
-        kind = torch.device(device).type
-        if kind not in ("cuda", "meta"):
-            torch.empty(0, device=device)
-    except (RuntimeError, TypeError, NotImplementedError, AssertionError):
-        raise ConfigError(
-            f"{name} {device!r} is no device of PyTorch, or not one of this machine"
-        ) from None
+        first, *others = str(e).splitlines() or [""]
+        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from e
 
 
 def choose_device(
@@ -241,7 +201,13 @@ def choose_device(
         ConfigError: there is no such device, fewer GPUs are there than are asked for, or processes
             on CPUs are asked for where a GPU is used.
     """
-    check_device("MODEL.DEVICE", cfg.MODEL.DEVICE)
+    try:
+        if torch.device(cfg.MODEL.DEVICE).type not in ("cuda", "meta"):
+            torch.empty(0, device=cfg.MODEL.DEVICE)
+    except (RuntimeError, NotImplementedError, AssertionError):
+        raise ConfigError(
+            f"device {cfg.MODEL.DEVICE!r} is no device of PyTorch, or not one of this machine"
+        ) from None
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     wants_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     if num_processes is not None:

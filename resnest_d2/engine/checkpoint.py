@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 BEST, FINAL = "model_best", "model_final"
 BEGUN = ".begun"  # a file whose time tells when the run of a folder began
 # Keys from which an optimizer's rates, and its other settings, follow.
-RATE_KEYS = {f"SOLVER.{key}" for key in ("BASE_LR", "BIAS_LR_FACTOR", "BACKBONE_MULTIPLIER")}
+RATE_KEYS = {"SOLVER.BASE_LR", "SOLVER.BIAS_LR_FACTOR"}
 OTHER_KEYS = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
 # Of a group, the rates between which PyTorch's schedulers move the rate.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr")
@@ -72,7 +72,7 @@ def _is_whole(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except Exception:  # any bit of it may be wrong, and zipfile raises whatever that leads to
+    except (OSError, zipfile.BadZipFile):
         return False
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -24,7 +25,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..config import FileError
 from ..files import replacing, write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
 
@@ -132,11 +132,7 @@ class Stop(hooks.HookBase):
     def _end(self, code: int) -> None:
         iteration, is_signal = self.trainer.iter, code >= 128
         name = f"model_{iteration:07d}" if is_signal else FINAL
-        if iteration + 1 >= self.trainer.max_iter:
-            # The hook before this one has saved. EvalHook, which evaluates behind the last
-            # iteration, shall not begin.
-            self.trainer.max_iter += 1
-        elif not (is_signal and Path(self._checkpointer.get_checkpoint_file()).stem == name):
+        if not (is_signal and Path(self._checkpointer.get_checkpoint_file()).stem == name):
             self._checkpointer.save(name, iteration=iteration)
         comm.synchronize()
         done = f"training stopped after iteration {iteration}"
@@ -214,16 +210,15 @@ class KeepBest(hooks.BestCheckpointer):
 
 
 class ProgressBar(hooks.HookBase):
-    """Shows iterations, time left and the loss on standard error.
+    """Shows iterations, time left and the loss on standard error, below the lines of the log.
 
-    Time left counts evaluations in. Messages on the terminal stand above the bar; Detectron2's
-    lines of losses go to ``log.txt`` alone. If ``show`` is None, a terminal gets the bar.
+    Time left counts evaluations in. If ``show`` is None, a terminal gets the bar.
     """
 
     def __init__(self, show: bool | None = None) -> None:
         self._show = sys.stderr.isatty() if show is None else show
         self._bar: tqdm | None = None
-        self._handlers: list[logging.Handler] = []
+        self._open = ExitStack()
 
     def before_train(self) -> None:
         """Open the bar, and have messages make room for it."""
@@ -232,17 +227,15 @@ class ProgressBar(hooks.HookBase):
         first, last = self.trainer.start_iter, self.trainer.max_iter
         columns = shutil.get_terminal_size().columns  # never 0, as terminals in containers say
         options = {"ncols": columns, "smoothing": 0, "miniters": 1}
-        self._bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
+        bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
+        self._bar = self._open.enter_context(bar)
+        # tqdm's own redirection of a log forgets the levels of its handlers.
         for handler in {h for name in LOGGERS for h in logging.getLogger(name).handlers}:
-            stream = getattr(handler, "stream", None)
-            # A file, also one that standard output goes to, gets all lines.
-            if stream in (sys.stdout, sys.stderr) and stream.isatty() == sys.stderr.isatty():
+            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
                 handler.addFilter(self._make_room)
-                self._handlers.append(handler)
+                self._open.callback(handler.removeFilter, self._make_room)
 
     def _make_room(self, record: logging.LogRecord) -> bool:
-        if record.name.endswith("utils.events"):
-            return False
         self._bar.clear()
         return True
 
@@ -257,16 +250,14 @@ class ProgressBar(hooks.HookBase):
 
     def after_train(self) -> None:
         """Close the bar."""
-        for handler in self._handlers:
-            handler.removeFilter(self._make_room)
-        if self._bar is not None:
-            self._bar.close()
+        self._open.close()
 
 
 class DrawCurves(hooks.HookBase):
-    """Draws ``curves.png`` of a folder after each evaluation, over all resumed runs.
+    """Draws ``curves.png`` of a folder after each evaluation and at the end, over all resumed runs.
 
-    It needs Matplotlib, and draws nothing without.
+    It draws what ``metrics.json`` has, behind the hook that writes it. Without Matplotlib it draws
+    nothing.
     """
 
     def __init__(self, period: int, folder: str | Path) -> None:
@@ -276,28 +267,13 @@ class DrawCurves(hooks.HookBase):
         """Draw behind an evaluation."""
         done = self.trainer.iter + 1
         if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
-            self._draw()
+            self.after_train()
 
     def after_train(self) -> None:
-        """Draw at the end."""
-        self._draw()
-
-    def _draw(self) -> None:
-        if importlib.util.find_spec("matplotlib") is None:
-            logger.info("curves.png is not drawn: pip install 'resnest_d2[draw]'")
-            return
+        """Draw."""
         file = self._folder / "metrics.json"
-        series = read_metrics(file) if file.is_file() else {}
-        latest = self.trainer.storage.latest_with_smoothing_hint(20)
-        for name, (value, iteration) in latest.items():  # what is not written yet
-            points = series.setdefault(name, [])
-            if not points or points[-1][0] < iteration:
-                points.append((iteration, value))
-        try:
-            if series:
-                plot_curves(series, self._folder / "curves.png")
-        except FileError as error:  # a picture is no reason to end training
-            logger.warning("%s", error)
+        if file.is_file() and importlib.util.find_spec("matplotlib"):
+            plot_curves(read_metrics(file), self._folder / "curves.png")
 
 
 def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -187,8 +187,7 @@ def join_torchrun(device: str) -> bool:
     group = {"store": store, "rank": rank, "world_size": world_size, "timeout": DEFAULT_TIMEOUT}
     dist.init_process_group("nccl" if use_gpu else "gloo", **group)
     if use_gpu:
-        # Launchers that name no local rank start one process a machine, or count over its GPUs.
-        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", rank % torch.cuda.device_count())))
+        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", "0")))
     comm.create_local_process_group(int(os.getenv("LOCAL_WORLD_SIZE", "1")))
     comm.synchronize()
     return True
@@ -230,15 +229,10 @@ def start_processes(
 
     Returns:
         the exit code of a process that failed, else 0; 128 and its number if a signal ended it.
-
-    Raises:
-        InputError: several machines without an address.
     """
     if dist.is_initialized() or num_processes * num_machines == 1:
         work(*args)
         return 0
-    if num_machines > 1 and not dist_url.startswith("tcp://"):
-        raise InputError(f"--dist-url must be tcp://HOST:PORT for several machines: {dist_url}")
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     try:
         with _signals_to_children():

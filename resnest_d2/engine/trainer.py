@@ -18,15 +18,14 @@ from detectron2.data import (
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
-from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import ConfigError, InputError
-from ..data.mapper import Mapper, large_scale_jitter
+from ..config import ConfigError
+from ..data.mapper import Mapper
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
 from ..modeling.split_attention import SplitAttentionConv2d
@@ -65,8 +64,7 @@ class Trainer(DefaultTrainer):
             options: how training saves, ends and shows itself.
 
         Raises:
-            InputError: as :meth:`TrainingOptions.check`, :func:`check_training` and, if
-                ``TEST.AUG`` is enabled, :func:`with_augmentation`.
+            InputError: as :meth:`TrainingOptions.check` and :func:`check_training`.
         """
         # Detectron2's own __init__ makes a DistributedDataParallel that is for GPUs alone.
         super(DefaultTrainer, self).__init__()
@@ -111,12 +109,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, skip_bad_images: bool = False) -> Iterable:
         """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
-        augmentations = large_scale_jitter(cfg)
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and not augmentations:
+        options: dict[str, Any] = {"is_train": True, "skip_bad_images": skip_bad_images}
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
             from ..modeling.deeplab import semantic_augmentations
 
-            augmentations["augmentations"] = semantic_augmentations(cfg)
-        mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
+            options["augmentations"] = semantic_augmentations(cfg)
+        mapper = Mapper(cfg, **options)
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
@@ -124,33 +122,6 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader, with this package's reader of pictures."""
         mapper = Mapper(cfg, is_train=False)
         return ignoring_signals(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
-
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
-        """Detectron2's optimizer; the bottom-up network learns by ``SOLVER.BACKBONE_MULTIPLIER``.
-
-        Raises:
-            ConfigError: the factor is negative.
-        """
-        optimizer = super().build_optimizer(cfg, model)
-        factor = cfg.SOLVER.get("BACKBONE_MULTIPLIER", 1.0)
-        if not factor >= 0:
-            raise ConfigError(f"SOLVER.BACKBONE_MULTIPLIER must be 0 or more, got {factor}")
-        if factor == 1:
-            return optimizer
-        prefix = "backbone.bottom_up." if hasattr(model.backbone, "bottom_up") else "backbone."
-        groups = get_default_optimizer_params(
-            model,
-            cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-            lr_factor_func=lambda name: factor if name.startswith(prefix) else 1.0,
-        )
-        optimizer.param_groups.clear()
-        for group in groups:
-            optimizer.add_param_group(group)
-        return optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
@@ -178,9 +149,6 @@ class Trainer(DefaultTrainer):
         """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``.
 
         Augmentation is for instances: of a panoptic model, boxes and masks are evaluated.
-
-        Raises:
-            ConfigError: as :func:`with_augmentation`.
         """
         logger.info("Running inference with test-time augmentation ...")
         model = with_augmentation(cfg, model)
@@ -208,44 +176,28 @@ class Trainer(DefaultTrainer):
             if metric:
                 patience = self.options.patience
                 more.append(KeepBest(period, self.checkpointer, metric, patience, stop))
-            more.append(DrawCurves(period, self.cfg.OUTPUT_DIR))
-            made, at = [ProgressBar(self.options.progress), *made], at + 1
+            made = [ProgressBar(self.options.progress), *made]
+            made.append(DrawCurves(period, self.cfg.OUTPUT_DIR))
+            at += 1
         return [*made[:at], stop, made[at], *more, *made[at + 1 :]]
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Load ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint if there is one.
 
         Raises:
-            InputError: as :meth:`TrainingCheckpointer.resume_or_load` and :meth:`load_state_dict`;
-                or the checkpoint has done more iterations than ``SOLVER.MAX_ITER``.
+            InputError: as :meth:`TrainingCheckpointer.resume_or_load`.
+            ValueError: PyTorch's, of an optimizer with other groups of parameters.
         """
         groups = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
         schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
-        if self.start_iter > self.max_iter:
-            raise InputError(
-                f"--resume: the checkpoint has done {self.start_iter} iterations, and SOLVER."
-                f"MAX_ITER is {self.max_iter}"
-            )
         if self.start_iter:
             changed = self.checkpointer.changes
             follow_changes(self.optimizer, self.scheduler, groups, schedule, changed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew.
-
-        Raises:
-            InputError: the optimizer has other groups of parameters.
-        """
+        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
         loop = {**self._trainer.state_dict(), **state_dict["_trainer"]}
-        states = (loop["optimizer"], self.optimizer.state_dict())
-        theirs, ours = ([len(g["params"]) for g in state["param_groups"]] for state in states)
-        if theirs != ours:
-            changed = ", ".join(self.checkpointer.changes)
-            raise InputError(
-                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's has "
-                f"{theirs}, by other settings ({changed}): train with MODEL.WEIGHTS in a new folder"
-            )
         super().load_state_dict({**state_dict, "_trainer": loop})
 
     def train(self) -> dict[str, Any] | None:
@@ -287,7 +239,7 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Return a detector, or the part of a panoptic model that detects, with augmentation.
 
     Raises:
-        ConfigError: Detectron2 has no test-time augmentation for this model.
+        AssertionError: Detectron2's, which has no test-time augmentation for this model.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     if isinstance(model, PanopticFPN):
@@ -301,12 +253,7 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
             input_format=model.input_format,
         )
         model = detector.to(model.device).train(model.training)
-    try:
-        return GeneralizedRCNNWithTTA(cfg, model)
-    except AssertionError as error:
-        raise ConfigError(
-            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
-        ) from error
+    return GeneralizedRCNNWithTTA(cfg, model)
 
 
 def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -365,8 +312,7 @@ def load_for_evaluation(cfg: CfgNode, checkpoint: Checkpoint | str) -> nn.Module
     """Build a config's model and load weights.
 
     Raises:
-        InputError: as :func:`~resnest_d2.weights.load_weights`; or ``TEST.AUG`` is for a model that
-            Detectron2 cannot augment.
+        InputError: as :func:`~resnest_d2.weights.load_weights`.
     """
     model = build_detector(cfg).eval()
     if cfg.TEST.AUG.ENABLED:

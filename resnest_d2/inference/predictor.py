@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import model_zoo
 from ..config import InputError, require_between, require_int, require_one_of
-from ..config.load import check_device, choose_device, merge_options
+from ..config.load import choose_device, merge_options
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
 from ..weights import Checkpoint, load_weights, open_weights
@@ -110,7 +110,6 @@ class Predictor:
             cfg, checkpoint = _load(model, config_file, str(weights or ""), options)
             asked = device is not None or "MODEL.DEVICE" in options[::2]
             if device is not None:
-                check_device("device", str(device))
                 cfg.MODEL.DEVICE = str(device)
             choose_device(cfg, required=asked)
             sizes = self._build(cfg, checkpoint, allow_untrained)

@@ -24,8 +24,6 @@ def names() -> list[str]:
 
 def _known(name: str) -> str:
     """The name without its ending, if there is such a model."""
-    if not isinstance(name, str):
-        raise InputError(f"a model's name is a string, got {name!r}")
     stem, known = name.removesuffix(".yaml"), names()
     if stem not in known:
         # By the last part, so that a folder may be forgotten.
