@@ -52,6 +52,8 @@ def test_add_resnest_config_adds_and_changes_nothing():
     before, cfg = get_cfg(), get_cfg()
     resnest_d2.add_resnest_config(cfg)
     assert cfg.MODEL.pop("COMPILE") is False
+    assert cfg.SOLVER.pop("BACKBONE_MULTIPLIER") == 1
+    assert not cfg.INPUT.pop("LSJ").ENABLED
     for key in RESNEST_DEFAULTS:
         assert cfg.MODEL.RESNETS.pop(key) == RESNEST_DEFAULTS[key]
     assert cfg == before

@@ -59,7 +59,9 @@ def test_settings_equal_the_reference(name):
     expected = flatten(get_cfg()) | REFERENCE[name]
     for key, value in RESNEST_DEFAULTS.items():
         expected.setdefault(f"MODEL.RESNETS.{key}", value)
-    expected["MODEL.COMPILE"] = False
+    expected |= {"MODEL.COMPILE": False, "SOLVER.BACKBONE_MULTIPLIER": 1.0}
+    expected |= {"INPUT.LSJ.ENABLED": False, "INPUT.LSJ.IMAGE_SIZE": 1024}
+    expected |= {"INPUT.LSJ.MIN_SCALE": 0.1, "INPUT.LSJ.MAX_SCALE": 2.0}
     actual = flatten(model_zoo.get_config(name))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected

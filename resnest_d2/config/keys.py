@@ -32,21 +32,28 @@ PROJECTS: dict[str, str] = {
 
 
 def add_resnest_config(cfg: CfgNode) -> None:
-    """Add ResNeSt's keys under ``MODEL.RESNETS``, and ``MODEL.COMPILE``, if they are missing.
+    """Add ResNeSt's keys under ``MODEL.RESNETS``, and this package's others, if they are missing.
 
     The names are those of the reference (``resnest.d2.add_resnest_config``), so its users' YAML
     files load unchanged. Unlike the reference it leaves ``STRIDE_IN_1X1`` alone, which ResNet
     baselines need at Detectron2's default; the ResNeSt builders do not read that key.
     """
-    for node, defaults in _own_keys(cfg):
-        for key, default in defaults.items():
-            node.setdefault(key, default)
+    for node, key, default in _own_keys(cfg):
+        node.setdefault(key, default)
 
 
-def _own_keys(cfg: CfgNode) -> tuple[tuple[CfgNode, dict[str, Any]], ...]:
-    """The nodes of a config, and the keys that this package adds to them with their defaults."""
-    # MODEL.COMPILE compiles the backbone for training with torch.compile.
-    return (cfg.MODEL.RESNETS, RESNEST_DEFAULTS), (cfg.MODEL, {"COMPILE": False})
+def _own_keys(cfg: CfgNode) -> Iterator[tuple[CfgNode, str, Any]]:
+    """The nodes of a config, the keys that this package adds to them, and their defaults."""
+    for key, default in RESNEST_DEFAULTS.items():
+        yield cfg.MODEL.RESNETS, key, default
+    # Compile the backbone for training with torch.compile.
+    yield cfg.MODEL, "COMPILE", False
+    # Factor of the learning rate in the bottom-up network, as in MaskFormer's configs.
+    yield cfg.SOLVER, "BACKBONE_MULTIPLIER", 1.0
+    # Large-scale jitter in place of INPUT.MIN_SIZE_TRAIN: images are scaled to fit a random
+    # multiple of IMAGE_SIZE, and cropped or padded to it (arXiv:2012.07177).
+    jitter = {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "IMAGE_SIZE": 1024}
+    yield cfg.INPUT, "LSJ", CfgNode(jitter)
 
 
 def add_project_config(cfg: CfgNode, keys: Collection[str]) -> None:
@@ -67,10 +74,9 @@ def portable_config(cfg: CfgNode) -> CfgNode:
     """
     cfg = cfg.clone()
     cfg.defrost()
-    for node, defaults in _own_keys(cfg):
-        for key, default in defaults.items():
-            if node.get(key) == default:
-                del node[key]
+    for node, key, default in _own_keys(cfg):
+        if node.get(key) == default:
+            node.pop(key, None)
     return cfg
 
 

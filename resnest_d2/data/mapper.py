@@ -7,12 +7,13 @@ from typing import Any
 import detectron2.data.transforms as T
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.utils.logger import log_first_n
 from PIL import Image
 
-from ..config import InputError
+from ..config import ConfigError, InputError, require_int
 from .images import read_image, read_labels
 
 
@@ -95,3 +96,25 @@ class Mapper(DatasetMapper):
             return
         del dataset_dict["annotations"]
         dataset_dict["instances"] = utils.annotations_to_instances([], image_shape)
+
+
+def large_scale_jitter(cfg: CfgNode) -> dict[str, Any]:
+    """Arguments of a mapper by ``INPUT.LSJ`` (Ghiasi et al., arXiv:2012.07177); {} without it.
+
+    ``INPUT.MIN_SIZE_TRAIN`` and its like are not read then.
+
+    Raises:
+        ConfigError: a value is out of range, or ``INPUT.CROP`` is enabled too.
+    """
+    keys = cfg.INPUT.get("LSJ") or {}
+    if not keys.get("ENABLED"):
+        return {}
+    size, low, high = (keys[name] for name in ("IMAGE_SIZE", "MIN_SCALE", "MAX_SCALE"))
+    require_int("INPUT.LSJ.IMAGE_SIZE", size, least=1)
+    if not 0 < low <= high:
+        raise ConfigError(f"INPUT.LSJ.MIN_SCALE must be above 0 and at most MAX_SCALE, got {low}")
+    if cfg.INPUT.CROP.ENABLED:
+        raise ConfigError("INPUT.LSJ.ENABLED and INPUT.CROP.ENABLED exclude each other")
+    steps = [T.ResizeScale(low, high, size, size), T.FixedSizeCrop((size, size))]
+    flips = [step for step in utils.build_augmentation(cfg, True) if isinstance(step, T.RandomFlip)]
+    return {"augmentations": [*steps, *flips], "recompute_boxes": cfg.MODEL.MASK_ON}

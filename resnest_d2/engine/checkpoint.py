@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 BEST, FINAL = "model_best", "model_final"
 BEGUN = ".begun"  # a file whose time tells when the run of a folder began
 # Keys from which an optimizer's rates, and its other settings, follow.
-RATE_KEYS = {"SOLVER.BASE_LR", "SOLVER.BIAS_LR_FACTOR"}
+RATE_KEYS = {f"SOLVER.{key}" for key in ("BASE_LR", "BIAS_LR_FACTOR", "BACKBONE_MULTIPLIER")}
 OTHER_KEYS = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
 # Of a group, the rates between which PyTorch's schedulers move the rate.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr")

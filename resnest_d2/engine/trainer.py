@@ -18,14 +18,15 @@ from detectron2.data import (
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import ConfigError
-from ..data.mapper import Mapper
+from ..config import ConfigError, InputError
+from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
 from ..modeling.split_attention import SplitAttentionConv2d
@@ -109,12 +110,12 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, skip_bad_images: bool = False) -> Iterable:
         """Detectron2's loader; a semantic segmentor gets DeepLab's augmentations."""
-        options: dict[str, Any] = {"is_train": True, "skip_bad_images": skip_bad_images}
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        augmentations = large_scale_jitter(cfg)
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor" and not augmentations:
             from ..modeling.deeplab import semantic_augmentations
 
-            options["augmentations"] = semantic_augmentations(cfg)
-        mapper = Mapper(cfg, **options)
+            augmentations["augmentations"] = semantic_augmentations(cfg)
+        mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
@@ -122,6 +123,33 @@ class Trainer(DefaultTrainer):
         """Detectron2's loader, with this package's reader of pictures."""
         mapper = Mapper(cfg, is_train=False)
         return ignoring_signals(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> Optimizer:
+        """Detectron2's optimizer; the bottom-up network learns by ``SOLVER.BACKBONE_MULTIPLIER``.
+
+        Raises:
+            ConfigError: the factor is negative.
+        """
+        optimizer = super().build_optimizer(cfg, model)
+        factor = cfg.SOLVER.get("BACKBONE_MULTIPLIER", 1.0)
+        if not factor >= 0:
+            raise ConfigError(f"SOLVER.BACKBONE_MULTIPLIER must be 0 or more, got {factor}")
+        if factor == 1:
+            return optimizer
+        prefix = "backbone.bottom_up." if hasattr(model.backbone, "bottom_up") else "backbone."
+        groups = get_default_optimizer_params(
+            model,
+            cfg.SOLVER.BASE_LR,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+            lr_factor_func=lambda name: factor if name.startswith(prefix) else 1.0,
+        )
+        optimizer.param_groups.clear()
+        for group in groups:
+            optimizer.add_param_group(group)
+        return optimizer
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
@@ -185,19 +213,36 @@ class Trainer(DefaultTrainer):
         """Load ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint if there is one.
 
         Raises:
-            InputError: as :meth:`TrainingCheckpointer.resume_or_load`.
-            ValueError: PyTorch's, of an optimizer with other groups of parameters.
+            InputError: as :meth:`TrainingCheckpointer.resume_or_load` and :meth:`load_state_dict`;
+                or the checkpoint has done more iterations than ``SOLVER.MAX_ITER``.
         """
         groups = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
         schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
+        if self.start_iter > self.max_iter:
+            raise InputError(
+                f"--resume: the checkpoint has done {self.start_iter} iterations, and SOLVER."
+                f"MAX_ITER is {self.max_iter}"
+            )
         if self.start_iter:
             changed = self.checkpointer.changes
             follow_changes(self.optimizer, self.scheduler, groups, schedule, changed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
+        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew.
+
+        Raises:
+            InputError: the optimizer has other groups of parameters.
+        """
         loop = {**self._trainer.state_dict(), **state_dict["_trainer"]}
+        states = (loop["optimizer"], self.optimizer.state_dict())
+        theirs, ours = ([len(g["params"]) for g in state["param_groups"]] for state in states)
+        if theirs != ours:
+            changed = ", ".join(self.checkpointer.changes)
+            raise InputError(
+                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's has "
+                f"{theirs}, by other settings ({changed}): train with MODEL.WEIGHTS in a new folder"
+            )
         super().load_state_dict({**state_dict, "_trainer": loop})
 
     def train(self) -> dict[str, Any] | None:
