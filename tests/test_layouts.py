@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from resnest_d2.config import InputError, MissingFileError
-from resnest_d2.data.layouts import find_layout
+from resnest_d2.data.layouts import find_layout, has_masks
 
 FILES = {"images": [], "annotations": [], "categories": []}
 
@@ -97,11 +97,13 @@ def test_layouts(tmp_path, names, train, val):
 )  # fmt: skip
 @pytest.mark.parametrize("indent", [None, 2])
 def test_masks_are_seen(tmp_path, segmentations, expected, indent):
-    make(tmp_path, "a.png")
     annotations = [{"category_id": 1, "segmentation": one} for one in segmentations]
     text = json.dumps(FILES | {"annotations": annotations}, indent=indent)
     (tmp_path / "train.json").write_text(text)
-    assert find_layout(tmp_path).train.has_masks == expected
+    assert has_masks(tmp_path / "train.json") == expected
+    (tmp_path / "empty.json").touch()
+    with pytest.raises(InputError, match="empty.json is empty"):
+        has_masks(tmp_path / "empty.json")
 
 
 @pytest.mark.parametrize("name", ["sub\\a.png", "Größe.png", "other/place/a.png"])

@@ -9,6 +9,7 @@ or one file for all, beside ``images/`` or the pictures.
 import mmap
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -35,8 +36,6 @@ class Part:
 
     file: Path
     images: Path
-    has_masks: bool
-    """Whether half or more of the annotations have a mask."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +94,38 @@ def _part_of(name: Path) -> str:
     return ""
 
 
-def _read_part(root: Path, file: Path) -> Part:
-    """Look into a file, without reading it as JSON, for its pictures' names and for masks."""
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        names = [
-            match[1].decode("utf-8", "replace") for match in islice(PICTURE.finditer(text), TRIED)
-        ]
+def has_masks(file: Path) -> bool:
+    """Whether half or more of a file's annotations have a mask, by its text, without reading JSON.
+
+    Raises:
+        InputError: the file is empty.
+    """
+    with _text(file) as text:
         masks = sum(1 for _ in MASK.finditer(text))
         annotations = sum(1 for _ in ANNOTATION.finditer(text))
-    has_masks = 2 * masks >= annotations > 0
+    return 2 * masks >= annotations > 0
+
+
+@contextmanager
+def _text(file: Path) -> Iterator[mmap.mmap]:
+    if not file.stat().st_size:
+        raise InputError(f"{file} is empty")
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        yield text
+
+
+def _read_part(root: Path, file: Path) -> Part:
+    with _text(file) as text:
+        found = islice(PICTURE.finditer(text), TRIED)
+        names = [match[1].decode("utf-8", "replace") for match in found]
     folders = list(_folders(root, file))
     for folder in folders:
         if any((folder / name).is_file() for name in names):
-            return Part(file, folder, has_masks)
+            return Part(file, folder)
     # The reader of annotations knows names with other separators, folders and endings.
     for folder in folders:
         if any(path.suffix.lower() in IMAGE_ENDINGS for path in folder.rglob("*")):
-            return Part(file, folder, has_masks)
+            return Part(file, folder)
     raise MissingFileError(f"--data: there are no pictures for {file} in {root}")
 
 
