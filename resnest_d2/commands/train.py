@@ -106,8 +106,9 @@ def summarize(job: Job) -> str:
         logger.warning("%s", error)
     images = job.data[1].image_root
     values = ", ".join(f"{name} AP {values[iteration]:.1f}" for name, values in series.items())
+    done = min(iteration + 1, cfg.SOLVER.MAX_ITER)
     lines = [
-        f"\nThe best evaluation was that of iteration {min(iteration + 1, cfg.SOLVER.MAX_ITER)}: {values}.",
+        f"\nThe best evaluation was that of iteration {done}: {values}.",
         f"  {weights}: its weights, with config and classes",
         *(
             f"  {folder / name}: {what}"

@@ -45,6 +45,8 @@ def expand(args: argparse.Namespace) -> None:
         logger.info("--data %s: %s", args.data, layout)
         if layout.val:
             args.val_json, args.val_images = str(layout.val.file), str(layout.val.images)
+        elif args.eval_only:
+            raise InputError("--eval-only: --data holds no validation part")
         if not args.eval_only:
             args.train_json, args.train_images = str(layout.train.file), str(layout.train.images)
             args.auto, args.keep_last = True, args.keep_last or 1

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 LEAST_KEYPOINT = 0.05  # confidence of a keypoint that is drawn, as Detectron2's
 GOLDEN = 0.381966  # part of the circle of hues between neighbours, which keeps any number apart
-CROWDED = 0.15  # part of a drawing that labels may cover
+CROWDED = 0.1  # part of a drawing that labels may cover
 FEW = 3  # objects, which are labelled in the smallest drawing
 PADDING = 2  # pixels around a label's text
 
