@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.metadata
 import sys
 from collections.abc import Sequence
 
@@ -25,8 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.argv[0] = f"resnest-d2 {name}"  # argparse names the program by it
         module = importlib.import_module(f"resnest_d2.commands.{name.replace('-', '_')}")
         return module.main(rest)
-    lines = ["usage: resnest-d2 COMMAND ...", "", "commands (COMMAND --help tells their options):"]
+    lines = ["usage: resnest-d2 COMMAND ... | --version", "", "commands (COMMAND --help tells their options):"]
     lines += [f"  {command:<10} {text}" for command, text in COMMANDS.items()]
+    if name == "--version":
+        print(f"resnest_d2 {importlib.metadata.version('resnest_d2')}")
+        return 0
     if name in ("", "-h", "--help"):
         print("\n".join(lines))
         return 0 if name else 2

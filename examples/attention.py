@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         over = show_cam_on_image(np.float32(result.image) / 255, heat, use_rgb=True)
         scale = max(1.0, 512 / max(over.shape))
         file = args.output / f"{name.lower()}.png"
-        Result({"instances": best}, over, predictor.metadata).save(file, scale)
+        Result({"instances": best}, over, predictor.metadata).save(file, scale, threshold=0)
         print(f"{file}: where {layer} raises the score of the best detection")
 
 

@@ -6,7 +6,6 @@ folders of trainings or exported files are offered before the zoo's models.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -69,10 +68,9 @@ def show(result: Result | None, threshold: float) -> tuple[Any, list[list[Any]],
     if result is None:
         return None, [], ""
     shown = result.above(threshold)
-    found = shown.instances
-    triples = zip(shown.names, found.scores.tolist(), found.pred_boxes.tensor.tolist(), strict=True)
-    rows = [[name, round(score, 3), *(round(v, 1) for v in box)] for name, score, box in triples]
-    return shown.plot(max(1.0, LEGIBLE / max(shown.image.shape))), rows, json.dumps(shown.to_coco())
+    rows = [[one.name, round(one.score, 3), *(round(v, 1) for v in one.box)] for one in shown]
+    scale = max(1.0, LEGIBLE / max(shown.image.shape))
+    return shown.plot(scale, threshold), rows, shown.to_json()
 
 
 def build_page(models: Sequence[str]) -> gr.Blocks:

@@ -1,15 +1,20 @@
 """Drawings: colours of classes, holes, thresholds, segments, keypoints, names that are text."""
 
+import logging
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 import supervision
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
+from matplotlib.font_manager import findSystemFonts
 
-from resnest_d2.inference.result import Result, class_color
+from resnest_d2.config import InputError
+from resnest_d2.inference.drawing import class_color
+from resnest_d2.inference.result import Result
 
 THINGS = Metadata(name="test", thing_classes=["cat", "dog"], stuff_classes=["things", "sky", "sea"])
 GREY = np.full((120, 200, 3), 100, np.uint8)
@@ -97,6 +102,59 @@ def test_names_are_text(name):
     assert (named != other).any()
 
 
+def test_labels_of_a_crowded_picture_make_way_for_their_numbers(monkeypatch):
+    """One label a class in the corner, where the labels would cover the objects."""
+    seen = []
+
+    def annotate(self, scene, detections, labels):
+        seen.append((labels, detections.xyxy[:, 0].tolist()))
+        return scene
+
+    monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", annotate)
+    names = Metadata(name="long names", thing_classes=["domestic cat", "domestic dog"])
+    result = Result({"instances": instances_of([1, 0, 1, 1], [0.9] * 4)}, GREY, names)
+    result.plot()
+    result.plot(4)  # room for all of them
+    assert seen[0] == (["3 x domestic dog", "1 x domestic cat"], [0, 0])
+    assert seen[1][0] == [f"domestic {name} 90%" for name in ("dog", "cat", "dog", "dog")]
+
+
+def test_what_is_drawn_can_be_chosen():
+    result = Result({"instances": instances_of([0, 1], [0.9, 0.4])}, GREY, THINGS)
+    drawn, without, masks, wide = (
+        result.plot(**style)
+        for style in ({}, {"labels": False}, {"masks_only": True}, {"line_width": 5})
+    )
+    assert (drawn[30:49, 10:40] != without[30:49, 10:40]).any()
+    assert np.array_equal(drawn[52:], without[52:])
+    assert tuple(without[80, 25]) == class_color(0)  # of the box
+    assert (masks[82:] == 100).all()
+    assert (masks[:50] == 100).all()
+    assert np.abs(masks[50:60, 10:40] - mixed(0)).max() <= 1
+    assert (wide[82, 10:40] == class_color(0)).all()
+    assert (drawn[40:, 50:] == 100).all()  # below the threshold
+    result["instances"].remove("pred_masks")
+    with pytest.raises(InputError, match="finds no masks"):
+        result.plot(masks_only=True)
+
+
+def test_names_are_drawn_by_a_font_that_has_them(caplog, monkeypatch):
+    """Matplotlib brings a font with Greek and Cyrillic; Pillow's own has neither."""
+
+    def label(name):
+        metadata = Metadata(name=f"of {name}", thing_classes=[name])
+        return Result({"instances": instances_of([0])}, GREY, metadata).plot()[:50]
+
+    assert (label("кот") != label("пёс")).any()
+    assert caplog.text == ""
+    fonts = [file for file in findSystemFonts(matplotlib.get_data_path()) if "DejaVu" in file]
+    monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda *_: fonts)
+    assert (label("кот 猫") != label("пёс 猫")).any()
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 2
+    assert all(text.startswith("No font here has 猫: install one") for text in warnings)
+
+
 def panoptic(scores=(0.9, 0.3)):
     """Two cats of these scores above the sea."""
     segments = torch.zeros(120, 200, dtype=torch.int32)
@@ -111,11 +169,11 @@ def panoptic(scores=(0.9, 0.3)):
 
 def test_a_panoptic_drawing_keeps_to_the_threshold():
     result = Result(panoptic(), GREY, THINGS)
-    drawn, low = result.plot(), result.above(0.5)
+    drawn, low = result.plot(threshold=0), result.above(0.5)
     assert np.abs(drawn[12:20, 12:48] - mixed(0)).max() <= 1
     assert np.abs(drawn[12:20, 102:138] - mixed(0)).max() <= 1
     assert np.abs(drawn[110:, :60] - mixed(2 + 2)).max() <= 1  # the sea, behind the two things
-    above = low.plot()
+    above = result.plot()
     assert np.array_equal(above[12:20, 12:48], drawn[12:20, 12:48])
     assert (above[:50, 95:145] == 100).all()
     assert np.abs(above[110:, :60] - mixed(4)).max() <= 1

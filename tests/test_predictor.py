@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import supervision
 import torch
+from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.file_io import PathHandler, PathManager
@@ -188,12 +189,18 @@ def test_sources_are_read_as_they_come(files):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (np.zeros((4, 4), np.uint8), r"expected an RGB image \(H, W, 3\) uint8, got \(4, 4\)"),
-        (np.zeros((4, 4, 3)), r"got \(4, 4, 3\) float64"),
+        (
+            np.zeros((4, 4, 4), np.uint8),
+            r"expected an RGB image \(H, W, 3\) or \(H, W\) uint8, got",
+        ),
+        (np.zeros((4, 4)), r"got \(4, 4\) float64"),
         (np.zeros((0, 9, 3), np.uint8), r"got \(0, 9, 3\) uint8"),
         (torch.zeros(3, 9, 9), "a Tensor holds no pictures"),
-        (5, "a int holds no pictures"),
-        ([3], "a int holds no pictures"),
+        (0.5, "a float holds no pictures"),
+        (0, "0 is a stream or a camera, which has no end: record a part of it to a file"),
+        ("1", "1 is a stream or a camera"),
+        (["rtsp://host/live"], "rtsp://host/live is a stream or a camera"),
+        ("UDP://@:1234", "UDP://@:1234 is a stream or a camera"),
         (Image.new("F", (4, 4)), "its pixels are floating-point numbers of 32 bits"),
         (Image.new("L", (4000, 1)), "the picture has 4000 x 1 pixels, too narrow to be resized"),
         ("absent.png", "there is no file or folder absent.png"),
@@ -478,8 +485,8 @@ def test_results_of_a_threshold_drawn_and_cut_out(predictor, pixels, tmp_path):
     with pytest.raises(OSError, match=f"cannot make the folder {path}: "):
         kept.save(path / "drawn.png")
     assert Image.open(path).size == (128, 96)
-    assert (kept.plot() != pixels).any()
-    assert np.array_equal(result.above(1.1).plot(), pixels)
+    assert (kept.plot(threshold=0) != pixels).any()
+    assert np.array_equal(kept.plot(threshold=1), pixels)
     for crop, (left, top, right, bottom) in zip(kept.crops(), boxes(kept).tolist(), strict=True):
         x, y = int(left - 0.1 * (right - left)), int(top - 0.1 * (bottom - top))
         part = pixels[max(0, y) :, max(0, x) :][: crop.height, : crop.width]
@@ -488,24 +495,98 @@ def test_results_of_a_threshold_drawn_and_cut_out(predictor, pixels, tmp_path):
         assert crop.height >= int(bottom - top)
 
 
-def test_a_result_is_as_long_as_its_instances(predictor, pixels):
-    result = predictor(pixels)
-    assert len(result) == FOUND
-    assert result
-    none = result.above(1.1)
-    assert len(none) == 0
-    assert not none
-    assert "instances" in result
-    assert result["instances"] is result.instances
-    with pytest.raises(TypeError, match="not iterable"):
-        iter(result)
-    assert repr(none) == "<Result of None: 0 instances in instances>"
-    others = Result({"proposals": 1}, pixels, result.metadata)
+def result_of(numbers, scores, with_masks=True, **facts):
+    """Things of these classes and scores, 10 pixels wide and 20 high; masks are their left half."""
+    boxes = torch.tensor([[5.0 + 2 * n, 3, 15 + 2 * n, 23] for n in range(len(numbers))])
+    instances = Instances((48, 64), pred_boxes=Boxes(boxes.reshape(-1, 4)))
+    instances.pred_classes, instances.scores = torch.tensor(numbers), torch.tensor(scores)
+    if with_masks:
+        masks = torch.zeros(len(numbers), 48, 64, dtype=torch.bool)
+        for number, mask in enumerate(masks):
+            mask[3:23, 5 + 2 * number : 10 + 2 * number] = True
+        instances.pred_masks = masks
+    image = np.zeros((48, 64, 3), np.uint8)
+    metadata = Metadata(name="results", thing_classes=["one", "nine"])
+    return Result({"instances": instances}, image, metadata, **facts)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "scores", "text"),
+    [
+        ([1, 0, 1], [0.9, 0.8, 0.5], "3 objects: 2 x nine, 1 x one"),
+        ([0], [0.9], "1 object: 1 x one"),
+        ([0, 1, 1], [0.9, 0.4, 0.3], "1 object: 1 x one (2 below a score of 0.5)"),
+        ([1], [0.1], "0 objects (1 below a score of 0.5)"),
+        ([], [], "0 objects"),
+        ([7, 7], [0.9, 0.9], "2 objects: 2 x 7"),
+    ],
+)
+def test_a_result_counts_what_is_drawn_and_is_as_long_as_its_instances(numbers, scores, text):
+    result = result_of(numbers, scores, source="a.png")
+    assert str(result) == text
+    assert repr(result) == f"<Result of a.png: {text}>"
+    assert len(result) == len(list(result)) == len(numbers)
+    assert bool(result) == bool(numbers)
+    result["instances"].remove("scores")  # as of annotations, which are all drawn
+    assert str(result).startswith(f"{len(numbers)} object")
+    assert [one.score for one in result] == [None] * len(numbers)
+
+
+def test_a_result_without_instances():
+    others = Result({"proposals": 1}, np.zeros((9, 9, 3), np.uint8), Metadata(name="none"))
     assert len(others) == 0
+    assert str(others) == "no objects, but proposals"
     with pytest.raises(ValueError, match="the model finds no instances; its output has proposals"):
-        _ = others.instances
+        iter(others)
     with pytest.raises(ValueError, match="a model's output of proposals cannot be drawn"):
         others.plot()
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_the_instances_one_by_one_and_as_tables(with_masks, monkeypatch):
+    result = result_of([1, 0], [0.75, 0.25], with_masks, source="clip.mp4", frame=3)
+    area = 100 if with_masks else 200
+    first, second = result
+    assert first[:4] == ("nine", 0.75, (5, 3, 15, 23), area)
+    assert (second.name, second.box) == ("one", (7, 3, 17, 23))
+    assert (first.mask is None) != with_masks
+    if with_masks:
+        assert np.array_equal(second.mask, result.instances.pred_masks[1])
+    table = result.to_pandas()
+    assert table.to_dict("records")[1] == {
+        **{"file": "clip.mp4", "frame": 3, "name": "one", "score": 0.25, "area": area},
+        **{"x": 7, "y": 3, "width": 10, "height": 20},
+    }
+    entries = json.loads(result.to_json(8))
+    for entry, plain in zip(entries, result.to_coco(8), strict=True):
+        assert entry.pop("area") == area
+        assert entry.pop("category_name") == ("nine" if entry["category_id"] else "one")
+        assert entry == plain
+    assert len(result_of([], [], with_masks).to_pandas()) == 0
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="a table of detections needs"):
+        result.to_pandas()
+
+
+def test_a_result_is_shown_in_a_notebook_or_a_window(monkeypatch):
+    shown = []
+    monkeypatch.setattr(Image.Image, "show", lambda picture: shown.append(("window", picture.size)))
+    result = result_of([1], [0.9])
+    result.show()
+    display = SimpleNamespace(display=lambda picture: shown.append(("notebook", picture.size)))
+    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    result.show(2, labels=False)
+    assert shown == [("window", (64, 48)), ("notebook", (128, 96))]
+
+
+def test_grey_arrays(predictor, pixels):
+    grey = pixels[:, :, 0]
+    expected = predictor(np.stack([grey] * 3, axis=-1))
+    for source in (grey, grey[:, :, None], Image.fromarray(grey)):
+        found = predictor(source, color="BGR")
+        assert np.array_equal(found.image, expected.image)
+        assert torch.equal(boxes(found), boxes(expected))
 
 
 def red_things(image):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -22,11 +23,13 @@ from ..data.options import Options
 from ..data.schema import plain, some
 from ..files import check_writable, make_folder, write_text
 from ..inference import Predictor, Result
-from ..inference.result import import_supervision, write_picture
-from ..inference.sources import Pixels, Video, is_video, list_folder, require_pictures
+from ..inference.drawing import import_supervision, write_picture
+from ..inference.sources import Pixels, Video, fetch, is_video, list_folder, require_pictures
 from . import add_max_pixels, add_model_arguments, load_predictor, running
 
 logger = logging.getLogger(__name__)
+
+MPEG4_CLOCK = 2**16  # ticks a second that MPEG-4's clock stays below
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,11 +47,16 @@ def make_parser() -> argparse.ArgumentParser:
     text += "images and classes from it"
     add("--input-json", type=Path, metavar="FILE", help=text)
     add("--no-draw", action="store_true", help="draw nothing")
+    add("--no-labels", action="store_true", help="draw no names and scores")
+    add("--masks-only", action="store_true", help="draw masks, without boxes and labels")
+    add("--line-width", type=int, metavar="PIXELS", help="of boxes (default: by size)")
     add("--save-crops", action="store_true", help="write each detection's part of the picture")
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size")
     add("--overlap", type=float, help="of tiles, 0 to 0.9 (default: 0.2)")
     add("--optimize", action="store_true", help="fold norms first, which takes less time an image")
+    text = "cpu, cuda or cuda:1, say (default: the config's, or the CPU where there is no GPU)"
+    add("--device", help=text)
     add("--half", action="store_true", help="compute in half precision: float16, on CPUs bfloat16")
     add_max_pixels(parser)
     add_model_arguments(parser)
@@ -62,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         set_max_pixels(args.max_pixels)
         check(args)
         outputs, unreadable = inputs(args)
-        options = {name: getattr(args, name) for name in ("optimize", "half", "tile")}
+        options = {name: getattr(args, name) for name in ("device", "optimize", "half", "tile")}
         options["overlap"] = 0.2 if args.overlap is None else args.overlap
         predictor = load_predictor(args, **options)
         if args.confidence_threshold is not None:
@@ -90,6 +98,8 @@ def check(args: argparse.Namespace) -> None:
     if args.confidence_threshold is not None:
         require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
     require_int("--batch-size", args.batch_size, least=1)
+    if args.line_width is not None:
+        require_int("--line-width", args.line_width, least=1)
     if args.no_draw and not (args.json or args.json_per_image or args.save_crops):
         raise InputError("--no-draw leaves nothing to write: add --json FILE or --json-per-image")
     if args.overlap is not None and args.tile is None:
@@ -107,7 +117,9 @@ def inputs(args: argparse.Namespace) -> tuple["Outputs", list[str]]:
     """
     least = 0.5 if args.confidence_threshold is None else 0.0  # the model keeps to the option
     kinds = {"draw": not args.no_draw, "per_image": args.json_per_image, "crops": args.save_crops}
-    outputs = Outputs(args.output, **kinds, least=least, json=args.json)
+    style = {"labels": not args.no_labels, "masks_only": args.masks_only}
+    style["line_width"] = args.line_width
+    outputs = Outputs(args.output, **kinds, style=style, least=least, json=args.json)
     if not args.input_json:
         outputs.plan(list_inputs(args.input))
         return outputs, []
@@ -130,10 +142,12 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
 
     Raises:
         MissingFileError: a path does not exist, or a folder holds no image or video.
+        InputError: it is a stream, or an address that cannot be fetched.
     """
     files: list[Path] = []
-    for path in map(Path, paths):
-        require_pictures(path)
+    for name in paths:
+        require_pictures(name)
+        path = Path(fetch(name))
         files += list_folder(path) if path.is_dir() else [path]
     return list(dict.fromkeys(files))
 
@@ -145,6 +159,8 @@ class Outputs:
     folder: Path
     draw: bool = True
     """Pictures and videos with the detections."""
+    style: Mapping[str, Any] = field(default_factory=dict)
+    """Options of :meth:`~resnest_d2.inference.Result.plot`."""
     per_image: bool = False
     """A JSON file for each picture and each video."""
     crops: bool = False
@@ -231,14 +247,17 @@ class Outputs:
                 *(len(others), some(others)),
             )
 
-    def write(self, results: Iterable[Result], rate: float) -> None:
+    def write(self, results: Iterable[Result], rate: float) -> bool:
         """Write what was found in a picture, or in the frames of a video of this rate.
+
+        Returns:
+            whether all was drawn; the log says why not, and JSON and crops are written still.
 
         Raises:
             InputError: detections are asked for, and the model finds no instances.
-            FileError: a file cannot be written.
+            FileError: JSON or a crop cannot be written.
         """
-        found, number, sink = [], 0, None
+        found, number, sink, is_drawn = [], 0, None, True
         with ExitStack() as stack:
             for result in results:
                 target = self.targets[result.source]
@@ -248,11 +267,18 @@ class Outputs:
                 number += len(shown)
                 if self.crops:
                     self._write_crops(shown, target)
-                if self.draw and result.frame is None:
-                    shown.save(target)
-                elif self.draw:
-                    drawn = shown.plot()
+                if not (self.draw and is_drawn):
+                    continue
+                drawn = shown.plot(threshold=self.least, **self.style)
+                try:
+                    if result.frame is None:
+                        write_picture(Image.fromarray(drawn), target)
+                        continue
                     sink = sink or _open_sink(target, drawn.shape, rate, stack)
+                except FileError as error:
+                    logger.error("Not drawn: %s", error)
+                    is_drawn = False
+                else:
                     sink.write_frame(np.ascontiguousarray(drawn[:, :, ::-1]))  # in BGR
         if self.per_image:
             height, width = result.image.shape[:2]
@@ -260,6 +286,7 @@ class Outputs:
             write_text(_note_of(target), json.dumps({**facts, "annotations": found}, indent=1))
         if "instances" in result:
             logger.info("%s: %d instances", result.source, number)
+        return is_drawn
 
     def _entries(self, result: Result) -> list[dict[str, Any]]:
         number = next(self._numbers) if self.image_ids is None else self.image_ids[result.source]
@@ -287,7 +314,10 @@ def _note_of(target: Path) -> Path:
 def _open_sink(target: Path, shape: tuple[int, ...], rate: float, stack: ExitStack) -> Any:
     """Open supervision's writer of a video, which the stack closes; an odd side loses a pixel."""
     library = import_supervision()
-    sink = library.VideoSink(str(target), library.VideoInfo(shape[1], shape[0], rate))
+    # OpenCV writes a rate as a fraction with a power of ten below.
+    decimals = next(places for places in (3, 2, 1) if rate * 10**places < MPEG4_CLOCK)
+    info = library.VideoInfo(shape[1], shape[0], round(rate, decimals))
+    sink = library.VideoSink(str(target), info)
     try:
         return stack.enter_context(sink)
     except RuntimeError as error:  # supervision's, where the file cannot be opened
@@ -336,7 +366,8 @@ def predict_inputs(predictor: Predictor, outputs: Outputs, batch_size: int = 1) 
         try:
             results = predictor.run_each(pictures(), batch_size)
             for file, of_file in groupby(results, lambda result: result.source):
-                outputs.write(of_file, rates.get(file, 0))
+                is_drawn = outputs.write(of_file, rates.get(file, 0))
+                skipped.extend([file] * (not is_drawn and file not in skipped))
         finally:  # Ctrl-C, too, leaves what was found so far
             if outputs.json:
                 write_text(outputs.json, json.dumps(outputs.results))

@@ -1,22 +1,33 @@
 """Train or evaluate a detector: Detectron2's command line, and options for one's own data."""
 
 import argparse
+import json
 import logging
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import detectron2.utils.comm as comm
 from detectron2.engine import default_argument_parser
 from detectron2.utils.logger import setup_logger
 
-from ..config import InputError
+from ..config import InputError, MissingPackageError
 from ..data.images import set_max_pixels
-from ..engine.finetune import add_arguments
+from ..engine.checkpoint import BEST
+from ..engine.finetune import ANNOTATIONS, add_arguments
+from ..engine.hooks import read_metrics
 from ..engine.launch import Job, prepare, start_processes, work
 from ..engine.options import TrainingOptions
+from ..engine.trainer import evaluate_model, load_for_evaluation
+from ..evaluation.report import write_report
+from ..inference import Predictor
+from ..inference.gallery import draw_gallery
 from . import add_max_pixels, one_line_errors
 
+logger = logging.getLogger(__name__)
+
+METRICS = {"box": "bbox/AP", "mask": "segm/AP", "keypoints": "keypoints/AP"}  # of the summary
 AFTER_FIRST = 3  # seconds
 # Pages that Detectron2 logs before training; on the terminal they hide what was said before.
 LONG = ("Environment info:", "Contents of args.config_file", "Running with full config:", "Model:")
@@ -37,16 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; the exit code is 2 if the arguments, the config or the data are wrong."""
     parser = make_parser()
     args = parser.parse_args(arguments)
-    if not (args.config_file or args.eval_only):  # a checkpoint may hold its config
-        parser.error("--config-file is required, e.g. configs/cascade_resnest101.yaml")
+    own = args.data or args.train_json  # which choose a model
+    if not (args.config_file or args.model or args.eval_only or own):
+        parser.error(
+            "--data DIR, or --config-file such as configs/cascade_resnest101.yaml, is needed"
+        )
     _shorten_log()
     with one_line_errors():
         setup_logger(name="resnest_d2")
         set_max_pixels(args.max_pixels)
         job, num_processes = prepare(args)
-        return start_processes(
+        code = start_processes(
             _work, (job,), num_processes, args.num_machines, args.machine_rank, args.dist_url
         )
+        if args.data and not (code or args.eval_only) and comm.is_main_process():
+            print(summarize(job))
+        return code
 
 
 def _work(job: Job) -> None:
@@ -60,6 +77,48 @@ def _work(job: Job) -> None:
             if comm.get_rank():
                 time.sleep(AFTER_FIRST)  # if the first process says the same, it ends this one
             raise
+
+
+def summarize(job: Job) -> str:
+    """Draw what the best weights find, write hotcoco's report on them, and say where all is.
+
+    A drawing whose library is not installed is named and left out.
+    """
+    cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
+    note = json.loads((folder / f"{BEST}.json").read_text())
+    weights, iteration = folder / f"{BEST}.pth", note["iteration"]
+    curves = read_metrics(folder / "metrics.json")
+    series = {name: dict(curves[key]) for name, key in METRICS.items() if key in curves}
+    if iteration != max(series["box"]):  # what was evaluated last is not the best
+        evaluate_model(cfg, load_for_evaluation(cfg, str(weights)))
+    results, annotations = folder / "inference/coco_instances_results.json", folder / ANNOTATIONS
+    task = note["metric"].partition("/")[0]
+    files = {
+        "predictions.png": "annotations beside predictions",
+        "curves.png": "losses and AP over iterations",
+        "report.pdf": "AP by class, kinds of errors, calibration (hotcoco)",
+    }
+    try:
+        predictor = Predictor(weights, device=cfg.MODEL.DEVICE)
+        draw_gallery(predictor, job.data[1].dicts, folder / "predictions.png")
+        write_report(annotations, results, task, folder / "report.pdf", folder.name)
+    except MissingPackageError as error:
+        logger.warning("%s", error)
+    images = job.data[1].image_root
+    values = ", ".join(f"{name} AP {values[iteration]:.1f}" for name, values in series.items())
+    done = min(iteration + 1, cfg.SOLVER.MAX_ITER)
+    lines = [
+        f"\nThe best evaluation was that of iteration {done}: {values}.",
+        f"  {weights}: its weights, with config and classes",
+        *(
+            f"  {folder / name}: {what}"
+            for name, what in files.items()
+            if (folder / name).is_file()
+        ),
+        "Try it on your own pictures:",
+        f"  resnest-d2 predict --model {weights} --input {images} --output {folder / 'drawn'}",
+    ]
+    return "\n".join(lines)
 
 
 def _shorten_log() -> None:

@@ -12,10 +12,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from ..config import ConfigError, InputError
-from ..config.load import load_config
 from ..data.coco_json import CocoData, read_coco
 from ..data.options import Options
+from ..weights import Checkpoint
+from ..weights.stored_config import config_to_use
 from .auto import set_automatically
+from .data_folder import set_aside
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "your own data", "in COCO's format; the classes are read from the training file"
     )
+    text = "folder of a data set: its annotations and pictures are found; sets --auto, --keep-best "
+    text += "and --keep-last, and draws what was learned"
+    group.add_argument("--data", default="", metavar="DIR", help=text)
+    text = "mask, cascade or faster (default: by the annotations), of a size for the machine; or a "
+    text += "name of the zoo; or a checkpoint; in place of --config-file"
+    group.add_argument("--model", default="", metavar="MODEL", help=text)
+    text = "in place of OUTPUT_DIR (default with --data: output/<its name>)"
+    group.add_argument("--output", default="", metavar="DIR", help=text)
     for split, verb in (("train", "train"), ("val", "evaluate")):
         group.add_argument(f"--{split}-json", metavar="FILE", help=f"annotations to {verb} on")
         group.add_argument(f"--{split}-images", metavar="DIR", help="folder of its images")
@@ -99,6 +109,8 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
         if not args.eval_only:
             _check_trainable(train, masks, keypoints)
         categories, names = train.categories, train.keypoint_names
+        if args.data and not args.val_json:
+            train, val = set_aside(train)
     if args.val_json:
         wanted["keypoint_names"] = names if keypoints else None
         val = read_coco(args.val_json, args.val_images, categories, **wanted)
@@ -107,11 +119,17 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
     return train, val
 
 
-def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes: int) -> None:
+def fit_config(
+    cfg: CfgNode,
+    args: argparse.Namespace,
+    data: Data,
+    num_processes: int,
+    checkpoint: Checkpoint | None = None,
+) -> None:
     """Fit a config to data that were read.
 
     Data sets, number of classes, format of masks and keypoints follow from the files; the config is
-    changed in place.
+    changed in place, and so is ``--keep-best`` with ``--data``.
 
     Raises:
         ConfigError: the command line says otherwise.
@@ -121,7 +139,7 @@ def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes
     given = set(args.opts[::2])
     if args.auto:
         # Without the command line: its batch is not the one that the config's rate is for.
-        plain = load_config(args.config_file).SOLVER
+        plain = config_to_use(args.config_file, (), checkpoint).SOLVER
         rate = plain.BASE_LR / plain.IMS_PER_BATCH
         set_automatically(cfg, train, given, num_processes, rate)
     for one in filter(None, data):
@@ -136,6 +154,8 @@ def fit_config(cfg: CfgNode, args: argparse.Namespace, data: Data, num_processes
         cfg.INPUT.MASK_FORMAT = "bitmask"
     if learned(cfg)[1]:
         _set_keypoints(cfg, (train or val).keypoint_names)
+    if args.data and not args.eval_only:
+        args.keep_best = args.keep_best or f"{'segm' if learned(cfg)[0] else 'bbox'}/AP"
 
 
 def _set_num_classes(cfg: CfgNode, number: int, given: set[str]) -> None:

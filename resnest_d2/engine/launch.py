@@ -30,6 +30,7 @@ from ..files import hold_folder, make_folder
 from ..weights import Checkpoint, open_weights
 from ..weights.stored_config import config_to_use
 from .checkpoint import last_checkpoint
+from .data_folder import expand
 from .finetune import Data, fit_config, read_own_data, register, wants_own_data, write_annotations
 from .hooks import receive_signals
 from .options import TrainingOptions
@@ -72,21 +73,19 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
     Raises:
         InputError: an argument, a setting or a file is wrong.
     """
-    checkpoint = None
-    if args.eval_only:
-        checkpoint = _weights_to_evaluate(args)
-        cfg = config_to_use(args.config_file, args.opts, checkpoint)
-    else:
-        cfg = load_config(args.config_file, args.opts)
+    expand(args)
+    # A checkpoint that is evaluated, or that holds the config of the training.
+    checkpoint = None if args.config_file and not args.eval_only else _weights_of(args)
+    cfg = config_to_use(args.config_file, args.opts, checkpoint)
     required = "MODEL.DEVICE" in args.opts[::2]
     num_processes = choose_device(cfg, args.num_gpus, args.num_processes, required=required)
     joined = join_torchrun(cfg.MODEL.DEVICE)
     world = comm.get_world_size() if joined else num_processes * args.num_machines
-    job = Job(cfg, args, checkpoint=checkpoint)
+    job = Job(cfg, args, checkpoint=checkpoint if args.eval_only else None)
     if wants_own_data(args):
-        classes = checkpoint.classes if checkpoint else {}
+        classes = checkpoint.classes if checkpoint and args.eval_only else {}
         job.data = once(lambda: read_own_data(cfg, args, classes))
-        fit_config(cfg, args, job.data, world)
+        fit_config(cfg, args, job.data, world, checkpoint)
         register(job.data, cfg.OUTPUT_DIR)
     else:
         check_datasets(cfg, train=not args.eval_only)
@@ -103,7 +102,7 @@ def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
     return in_zoo and not is_set and cfg.SOLVER.IMS_PER_BATCH == RECIPE_BATCH
 
 
-def _weights_to_evaluate(args: argparse.Namespace) -> Checkpoint | None:
+def _weights_of(args: argparse.Namespace) -> Checkpoint | None:
     """The weights that options or config name or, with ``--resume``, the last in the folder."""
     named = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     cfg = load_config(args.config_file, args.opts) if args.config_file else None
@@ -112,7 +111,8 @@ def _weights_to_evaluate(args: argparse.Namespace) -> Checkpoint | None:
     path = (last_checkpoint(folder) if args.resume else None) or path
     if not path:
         return None
-    logger.info("Evaluating %s", path)
+    if args.eval_only:
+        logger.info("Evaluating %s", path)
     return open_weights(path)
 
 

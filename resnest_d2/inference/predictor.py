@@ -25,7 +25,8 @@ from ..optimize import optimize_for_inference
 from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.files import ENDINGS
 from ..weights.stored_config import config_to_use
-from .result import Result, import_supervision
+from .drawing import import_supervision
+from .result import Result
 from .sources import Picture, Pixels, each_picture, is_picture, read_picture, require_pictures
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Predictor:
         """Run the model.
 
         Args:
-            source: a picture: a path, an image of Pillow, or an array (H, W, 3) uint8, or an
+            source: a picture: a path, an image of Pillow, an array (H, W, 3) or (H, W) uint8, or an
                 address, which Detectron2's PathManager fetches once and keeps. Or several: a list,
                 a folder, a video, a generator. What a folder holds that cannot be read is named in
                 a warning and left out; of all others it is an error.

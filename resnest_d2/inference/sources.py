@@ -16,9 +16,11 @@ from ..data.images import IMAGE_ENDINGS, from_pil, read_image
 logger = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
+STREAMS = ("mms", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
 DEFAULT_RATE = 25.0  # frames a second, of videos that do not tell
+GREATEST_RATE = 1000.0  # above it a file tells the rate of its clock
 
-# A path or an address, an image of Pillow, or an array (H, W, 3), uint8.
+# A path or an address, an image of Pillow, or an array (H, W, 3) or (H, W), uint8.
 Picture = str | Path | Image.Image | np.ndarray
 
 
@@ -49,9 +51,15 @@ def require_pictures(source: Any) -> None:
     """See that a source may hold pictures, before any is read.
 
     Raises:
-        InputError: it is of another kind.
+        InputError: it is of another kind, a stream or the number of a camera.
         MissingFileError: there is no such file or folder, or the folder holds none.
     """
+    name = str(source) if isinstance(source, str | int) else ""
+    if name.partition("://")[0].lower() in STREAMS or (name.isdigit() and not Path(name).exists()):
+        raise InputError(
+            f"{name} is a stream or a camera, which has no end: record a part of it to a file, say "
+            "by ffmpeg -t 10"
+        )
     if isinstance(source, str | Path):
         path = Path(source)
         if "://" not in str(source) and not path.exists():
@@ -67,25 +75,41 @@ def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
 
     Args:
         source: a file's path; an address, which Detectron2's PathManager fetches once and keeps;
-            an image of Pillow; or an array (H, W, 3), uint8.
+            an image of Pillow; or an array, (H, W, 3) or grey (H, W), uint8.
         color: the order of an array's channels, "RGB" or "BGR".
 
     Returns:
         shape (H, W, 3), uint8, RGB.
 
     Raises:
-        InputError: an array is not (H, W, 3) uint8, the colour is another, or as
+        InputError: an array has another shape or type, the colour is another, or as
             :func:`~resnest_d2.data.images.read_image`.
         MissingFileError: there is no such file.
     """
     if color not in ("RGB", "BGR"):
         raise InputError(f'color must be "RGB" or "BGR", got {color!r}')
     if isinstance(source, np.ndarray):
-        if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
+        is_grey = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 1)
+        is_color = source.ndim == 3 and source.shape[2] == 3
+        if not (is_grey or is_color) or source.dtype != np.uint8 or not source.size:
             found = f"{source.shape} {source.dtype}"
-            raise InputError(f"expected an {color} image (H, W, 3) uint8, got {found}")
+            raise InputError(f"expected an {color} image (H, W, 3) or (H, W) uint8, got {found}")
+        if is_grey:
+            return np.repeat(source.reshape(*source.shape[:2], 1), 3, axis=2)
         return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
     return from_pil(source) if isinstance(source, Image.Image) else read_image(source)
+
+
+def fetch(file: str | Path) -> str:
+    """The path of a file, or of what Detectron2's PathManager fetches from an address and keeps.
+
+    Raises:
+        InputError: it cannot be fetched.
+    """
+    try:
+        return PathManager.get_local_path(str(file))
+    except OSError as error:
+        raise InputError(f"{file} cannot be fetched: {error}") from error
 
 
 def list_folder(folder: Path) -> list[Path]:
@@ -140,15 +164,13 @@ class Video:
 
     def __init__(self, file: str | Path) -> None:
         self._file, self._library = file, import_extra("supervision", "draw", "reading a video")
-        try:
-            self._path = PathManager.get_local_path(str(file))
-        except OSError as error:
-            raise InputError(f"{file} cannot be fetched: {error}") from error
+        self._path = fetch(file)
         try:
             info = self._library.VideoInfo.from_video_path(self._path)
         except Exception as error:  # what supervision raises where a file cannot be opened
             raise InputError(f"{file} cannot be read as a video") from error
-        self.frames, self.rate = max(0, info.total_frames or 0), info.fps or DEFAULT_RATE
+        self.frames = max(0, info.total_frames or 0)
+        self.rate = info.fps if 0 < info.fps <= GREATEST_RATE else DEFAULT_RATE
         self.is_cut = False
 
     def __iter__(self) -> Iterator[Pixels]:
