@@ -3,6 +3,8 @@
 import difflib
 import importlib
 import importlib.metadata
+import os
+import select
 import sys
 from collections.abc import Sequence
 
@@ -19,14 +21,32 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 2 if there is no such command."""
-    arguments = (sys.argv[1:] if arguments is None else arguments) or [""]
+    """Run a command; the exit code is 2 if there is no such command, 1 if nobody reads its output.
+
+    That ends in silence, as after ``| head``; errors of other pipes do not.
+    """
+    try:
+        try:
+            return _run((sys.argv[1:] if arguments is None else arguments) or [""])
+        finally:
+            sys.stdout.flush()  # at its exit Python could only print the error
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        if not any(event & select.POLLERR for _, event in poll.poll(0)):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(arguments: Sequence[str]) -> int:
     name, *rest = arguments
     if name in COMMANDS:
         sys.argv[0] = f"resnest-d2 {name}"  # argparse names the program by it
         module = importlib.import_module(f"resnest_d2.commands.{name.replace('-', '_')}")
         return module.main(rest)
-    lines = ["usage: resnest-d2 COMMAND ... | --version", "", "commands (COMMAND --help tells their options):"]
+    usage = "usage: resnest-d2 COMMAND ... | --version"
+    lines = [usage, "", "commands (COMMAND --help tells their options):"]
     lines += [f"  {command:<10} {text}" for command, text in COMMANDS.items()]
     if name == "--version":
         print(f"resnest_d2 {importlib.metadata.version('resnest_d2')}")

@@ -58,7 +58,8 @@ def arguments(eval_only=False, auto=False, opts=(), config_file="", **files):
     names = ("train_json", "train_images", "val_json", "val_images")
     given = {name: str(files[name]) if name in files else None for name in names}
     flags = {"eval_only": eval_only, "auto": auto, "config_file": config_file}
-    return argparse.Namespace(opts=list(opts), **flags, **given)
+    folder = dict.fromkeys(("data", "model", "output"), "")
+    return argparse.Namespace(opts=list(opts), **flags, **folder, **given)
 
 
 def use_own_data(cfg, args, num_processes=1, classes=None):

@@ -1,5 +1,6 @@
 """What all commands do alike: wrong input ends with one line, a defect with its traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 from commands import ROOT, run_command
 
+import resnest_d2_cli
 from resnest_d2.commands import one_line_errors
 from resnest_d2.config import InputError, MissingPackageError
 from resnest_d2.weights import FetchError
@@ -42,6 +44,33 @@ def test_an_error_of_a_loaders_process_is_its_last_line(capsys):
     with pytest.raises(SystemExit), one_line_errors():
         raise InputError(text + "resnest_d2.config.InputError: a.png is damaged\n")
     assert capsys.readouterr().err == "error: a.png is damaged\n"
+
+
+@pytest.mark.parametrize("words", ["-c --help", "-uc --help", "-c convert --help"])
+def test_a_reader_that_leaves_is_no_error(words):
+    """As after ``| head``; -u is without a buffer, and of a command argparse prints the help."""
+    option, *arguments = words.split()
+    code = "import sys, resnest_d2_cli; sys.exit(resnest_d2_cli.main())"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, option, code, *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    result = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, cwd=ROOT, env=environment
+    )
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (1, b"")
+
+
+def test_another_pipe_that_breaks_keeps_its_traceback(monkeypatch):
+    def fail(arguments):
+        raise BrokenPipeError("a worker")
+
+    monkeypatch.setattr(resnest_d2_cli, "_run", fail)
+    with open(os.devnull, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with pytest.raises(BrokenPipeError, match="a worker"):
+            resnest_d2_cli.main([])
 
 
 @pytest.mark.parametrize("command", ["convert", "publish", "reproduce", "train"])
