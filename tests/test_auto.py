@@ -1,17 +1,17 @@
 """Settings that follow from the data: by the rules, and never over the command line's."""
 
 import json
-import logging
 import re
 import shlex
 
 import pytest
 from commands import ROOT, run_command
 from PIL import Image
-from short_training import arguments, use_own_data
+from short_training import arguments
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine import load_config
+from resnest_d2.engine.finetune import fit_config, read_own_data
 
 
 def own(json_file, images):
@@ -46,7 +46,8 @@ def automatic(name, files, *opts, num_processes=1):
     cfg.MODEL.DEVICE = "cpu"
     file = model_zoo.get_config_file(name)
     args = arguments(auto=True, opts=opts, config_file=file, **files)
-    use_own_data(cfg, args, num_processes)
+    data = read_own_data(cfg, args, {})
+    cfg.WHY = fit_config(cfg, args, data, num_processes)
     return cfg
 
 
@@ -76,19 +77,16 @@ def test_large_images_of_many_objects(make):
     assert cfg.MODEL.RPN.PRE_NMS_TOPK_TEST == 4200
 
 
-def test_the_command_line_counts(make, caplog):
-    caplog.set_level(logging.INFO)
+def test_the_command_line_counts(make):
     opts = ["SOLVER.MAX_ITER", "7", "INPUT.MIN_SIZE_TEST", "99"]
     cfg = automatic("faster_resnest50", make(10, 256, 256, 12, 20), *opts)
     assert (cfg.SOLVER.MAX_ITER, cfg.INPUT.MIN_SIZE_TEST) == (7, 99)
     assert (cfg.TEST.EVAL_PERIOD, cfg.SOLVER.STEPS) == (2, (4, 6))  # what follows from it follows
     assert cfg.INPUT.MIN_SIZE_TRAIN == (64, 96)
-    (table,) = (r.getMessage() for r in caplog.records if "--auto sets" in r.getMessage())
     for line in ("SOLVER.MAX_ITER", "INPUT.MIN_SIZE_TEST"):
-        (row,) = (row for row in table.splitlines() if row.startswith(f"{line} "))
+        (row,) = (row for row in cfg.WHY.splitlines() if row.startswith(f"{line} "))
         assert row.endswith("given on the command line")
-    assert "SOLVER.BASE_LR" in table
-    assert "the config's 0.00125 for each image of a batch" in table
+    assert re.search("SOLVER.BASE_LR .* the config's 0.00125 for each image of a batch", cfg.WHY)
 
 
 def test_the_rate_follows_from_a_batch_on_the_command_line(make):
@@ -129,6 +127,7 @@ def test_the_fine_tuning_of_the_readme(tmp_path):
     short = ("SOLVER.MAX_ITER", "2", "TEST.DETECTIONS_PER_IMAGE", "20")
     result = run_command(*words, *short)
     assert result.returncode == 0, result.stderr
-    assert "--auto sets, where the command line does not" in result.stdout
-    assert "Evaluation results for finetune_val in csv format" in result.stdout
+    assert "--auto: 2 iterations of 4 images of 384 pixels" in result.stdout
+    assert re.search(r"^SOLVER.BASE_LR .* the config's", (tmp_path / "log.txt").read_text(), re.M)
+    assert re.search(r"iter 2  box \d+\.\d  mask \d+\.\d", result.stdout)
     assert (tmp_path / "model_final.pth").is_file()

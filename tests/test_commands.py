@@ -81,7 +81,7 @@ def test_each_command_helps(command):
 
 
 HEAVY = {
-    *("cv2", "matplotlib", "pydantic", "supervision", "requests", "huggingface_hub"),
+    *("cv2", "matplotlib", "supervision", "requests", "huggingface_hub"),
     *("torch._inductor", "safetensors", "hotcoco", "onnx", "pandas"),
 }
 

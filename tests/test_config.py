@@ -96,16 +96,17 @@ BOMB = "a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i i
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("_BASE_: config.yaml", ": maximum recursion depth"),
+        ("_BASE_: config.yaml", ": it is its own _BASE_, or"),
         ("_BASE_: absent.yaml", ": its _BASE_ cannot be read: .*/absent.yaml"),
         ("- a\n- b", ": a config is keys and values, not a list$"),
         ("a: [", ": while parsing a flow node expected the node content"),
         ("MODEL: {RESNETS: {RADUX: 2}}", ": .* key: MODEL.RESNETS.RADUX; did you mean .*RADIX"),
         ("VERSION: 9", ": VERSION must be 2, got 9"),
-        ("", ": argument of type 'NoneType' is not iterable"),
+        ("", ": it is not keys and values: "),
+        ("MODEL: {RESNETS: {RADIX: ~}}", ": MODEL.RESNETS.RADIX has no value"),
         ("a: &x {b: *x}", ": it is nested without end"),
         (BOMB, ": it is nested without end"),
-        ("a: " + "[" * 3000 + "]" * 3000, ": maximum recursion depth"),
+        ("a: " + "[" * 3000 + "]" * 3000, ": it is its own _BASE_, or nested too deep"),
         ("MODEL: 5", ": Type mismatch .* vs. 5. for config key: MODEL$"),
     ],
 )
@@ -121,7 +122,17 @@ def test_wrong_files_are_named(text, message, tmp_path):
     ("opts", "message"),
     [
         (["SOLVER.BASE_LR"], "options must be pairs of KEY and VALUE, got 'SOLVER.BASE_LR'"),
-        (["MODEL.RESNETS.RADUX", "2"], "the command line: Non-existent key: MODEL.RESNETS.RADUX"),
+        (
+            ["MODEL.RESNETS.RADUX", "2"],
+            "there is no key MODEL.RESNETS.RADUX; did you mean MODEL.RESNETS.RADIX",
+        ),
+        (["SOLVER.MAXITER", "9"], "no key SOLVER.MAXITER; did you mean SOLVER.MAX_ITER"),
+        (["--resume", "1"], "--resume must stand before the config's own options"),
+        (
+            ["MODEL.MASK_ON.X", "1"],
+            "the command line: there is no key MODEL.MASK_ON.X; did you mean",
+        ),
+        (["MODEL.WEIGHTS", "None"], "the command line: MODEL.WEIGHTS has no value"),
         (["SOLVER.MAX_ITER", "many"], "the command line: Type mismatch .* SOLVER.MAX_ITER"),
     ],
 )
@@ -137,6 +148,8 @@ def test_a_file_that_is_not_there(tmp_path):
     for wrong in ("x" * 300 + ".yaml", "a\0b.yaml", str(tmp_path)):
         with pytest.raises(MissingFileError, match="--config-file: there is no file"):
             load_config(wrong)
+    with pytest.raises(MissingFileError, match="no file 'mask_resnest5.yaml'; did you mean config"):
+        load_config("mask_resnest5.yaml")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Progress bar and curves, which show a training while it runs."""
+"""Lines on the terminal, progress bar and curves, which show a training while it runs."""
 
 import io
 import json
@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 from detectron2.engine import TrainerBase
+from detectron2.utils.events import EventStorage
 from matplotlib.figure import Figure
 from PIL import Image
 
 from resnest_d2.engine.hooks import DrawCurves, ProgressBar
+from resnest_d2.engine.terminal import SECONDS, Announce, Short
 
 
 class Terminal(io.StringIO):
@@ -46,6 +48,64 @@ def test_where_the_bar_is(stderr, show, has_bar, monkeypatch, caplog):
     lines = [line.split("\r")[-1] for line in err.getvalue().splitlines()]
     assert lines.count("something is told") == 1  # above the bar, on a line of its own
     assert [handler.filters for handler in handlers] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "shown"),
+    [
+        ("detectron2.data.common", logging.INFO, ()),
+        ("detectron2.data.common", logging.WARNING, ("train", "evaluate")),
+        ("detectron2.evaluation.testing", logging.INFO, ()),  # the CSV
+        ("detectron2.evaluation.panoptic_evaluation", logging.INFO, ("evaluate",)),
+        ("resnest_d2.evaluation.coco", logging.INFO, ("evaluate",)),
+        ("resnest_d2.weights.loading", logging.INFO, ("train", "evaluate")),
+        ("resnest_d2.engine.checkpoint", logging.DEBUG, ()),
+    ],
+)
+def test_what_the_terminal_shows(name, level, shown):
+    record = logging.LogRecord(name, level, "", 0, "text", (), None)
+    filters = {"train": Short(False), "evaluate": Short(True)}
+    assert tuple(kind for kind, one in filters.items() if one.filter(record)) == shown
+
+
+def test_progress_is_said_now_and_then(monkeypatch):
+    now, record = [0.0], logging.LogRecord("detectron2.utils.events", 20, "", 0, "iter", (), None)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    short, said = Short(False), []
+    for second in range(0, 4 * SECONDS, 10):
+        now[0] = second
+        if short.filter(record):
+            said.append(second)
+    assert said == [SECONDS, 2 * SECONDS, 3 * SECONDS]
+    monkeypatch.setattr(sys, "stderr", Terminal())  # which has a bar
+    now[0] = 9 * SECONDS
+    assert not short.filter(record)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "best", "said"),
+    [
+        ({"bbox/AP": 21.84, "bbox/AP50": 60, "segm/AP": 20.46}, 2, "box 21.8  mask 20.5  best"),
+        ({"bbox/AP": 21.84, "bbox/AP-nine": 60, "segm/AP": float("nan")}, 1, "box 21.8  mask nan"),
+        ({"a/bbox/AP": 1, "b/bbox/AP": 2}, 1, "a box 1.0  b box 2.0"),
+        ({"sem_seg/mIoU": 70.26, "panoptic_seg/PQ": 40.1}, 1, "mIoU 70.3  PQ 40.1"),
+        ({"keypoints/AP": 5, "bbox_TTA/AP": 6}, 1, "keypoints 5.0  box TTA 6.0"),
+    ],
+)
+def test_an_evaluation_is_one_line(metrics, best, said, caplog):
+    caplog.set_level(logging.INFO, "resnest_d2")
+    hook = Announce(3, SimpleNamespace(best_iter=best))
+    with EventStorage(0) as storage:
+        storage.put_scalar("bbox/AP", 99.0)  # an older evaluation
+        hook.trainer = SimpleNamespace(iter=1, max_iter=9, storage=storage)
+        hook.after_step()
+        assert caplog.messages == []
+        storage.iter = hook.trainer.iter = 2
+        for name, value in metrics.items():
+            storage.put_scalar(name, value)
+        hook.after_step()
+        hook.after_train()  # training was stopped
+    assert caplog.messages == [f"iter 3  {said}"]
 
 
 def test_curves_show_losses_rate_and_ap_of_all_runs(monkeypatch, tmp_path):

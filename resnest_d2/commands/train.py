@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..engine.finetune import ANNOTATIONS, add_arguments
 from ..engine.hooks import read_metrics
 from ..engine.launch import Job, prepare, start_processes, work
 from ..engine.options import TrainingOptions
+from ..engine.terminal import shorten_pages
 from ..engine.trainer import evaluate_model, load_for_evaluation
 from ..evaluation.report import write_report
 from ..inference import Predictor
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 METRICS = {"box": "bbox/AP", "mask": "segm/AP", "keypoints": "keypoints/AP"}  # of the summary
 AFTER_FIRST = 3  # seconds
-# Pages that Detectron2 logs before training; on the terminal they hide what was said before.
-LONG = ("Environment info:", "Contents of args.config_file", "Running with full config:", "Model:")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             "--data DIR, or --config-file such as configs/cascade_resnest101.yaml, is needed"
         )
-    _shorten_log()
+    shorten_pages()
     with one_line_errors():
         setup_logger(name="resnest_d2")
         set_max_pixels(args.max_pixels)
@@ -68,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _work(job: Job) -> None:
     """Run in each process."""
-    _shorten_log()
+    shorten_pages()
     set_max_pixels(job.args.max_pixels)
     with one_line_errors():
         try:
@@ -119,20 +117,3 @@ def summarize(job: Job) -> str:
         f"  resnest-d2 predict --model {weights} --input {images} --output {folder / 'drawn'}",
     ]
     return "\n".join(lines)
-
-
-def _shorten_log() -> None:
-    """Keep long pages, and tracebacks of errors that end in one line, out of the terminal."""
-    for name in ("detectron2", "detectron2.engine.train_loop", "detectron2.engine.defaults"):
-        logging.getLogger(name).addFilter(_is_for_terminal)
-
-
-def _is_for_terminal(record: logging.LogRecord) -> bool:
-    error = record.exc_info[1] if record.exc_info else None
-    if not str(record.msg).startswith(LONG) and not isinstance(error, InputError):
-        return True
-    handlers = logging.getLogger("detectron2").handlers
-    for handler in handlers:
-        if getattr(handler, "stream", None) not in (sys.stdout, sys.stderr):
-            handler.handle(record)
-    return False

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from . import ConfigError, FileError, MissingFileError, did_you_mean, require_int
-from .keys import add_project_config, add_resnest_config, flat_keys
+from .keys import add_project_config, add_resnest_config, flat_items, flat_keys
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,10 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             would run code; the message names it.
     """
     if not os.path.isfile(config_file):  # pathlib's raises where a name is too long
-        raise MissingFileError(f"--config-file: there is no file {config_file!r}")
+        root = config_dir()
+        known = (str(Path("configs", p.relative_to(root))) for p in sorted(root.rglob("*.yaml")))
+        hint = did_you_mean(f"configs/{Path(config_file).stem}.yaml", known, 0.8)
+        raise MissingFileError(f"--config-file: there is no file {config_file!r}{hint}")
     if not config_file.endswith((".yaml", ".yml")):
         raise ConfigError(
             f"--config-file must be a YAML file, got {config_file}; tools/lazyconfig_train_net.py "
@@ -96,7 +99,7 @@ def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
     add_project_config(cfg, named)
     if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
         raise ConfigError(f"{source}: VERSION must be {cfg.VERSION}, got {version!r}")
-    with _errors_of(source, cfg):
+    with _merging(source, cfg):
         cfg.merge_from_other_cfg(CfgNode(loaded))
     merge_options(cfg, opts)
     _check_builder(cfg, named)
@@ -122,10 +125,16 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
     Raises:
         ConfigError: a key that does not exist, or a value that does not fit its key.
     """
+    given = " ".join(map(str, opts))
+    if late := next((option for option in opts if str(option).startswith("--")), None):
+        raise ConfigError(f"{late} must stand before the config's own options: {given}")
     if len(opts) % 2:
-        given = " ".join(map(str, opts))
         raise ConfigError(f"options must be pairs of KEY and VALUE, got {given!r}")
-    with _errors_of("the command line", cfg):
+    known = {*flat_keys(cfg)}
+    for key in opts[::2]:
+        if key not in known and not any(name.startswith(f"{key}.") for name in known):
+            raise ConfigError(f"the command line: there is no key {key}{did_you_mean(key, known)}")
+    with _merging("the command line", cfg):
         cfg.merge_from_list(list(opts))
 
 
@@ -150,6 +159,17 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
 
 
 @contextmanager
+def _merging(source: str, cfg: CfgNode) -> Iterator[None]:
+    """Let a config be changed, and refuse settings without a value: yacs takes None for any key."""
+    empty = {key for key, value in flat_items(cfg) if value is None}
+    with _errors_of(source, cfg):
+        yield
+    for key, value in flat_items(cfg):
+        if value is None and key not in empty:
+            raise ConfigError(f"{source}: {key} has no value")
+
+
+@contextmanager
 def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn what yacs and PyYAML raise on a wrong config into a ConfigError; only their calls.
 
@@ -167,17 +187,14 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except yaml.YAMLError as error:  # of a tag that would run code, above all
         raise ConfigError(f"{source}: {' '.join(str(error).split())}") from error
-    except (
-        AssertionError,
-        AttributeError,
-        RecursionError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ) as e:
+    except RecursionError as error:
+        raise ConfigError(f"{source}: it is its own _BASE_, or nested too deep") from error
+    except (AttributeError, TypeError) as error:  # of what should be a dict, or a path
+        raise ConfigError(f"{source}: it is not keys and values: {error}") from error
+    except (AssertionError, SyntaxError, ValueError) as error:
         # yacs checks by assertions, evaluates values, and puts whole nodes into its messages.
-        first, *others = str(e).splitlines() or [""]
-        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from e
+        first, *others = str(error).splitlines() or [""]
+        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from error
 
 
 def choose_device(

@@ -30,8 +30,8 @@ EVALUATIONS = 5
 
 def set_automatically(
     cfg: CfgNode, data: CocoData, given: Collection[str], num_processes: int, rate: float
-) -> None:
-    """Set batch, rate, length, sizes, anchors, detections and evaluation, and say why.
+) -> str:
+    """Set batch, rate, length, sizes, anchors, detections and evaluation.
 
     Args:
         cfg: the config, changed in place.
@@ -39,6 +39,9 @@ def set_automatically(
         given: keys on the command line, which stay as they are.
         num_processes: that train, one a GPU.
         rate: the config file's, for each image of a batch.
+
+    Returns:
+        a table of what was set, and why.
     """
     rows = []
 
@@ -57,8 +60,9 @@ def set_automatically(
     _choose_limits(cfg, data, choose)
     _choose_anchors(cfg, data, choose, scale)
     _choose_schedule(cfg, data, choose, num_processes, rate)
-    table = tabulate(rows, ("key", "value", "why"), disable_numparse=True)
-    logger.info("--auto sets, where the command line does not:\n%s", table)
+    message = "--auto: %d iterations of %d images of %d pixels; OUTPUT_DIR/log.txt says why"
+    logger.info(message, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TEST)
+    return tabulate(rows, ("key", "value", "why"), disable_numparse=True)
 
 
 Choose = Callable[[str, Any, str], Any]

@@ -156,7 +156,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
         require_finite(self.model, f"{name}.pth is not saved")
         states = {key: part.state_dict() for key, part in self.checkpointables.items()}
         file = Path(self.save_dir) / f"{name}.pth"
-        logger.info("Saving checkpoint to %s", file)
+        logger.debug("Saving checkpoint to %s", file)
         content = {"model": self.model.state_dict(), **self._facts, **states, **kwargs}
         with replacing(file) as temporary:
             save_content(content, temporary)

@@ -125,23 +125,26 @@ def fit_config(
     data: Data,
     num_processes: int,
     checkpoint: Checkpoint | None = None,
-) -> None:
+) -> str:
     """Fit a config to data that were read.
 
     Data sets, number of classes, format of masks and keypoints follow from the files; the config is
     changed in place, and so is ``--keep-best`` with ``--data``.
+
+    Returns:
+        a table of what ``--auto`` has set, and why; "" without it.
 
     Raises:
         ConfigError: the command line says otherwise.
     """
     train, val = data
     names = list((train or val).categories.values())
-    given = set(args.opts[::2])
+    given, why = set(args.opts[::2]), ""
     if args.auto:
         # Without the command line: its batch is not the one that the config's rate is for.
         plain = config_to_use(args.config_file, (), checkpoint).SOLVER
         rate = plain.BASE_LR / plain.IMS_PER_BATCH
-        set_automatically(cfg, train, given, num_processes, rate)
+        why = set_automatically(cfg, train, given, num_processes, rate)
     for one in filter(None, data):
         _check_capacity(cfg, one)
     _set_num_classes(cfg, len(names), given)
@@ -156,6 +159,7 @@ def fit_config(
         _set_keypoints(cfg, (train or val).keypoint_names)
     if args.data and not args.eval_only:
         args.keep_best = args.keep_best or f"{'segm' if learned(cfg)[0] else 'bbox'}/AP"
+    return why
 
 
 def _set_num_classes(cfg: CfgNode, number: int, given: set[str]) -> None:

@@ -34,6 +34,7 @@ from .data_folder import expand
 from .finetune import Data, fit_config, read_own_data, register, wants_own_data, write_annotations
 from .hooks import receive_signals
 from .options import TrainingOptions
+from .terminal import shorten_log
 from .trainer import Trainer, evaluate_model, load_for_evaluation
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ class Job:
     """The user's own data, if there are any."""
     checkpoint: Checkpoint | None = None
     """The weights to evaluate."""
+    why: str = ""
+    """What ``--auto`` has set, and why."""
 
 
 def prepare(args: argparse.Namespace) -> tuple[Job, int]:
@@ -85,7 +88,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
     if wants_own_data(args):
         classes = checkpoint.classes if checkpoint and args.eval_only else {}
         job.data = once(lambda: read_own_data(cfg, args, classes))
-        fit_config(cfg, args, job.data, world, checkpoint)
+        job.why = fit_config(cfg, args, job.data, world, checkpoint)
         register(job.data, cfg.OUTPUT_DIR)
     else:
         check_datasets(cfg, train=not args.eval_only)
@@ -144,6 +147,9 @@ def work(job: Job) -> None:
         setup_logger(
             cfg.OUTPUT_DIR, comm.get_rank(), name="resnest_d2", configure_stdout=not is_shown
         )
+        shorten_log(args.eval_only)
+        if job.why:
+            logger.debug("--auto set, where the command line does not:\n%s", job.why)
         if args.eval_only:
             evaluate_model(cfg, load_for_evaluation(cfg, job.checkpoint or ""))
             return

@@ -44,6 +44,7 @@ from .hooks import (
     ignoring_signals,
 )
 from .options import TrainingOptions
+from .terminal import Announce
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +202,12 @@ class Trainer(DefaultTrainer):
             more.append(hooks.EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model)))
         if comm.is_main_process():
             period, metric = self.cfg.TEST.EVAL_PERIOD, self.options.keep_best
+            best = None
             if metric:
                 patience = self.options.patience
-                more.append(KeepBest(period, self.checkpointer, metric, patience, stop))
+                best = KeepBest(period, self.checkpointer, metric, patience, stop)
+                more.append(best)
+            more.append(Announce(period, best))
             made = [ProgressBar(self.options.progress), *made]
             made.append(DrawCurves(period, self.cfg.OUTPUT_DIR))
             at += 1
@@ -284,7 +288,7 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Return a detector, or the part of a panoptic model that detects, with augmentation.
 
     Raises:
-        AssertionError: Detectron2's, which has no test-time augmentation for this model.
+        ConfigError: Detectron2 has no test-time augmentation for this model.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     if isinstance(model, PanopticFPN):
@@ -298,7 +302,12 @@ def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
             input_format=model.input_format,
         )
         model = detector.to(model.device).train(model.training)
-    return GeneralizedRCNNWithTTA(cfg, model)
+    try:
+        return GeneralizedRCNNWithTTA(cfg, model)
+    except AssertionError as error:
+        raise ConfigError(
+            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
+        ) from error
 
 
 def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
