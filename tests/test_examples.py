@@ -122,7 +122,7 @@ def test_what_is_wrong_is_said_in_a_sentence(web, small_detector, tmp_path, monk
 
     assert said(small_detector, None).startswith("Drop a picture first")
     text = said(small_detector, tmp_path / "text.png")
-    assert text.startswith("The picture cannot be read as a picture: it is none of BMP, GIF, ")
+    assert text.startswith("The picture cannot be read as a picture: it is none of AVIF, BMP, ")
     text = said(small_detector, tmp_path / "large.png")
     assert text.startswith("The picture cannot be read as a picture: Image size (10100 pixels)")
     assert "no model 'absent'" in said("absent", tmp_path / "text.png")

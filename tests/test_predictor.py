@@ -178,6 +178,25 @@ def test_a_folder_with_a_bad_picture(predictor, files, caplog):
             list(predictor(source))
 
 
+@pytest.mark.parametrize(
+    "ending", ["jfif", "jpe", "jp2", "j2k", "avif", "ppm", "pgm", "apng", "TIFF", "mpo", "JPG"]
+)
+def test_whatever_is_read_is_found_in_a_folder(tmp_path, ending):
+    kind = {"mpo": "MPO", "apng": "PNG", "j2k": "JPEG2000"}.get(ending)
+    Image.new("RGB", (40, 30), "red").save(tmp_path / f"a.{ending}", kind)
+    (found,) = each_picture(tmp_path)
+    assert found.image.shape == (30, 40, 3)
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(files, caplog):
+    for name in ("notes.txt", "b.HEIC", "README", ".hidden", "old.eps"):
+        (files / name).touch()
+    assert len(list(each_picture(files))) == 2
+    assert caplog.messages == [
+        f"{files}: left out 4 files, by their endings (.eps, .heic, .txt, none)"
+    ]
+
+
 def test_sources_are_read_as_they_come(files):
     listed = each_picture([files / "a.png", files / "b.png"])
     assert next(listed).source == files / "a.png"
@@ -574,8 +593,8 @@ def test_a_result_is_shown_in_a_notebook_or_a_window(monkeypatch):
     result = result_of([1], [0.9])
     result.show()
     display = SimpleNamespace(display=lambda picture: shown.append(("notebook", picture.size)))
-    monkeypatch.setitem(sys.modules, "ipykernel", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    ipython = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=1), display=display)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     result.show(2, labels=False)
     assert shown == [("window", (64, 48)), ("notebook", (128, 96))]
 

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import FileError, InputError, require_between, require_int
 from ..data.coco_json import read_coco
-from ..data.images import IMAGE_ENDINGS, read_header, set_max_pixels
+from ..data.images import read_header, set_max_pixels
 from ..data.options import Options
 from ..data.schema import plain, some
 from ..files import check_writable, make_folder, write_text
@@ -28,6 +28,9 @@ from ..inference.sources import Pixels, Video, fetch, is_video, list_folder, req
 from . import add_max_pixels, add_model_arguments, load_predictor, running
 
 logger = logging.getLogger(__name__)
+
+# Endings that drawings keep; others become PNG.
+DRAWN = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 MPEG4_CLOCK = 2**16  # ticks a second that MPEG-4's clock stays below
 
@@ -208,7 +211,7 @@ class Outputs:
             while stem in stems:
                 stem = f"{file.stem}_{next(numbers)}"
             stems.add(stem)
-            ending = file.suffix if file.suffix.lower() in IMAGE_ENDINGS else ".png"
+            ending = file.suffix if file.suffix.lower() in DRAWN else ".png"
             self.targets[file] = self.folder / f"{stem}{'.mp4' if is_video(file) else ending}"
         drawings = self.targets.values()
         notes = [_note_of(drawing) for drawing in drawings if self.per_image]

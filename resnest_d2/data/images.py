@@ -15,8 +15,11 @@ from PIL.Image import Transpose
 from ..config import InputError, MissingFileError, require_int
 
 # Not all that Pillow knows: reading EPS runs Ghostscript on it.
-FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+Image.init()
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)  # older Pillows lack AVIF
+IMAGE_ENDINGS = {end for end, name in Image.registered_extensions().items() if name in FORMATS}
+IMAGE_ENDINGS.add(".mpo")  # several JPEGs in one
 # Transparent pixels show this colour (RGB), as annotation tools and browsers show it.
 BACKGROUND = (255, 255, 255)
 # These make pictures of EXIF's orientations upright; from 5 on width and height are exchanged.

@@ -226,10 +226,9 @@ class Result:
     def show(self, scale: float = 1.0, threshold: float = LEAST_SCORE, **style: Any) -> None:
         """Show what :meth:`plot` draws, in a notebook or in the system's viewer of pictures."""
         picture = Image.fromarray(self.plot(scale, threshold, **style))
-        if "ipykernel" in sys.modules:
-            from IPython.display import display
-
-            display(picture)
+        ipython = sys.modules.get("IPython")
+        if hasattr(ipython and ipython.get_ipython(), "kernel"):
+            ipython.display.display(picture)
         else:
             picture.show()
 

@@ -64,7 +64,7 @@ def require_pictures(source: Any) -> None:
         path = Path(source)
         if "://" not in str(source) and not path.exists():
             raise MissingFileError(f"there is no file or folder {source}")
-        if path.is_dir() and not list_folder(path):
+        if path.is_dir() and not any(map(_is_found, path.iterdir())):
             raise MissingFileError(f"folder {source} holds no image or video")
     elif not isinstance(source, Iterable | Image.Image) or isinstance(source, torch.Tensor):
         raise InputError(f"a {type(source).__name__} holds no pictures")
@@ -112,10 +112,23 @@ def fetch(file: str | Path) -> str:
         raise InputError(f"{file} cannot be fetched: {error}") from error
 
 
+def _is_found(path: Path) -> bool:
+    is_hidden = path.name.startswith(".")
+    return not is_hidden and path.suffix.lower() in IMAGE_ENDINGS | VIDEO_ENDINGS
+
+
 def list_folder(folder: Path) -> list[Path]:
-    """Pictures and videos directly in a folder, in the order of their names."""
-    endings = IMAGE_ENDINGS | VIDEO_ENDINGS
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in endings)
+    """Pictures and videos directly in a folder, in the order of their names.
+
+    The log says how many other files are left out, and their endings.
+    """
+    files = sorted(folder.iterdir())
+    found = list(filter(_is_found, files))
+    others = [p for p in files if p.is_file() and not (_is_found(p) or p.name.startswith("."))]
+    if others:
+        endings = ", ".join(sorted({path.suffix.lower() or "none" for path in others}))
+        logger.warning("%s: left out %d files, by their endings (%s)", folder, len(others), endings)
+    return found
 
 
 def each_picture(
