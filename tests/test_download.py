@@ -270,8 +270,8 @@ def test_any_file_of_the_hub(hub, make_tiny):
     assert PathManager.exists(name)
     assert load_weights(backbone(), name) == []
     assert hub.asked == [("somebody/detectors", "models/resnest14.safetensors")]
-    for wrong in ("hf://some", "hf://some/body/"):
-        with pytest.raises(InputError, match=r"' is not of the form hf://user/repository/"):
+    for wrong in ("hf://some", "hf://some/", "hf:///body/x.pth"):
+        with pytest.raises(InputError, match=r"' is not of the form hf://user/repository"):
             open_weights(wrong)
     hub.error = RuntimeError("401 Client Error\nand more")
     with pytest.raises(FetchError, match="^cannot get hf://a/b/c: 401 Client Error$"):

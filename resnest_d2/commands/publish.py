@@ -16,8 +16,10 @@ from ..engine.options import METRICS
 from ..files import make_folder, sha256, write_text
 from ..modeling.detector import build_detector
 from ..weights import Checkpoint, load_weights, open_weights
+from ..weights.catalog import HUB
 from ..weights.convert import rename
 from ..weights.files import ENDINGS, of_model, write_checkpoint
+from ..weights.hub import open_hub, upload
 from ..weights.stored_config import config_to_use
 from . import running
 
@@ -31,14 +33,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--name", help="of the model (default: that of the checkpoint's folder)")
     add("--config-file", default="", metavar="FILE", help="(default: the one in the checkpoint)")
     add("--format", choices=[e.lstrip(".") for e in ENDINGS], default="pth")
+    text = "upload them to this repository on the Hugging Face hub, which is made if it is absent"
+    add("--hub", default="", metavar="USER/REPOSITORY", help=text)
     add("--opts", default=[], nargs=argparse.REMAINDER, help="overrides of the config")
     args = parser.parse_args(arguments)
     with running("resnest_d2"):
+        if args.hub:
+            open_hub(args.hub)  # before the work
         name = args.name or args.checkpoint.resolve().parent.name
         written = publish(
-            args.checkpoint, args.output, name, args.format, args.config_file, args.opts
+            args.checkpoint, args.output, name, args.format, args.config_file, args.opts, args.hub
         )
-    print("\n".join(map(str, written)))
+        lines = [*map(str, written)]
+        if args.hub:
+            weights, card, config = written
+            files = {weights.name: weights, "README.md": card, "config.yaml": config}
+            address = upload(args.hub, files)
+            lines += [address, f"resnest-d2 predict --model {HUB}{args.hub} --input ..."]
+    print("\n".join(lines))
     return 0
 
 
@@ -49,11 +61,13 @@ def publish(
     ending: str = "pth",
     config_file: str = "",
     opts: Sequence[str] = (),
+    hub: str = "",
 ) -> list[Path]:
     """Write a checkpoint's weights to ``<name>-<hash>``, and config and model card beside them.
 
     Optimizer, schedule and whatever else training resumes from are left out; names of classes and
-    the format of images stay. The config must build a model that the weights fill completely.
+    the format of images stay. The config must build a model that the weights fill completely. The
+    card calls the model by the name of its repository ``hub``, else of its file.
 
     Returns:
         the files that were written: weights, card and config.
@@ -76,7 +90,10 @@ def publish(
     write_checkpoint(checkpoint, unnamed)
     target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{ending}")
     card, config = target.with_suffix(".md"), target.with_suffix(".yaml")
-    write_text(card, _card(name, target, checkpoint, last_metrics(file.with_name("metrics.json"))))
+    metrics = last_metrics(file.with_name("metrics.json"))
+    write_text(
+        card, _card(name, target, checkpoint, metrics, f"{HUB}{hub}" if hub else target.name)
+    )
     write_text(config, text)
     return [target, card, config]
 
@@ -110,7 +127,9 @@ def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
     }
 
 
-def _card(name: str, file: Path, checkpoint: Checkpoint, metrics: Mapping[str, float]) -> str:
+def _card(
+    name: str, file: Path, checkpoint: Checkpoint, metrics: Mapping[str, float], model: str
+) -> str:
     """Write a model card in Markdown, with the front matter of the Hugging Face hub."""
     values = sum(tensor.numel() for tensor in checkpoint.weights.values())
     lines = [
@@ -130,7 +149,7 @@ def _card(name: str, file: Path, checkpoint: Checkpoint, metrics: Mapping[str, f
         [
             *(*lines, "", "## Results", "", *table),
             *("", "## Use", "", "```sh"),
-            f"resnest-d2 predict --model {file.name} --input photo.jpg --output drawn",
+            f"resnest-d2 predict --model {model} --input photo.jpg --output drawn",
             *("```", "", "## Config", "", "Settings that differ from Detectron2's defaults:", ""),
             *("```yaml", checkpoint.config.rstrip(), "```", ""),
         ]

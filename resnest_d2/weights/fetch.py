@@ -14,12 +14,13 @@ import torch
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
-from ..config import FileError, InputError, import_extra
+from ..config import InputError
 from ..files import sha256
 from . import catalog
 from .catalog import HUB, Entry, file_name
 from .convert import rename
 from .files import Checkpoint, read_checkpoint, write_checkpoint
+from .hub import FetchError, download, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,11 @@ TIMEOUT = 30.0  # seconds that a server may be silent
 CACHE_VERSION = 2
 
 
-class FetchError(FileError):
-    """No source provided the weights; the message lists each one's failure."""
-
-
 class WeightsHandler(PathHandler):
     """Resolve a name of published weights to a local file that any Detectron2 trainer can load.
 
     Names are ``resnest://ImageNet/<variant>``, ``resnest://COCO/<zoo name>``,
-    ``timm://<model>.<tag>`` and ``hf://<user>/<repository>/<file>``. Addresses of the reference's
+    ``timm://<model>.<tag>`` and ``hf://<user>/<repository>[/<file>]``. Addresses of the reference's
     bucket, which is dead, stand for the weights that were there. A file is checked against its
     hash, read as tensors only, converted to Detectron2's names and cached.
     """
@@ -56,7 +53,7 @@ class WeightsHandler(PathHandler):
             return False
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
-        return str(_from_hub(path) if path.startswith(HUB) else local_path(path, force))
+        return str(download(path) if path.startswith(HUB) else local_path(path, force))
 
 
 def register_handlers() -> None:
@@ -103,10 +100,10 @@ def _fetch(entry: Entry, target: Path, folder: Path) -> None:
     reasons = []
     for source in (*(f"{mirror}/{name}" for name in names if mirror), *entry.sources):
         try:
-            with TemporaryDirectory(dir=folder, prefix="download-") as download:
-                checkpoint = _read(source, entry, Path(download))
+            with TemporaryDirectory(dir=folder, prefix="download-") as temporary:
+                checkpoint = _read(source, entry, Path(temporary))
         except (OSError, HTTPException, InputError) as error:
-            reasons.append(f"{source} ({_reason(error)})")
+            reasons.append(f"{source} ({first_line(error)})")
             continue
         write_checkpoint(checkpoint, target)
         tried = f", after {'; '.join(reasons)}" if reasons else ""
@@ -121,7 +118,7 @@ def _fetch(entry: Entry, target: Path, folder: Path) -> None:
 def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:
     """Read a source's file, check it, and give its tensors Detectron2's names."""
     if source.startswith(HUB):
-        file = _from_hub(source)
+        file = download(source)
         promised = promised_hash(file.resolve().name)  # the hub's cache has files by their SHA-256
     else:
         file = _download(source, folder) if "://" in source else Path(source)
@@ -153,24 +150,7 @@ def _download(url: str, folder: Path) -> Path:
     return file
 
 
-def _from_hub(path: str) -> Path:
-    user, repository, file = [*path.removeprefix(HUB).split("/", 2), "", ""][:3]
-    if not file:
-        raise InputError(f"{path!r} is not of the form {HUB}user/repository/file")
-    hub = import_extra("huggingface_hub", "hub", f"fetching {path}")
-    try:
-        return Path(hub.hf_hub_download(f"{user}/{repository}", file))
-    except Exception as error:  # its HTTP client and its accelerators raise types of their own
-        raise FetchError(f"cannot get {path}: {_reason(error)}") from error
-
-
 def promised_hash(name: str) -> str:
     """Return the start of SHA-256 that a file's name promises; "" if it promises none."""
     match = re.search(r"(?<=-)[0-9a-f]{8,64}(?=\.\w+$)|^[0-9a-f]{64}$", name)
     return match[0] if match else ""
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error's message, without urllib's brackets."""
-    text = str(getattr(error, "reason", "") or error).strip().partition("\n")[0]
-    return f"HTTP {error.code} {text}" if hasattr(error, "code") else text or type(error).__name__
