@@ -66,6 +66,25 @@ def test_few_small_images_of_small_objects(make):
     assert cfg.TEST.PRECISE_BN.ENABLED
 
 
+@pytest.mark.parametrize(
+    ("objects", "regions"), [(1, 32), (7, 32), (20, 64), (36, 128), (300, 512)]
+)
+def test_samples(make, objects, regions):
+    """A small config learns from four regions an object, and from pictures of all shapes."""
+    cfg = automatic(
+        "mask_resnest14_digits", make(3, 256, 256, 12, objects), "MODEL.MASK_ON", "False"
+    )
+    assert cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == regions
+    assert not cfg.DATALOADER.ASPECT_RATIO_GROUPING
+    assert cfg.INPUT.RANDOM_FLIP == "horizontal"
+    opts = ["MODEL.MASK_ON", "False", "INPUT.RANDOM_FLIP", "none"]
+    assert (
+        automatic("mask_resnest14_digits", make(3, 64, 64, 9, 1), *opts).INPUT.RANDOM_FLIP == "none"
+    )
+    published = automatic("faster_resnest50", make(3, 256, 256, 12, objects))
+    assert published.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
+
+
 def test_large_images_of_many_objects(make):
     cfg = automatic("retinanet_resnest50", make(200, 1600, 1200, 200, 300))
     assert cfg.INPUT.MIN_SIZE_TEST == 384
@@ -119,13 +138,16 @@ def test_ranges_of_sizes(make):
     assert sizes.MIN_SIZE_TRAIN == (320, 384)
 
 
-def test_the_fine_tuning_of_the_readme(tmp_path):
-    """The README's command on real pictures as it stands, but for the number of steps."""
-    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    (line,) = re.findall(r"^resnest-d2 train .*--auto.*$", readme, re.MULTILINE)
-    _, *words = shlex.split(line.replace("output/nuclei", str(tmp_path)))
-    short = ("SOLVER.MAX_ITER", "2", "TEST.DETECTIONS_PER_IMAGE", "20")
-    result = run_command(*words, *short)
+@pytest.mark.parametrize(
+    ("page", "command"), [("README.md", "--data .*"), ("docs/own_data.md", ".* --auto .*")]
+)
+def test_the_commands_of_the_pages(page, command, tmp_path):
+    """They run as they stand, on real pictures, but for the number of steps."""
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    (line,) = re.findall(rf"^resnest-d2 train {command}$", text, re.MULTILINE)
+    _, *words = shlex.split(line.replace(" OUTPUT_DIR output/nuclei", ""))
+    short = ("OUTPUT_DIR", tmp_path, "SOLVER.MAX_ITER", "2", "TEST.DETECTIONS_PER_IMAGE", "20")
+    result = run_command(*words, *(() if "--auto" in words else ("--output", tmp_path)), *short)
     assert result.returncode == 0, result.stderr
     assert "--auto: 2 iterations of 4 images of 384 pixels" in result.stdout
     assert re.search(r"^SOLVER.BASE_LR .* the config's", (tmp_path / "log.txt").read_text(), re.M)

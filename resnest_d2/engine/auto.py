@@ -26,6 +26,7 @@ GREATEST_SIDE = {"cpu": 384, "cuda": 800}
 TIMES_SEEN = {"cpu": 20, "cuda": 40}
 LEAST_SEEN = {"cpu": 2000, "cuda": 4000}
 EVALUATIONS = 5
+MOST_REGIONS = 512  # of an image, for the heads to learn from; Detectron2's default
 
 
 def set_automatically(
@@ -58,6 +59,7 @@ def set_automatically(
 
     scale = _choose_sizes(cfg, data, choose)
     _choose_limits(cfg, data, choose)
+    _choose_samples(cfg, data, choose)
     _choose_anchors(cfg, data, choose, scale)
     _choose_schedule(cfg, data, choose, num_processes, rate)
     message = "--auto: %d iterations of %d images of %d pixels; OUTPUT_DIR/log.txt says why"
@@ -119,6 +121,20 @@ def _choose_limits(cfg: CfgNode, data: CocoData, choose: Choose) -> None:
                 f"MODEL.RPN.{key}", factor * detections, f"{factor} times the detections"
             )
             choose(f"MODEL.RPN.PRE_NMS_TOPK_{split}", 2 * number, "twice that")
+
+
+def _choose_samples(cfg: CfgNode, data: CocoData, choose: Choose) -> None:
+    """Choose what a batch is made of: its pictures, mirrored or not, and regions of each."""
+    reason = "every batch shall have pictures of all shapes, whose norms it computes"
+    choose("DATALOADER.ASPECT_RATIO_GROUPING", False, reason)
+    if cfg.INPUT.RANDOM_FLIP == "none" and not cfg.MODEL.KEYPOINT_ON:
+        choose("INPUT.RANDOM_FLIP", "horizontal", "where mirrored objects are others, say none")
+    objects = len(_object_sizes(data)) / len(data.images)
+    regions = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    wanted = 2 ** round(math.log2(objects / cfg.MODEL.ROI_HEADS.POSITIVE_FRACTION))
+    if regions < wanted:
+        reason = f"an image has {objects:.0f} objects on average"
+        choose("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", min(wanted, MOST_REGIONS), reason)
 
 
 def _choose_schedule(
