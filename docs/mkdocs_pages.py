@@ -1,15 +1,18 @@
 """A hook of MkDocs: the site has the repository's pages at the repository's paths.
 
 So a link between README.md, MODEL_ZOO.md and docs/ leads to its target on GitHub and on the site.
+In the reference of the API the roles of docstrings, as in :func:`open`, become plain names.
 """
 
 import re
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 PAGES = ("README.md", "MODEL_ZOO.md", "CHANGELOG.md", "CONTRIBUTING.md")
+ROLE = re.compile(r":(?:class|func|meth|data|attr|mod):<code>(~?)([^<]+)</code>")
 LINK = re.compile(r"\]\(([^)\s#:]+)[^)\s:]*\)")  # to a file of the repository
 
 
@@ -28,3 +31,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         uri = path.relative_to(root).as_posix()
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Show names in place of roles; of those with a tilde the last part."""
+    return ROLE.sub(lambda found: f"<code>{_name(*found.groups())}</code>", html)
+
+
+def _name(tilde: str, name: str) -> str:
+    return name.rpartition(".")[2] if tilde else name

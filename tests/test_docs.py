@@ -88,3 +88,12 @@ def test_the_site_builds_without_a_broken_link(tmp_path):
         p.relative_to(tmp_path).with_suffix(".md").as_posix() for p in tmp_path.rglob("*.html")
     }
     assert {name.replace("README", "index") for name in PAGES} <= names
+    api = (tmp_path / "docs/api.html").read_text()
+    for name in (
+        "build_resnest_fpn_backbone",
+        "Predictor",
+        "optimize_for_inference",
+        "open_weights",
+    ):
+        assert f'{name}"' in api  # the anchor of its entry
+    assert ":func:" not in api
