@@ -6,14 +6,16 @@ from collections import Counter
 import pytest
 import torch
 from commands import run_command
+from detectron2.config import get_cfg
 from PIL import Image
 
-from resnest_d2.commands.train import make_parser
+from resnest_d2.commands.train import make_parser, summarize
 from resnest_d2.config import InputError
 from resnest_d2.config.load import load_config
 from resnest_d2.data.coco_json import CocoData
 from resnest_d2.engine import data_folder
 from resnest_d2.engine.data_folder import expand, set_aside
+from resnest_d2.engine.launch import Job
 from resnest_d2.weights.fetch import FetchError
 
 SQUARE = [[2, 2, 20, 2, 20, 20, 2, 20]]
@@ -174,3 +176,10 @@ def test_a_folder_becomes_a_model_that_one_can_look_at(folder, tmp_path):
     done = run_command(*last[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "5 of 5 inputs drawn to output/squares/drawn" in done.stdout
+
+
+def test_a_training_without_an_ap_says_so(tmp_path):
+    """As where nothing was found, or there was nothing to find."""
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    assert f"{tmp_path}/model_final.pth holds the last weights" in summarize(Job(cfg, None))

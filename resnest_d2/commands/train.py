@@ -13,7 +13,7 @@ from detectron2.utils.logger import setup_logger
 
 from ..config import InputError, MissingPackageError
 from ..data.images import set_max_pixels
-from ..engine.checkpoint import BEST
+from ..engine.checkpoint import BEST, FINAL
 from ..engine.finetune import ANNOTATIONS, add_arguments
 from ..engine.hooks import read_metrics
 from ..engine.launch import Job, prepare, start_processes, work
@@ -83,6 +83,8 @@ def summarize(job: Job) -> str:
     A drawing whose library is not installed is named and left out.
     """
     cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
+    if not (folder / f"{BEST}.json").is_file():
+        return f"\nNo evaluation gave an AP; {folder / FINAL}.pth holds the last weights."
     note = json.loads((folder / f"{BEST}.json").read_text())
     weights, iteration = folder / f"{BEST}.pth", note["iteration"]
     curves = read_metrics(folder / "metrics.json")
