@@ -97,7 +97,9 @@ def build_page(models: Sequence[str]) -> gr.Blocks:
         shown = [drawn, table, coco]
         run = button.click(detect, [model, picture], [status, result], api_name="detect")
         run.then(show, [result, threshold], shown, show_progress="hidden", api_name="show")
-        threshold.release(show, [result, threshold], shown, show_progress="hidden")
+        # By mouse, by keys or typed; while one is drawn, only the last of many counts.
+        options = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        threshold.change(show, [result, threshold], shown, **options)
     return page
 
 

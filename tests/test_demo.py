@@ -1,17 +1,12 @@
 """examples/demo.py on a tiny data set, and what it draws from."""
 
 import numpy as np
-import pytest
 from commands import run_example
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
 from pycocotools.coco import COCO
-from test_examples import load_example
 
-
-@pytest.fixture(scope="module")
-def demo():
-    return load_example("demo")
+from resnest_d2.inference.gallery import truth_of
 
 
 def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
@@ -35,14 +30,14 @@ def test_the_demo_leaves_results_and_pictures(tiny_digits, tmp_path):
     assert "Average Recall" not in result.stdout
 
 
-def test_the_truth_is_that_of_the_annotations(tiny_digits, demo):
+def test_the_truth_is_that_of_the_annotations(tiny_digits):
     """Its masks are pycocotools', so that truth and prediction are drawn alike."""
     root = tiny_digits / "digits"
     annotations = str(root / "annotations/digits_val.json")
     coco = COCO(annotations)
     for entry in load_coco_json(annotations, str(root / "val"), "digits_val"):
         image = np.asarray(Image.open(entry["file_name"]))
-        found = demo.truth_of(entry, image)["instances"]
+        found = truth_of(entry, image)["instances"]
         expected = coco.loadAnns(coco.getAnnIds(entry["image_id"]))
         assert len(found) == len(expected) > 0
         for mask, box, one in zip(

@@ -4,6 +4,7 @@ Tokens, caches and other endpoints are huggingface_hub's own: ``hf auth login``,
 ``HF_HOME``, ``HF_ENDPOINT``.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -83,8 +84,9 @@ def upload(name: str, files: dict[str, Path]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, without urllib's brackets."""
+    """The first line of an error's message, without the brackets of urllib and the system."""
     text = str(getattr(error, "reason", "") or error).strip().partition("\n")[0]
+    text = re.sub(r"^\[Errno -?\d+\] ", "", text)
     return f"HTTP {error.code} {text}" if hasattr(error, "code") else text or type(error).__name__
 
 
