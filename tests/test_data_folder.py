@@ -1,11 +1,15 @@
 """Training on a folder: which model is chosen, what is set aside, and what is left at the end."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 import torch
-from commands import run_command
+from commands import ROOT, run_command
 from detectron2.config import get_cfg
 from PIL import Image
 
@@ -118,12 +122,14 @@ def test_the_command_line_counts_over_the_choice(folder):
         (["--train-json", "x.json"], "--data finds annotations and pictures: leave out --train-j"),
         (["--model", "mask_resnest5"], "no model 'mask_resnest5'; did you mean"),
         (["--eval-only"], "--eval-only: --data holds no validation part"),
+        (["--model", "mmdet/mask_resnet50"], "no model .*; did you mean .*mmdet/mask_resnest50"),
+        (["--output", "a", "OUTPUT_DIR", "b"], "--output and OUTPUT_DIR are two ways"),
     ],
 )
 def test_what_contradicts_itself(folder, words, message, tmp_path):
     done = run_command("train", "--data", folder, *words, cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error: {message}")
+    assert re.match(f"error: {message}", done.stderr.splitlines()[-1])
 
 
 def data_of(names):
@@ -178,8 +184,43 @@ def test_a_folder_becomes_a_model_that_one_can_look_at(folder, tmp_path):
     assert "5 of 5 inputs drawn to output/squares/drawn" in done.stdout
 
 
-def test_a_training_without_an_ap_says_so(tmp_path):
+@pytest.mark.parametrize("words", [["OUTPUT_DIR", "mine"], ["--output", "mine"]])
+def test_the_folder_that_is_named_counts(folder, words):
+    assert expanded("--data", folder, *words)[1].OUTPUT_DIR == "mine"
+
+
+def test_a_model_that_is_evaluated(folder):
+    """A checkpoint holds its config; a name of the zoo has its weights."""
+    (folder / "valid").symlink_to(folder / "train")
+    for model, config in (("own.pth", ""), ("mask_resnest14_digits", "mask_resnest14_digits.yaml")):
+        args, _ = expanded("--data", folder, "--eval-only", "--model", model)
+        assert args.val_json == str(folder / "valid/_annotations.coco.json")
+        assert args.config_file.endswith(config)
+        weights = dict(zip(args.opts[::2], args.opts[1::2], strict=True))["MODEL.WEIGHTS"]
+        assert weights == ("" if config else "own.pth")
+    with pytest.raises(InputError, match="--model is trained on --data or --train-json"):
+        expand(make_parser().parse_args(["--model", "mask_resnest50"]))
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun_summarize_together(folder, tmp_path):
+    """The best evaluation is not the last: nothing is learned, and an equal AP is no gain."""
+    words = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "1", "SOLVER.IMS_PER_BATCH", "4"]
+    words += ["SOLVER.BASE_LR", "1e-12", "TEST.PRECISE_BN.ENABLED", "False"]
+    command = [*(sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")]
+    command += ["-m", "resnest_d2", "train", "--data", str(folder), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"capture_output": True, "text": True, "check": False, "timeout": 300}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, **options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The best evaluation was that of iteration 1:") == 1
+    for name in ("predictions.png", "report.pdf"):
+        assert (tmp_path / "output/squares" / name).is_file()
+
+
+def test_a_training_without_an_ap_says_so(tmp_path, capsys):
     """As where nothing was found, or there was nothing to find."""
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path)
-    assert f"{tmp_path}/model_final.pth holds the last weights" in summarize(Job(cfg, None))
+    summarize(Job(cfg, None))
+    assert f"{tmp_path}/model_final.pth holds the last weights" in capsys.readouterr().out

@@ -170,6 +170,20 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoints(tmp_path) == ["model_0000001.pth"]
 
 
+def test_any_wrong_byte_of_an_archive_is_no_error(tmp_path):
+    """In the directory at its end it may stand for another version, a key, or no text."""
+    file = tmp_path / "model_0000001.pth"
+    torch.save({"model": {"weight": torch.zeros(3)}}, file)
+    (tmp_path / "last_checkpoint").write_text(file.name)
+    content = file.read_bytes()
+    for place in range(len(content) - 700, len(content)):
+        for bits in (1, 8, 255):
+            file.write_bytes(
+                content[:place] + bytes([content[place] ^ bits]) + content[place + 1 :]
+            )
+            assert last_checkpoint(tmp_path) == file  # there is no other
+
+
 @pytest.mark.parametrize("damage", ["cut", "absent", "turned"])
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, damage, caplog):
     """By training and evaluation; never for one of an older run."""

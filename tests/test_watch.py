@@ -108,7 +108,7 @@ def test_an_evaluation_is_one_line(metrics, best, said, caplog):
     assert caplog.messages == [f"iter 3  {said}"]
 
 
-def test_curves_show_losses_rate_and_ap_of_all_runs(monkeypatch, tmp_path):
+def test_curves_show_losses_rate_and_ap_of_all_runs(monkeypatch, tmp_path, caplog):
     """What a resumed run did again counts once."""
     figures, save = [], Figure.savefig
 
@@ -150,3 +150,7 @@ def test_curves_show_losses_rate_and_ap_of_all_runs(monkeypatch, tmp_path):
     (tmp_path / "curves.png").unlink()
     hook.after_train()
     assert (tmp_path / "curves.png").is_file()
+    (tmp_path / "curves.png").unlink()
+    (tmp_path / "curves.png").mkdir()
+    hook.after_train()  # training goes on
+    assert "curves.png" in caplog.text

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 
 import detectron2.utils.comm as comm
 from detectron2.engine import default_argument_parser
@@ -18,7 +19,7 @@ from ..engine.finetune import ANNOTATIONS, add_arguments
 from ..engine.hooks import read_metrics
 from ..engine.launch import Job, prepare, start_processes, work
 from ..engine.options import TrainingOptions
-from ..engine.terminal import shorten_pages
+from ..engine.terminal import metric_label, shorten_pages
 from ..engine.trainer import evaluate_model, load_for_evaluation
 from ..evaluation.report import write_report
 from ..inference import Predictor
@@ -27,7 +28,6 @@ from . import add_max_pixels, one_line_errors
 
 logger = logging.getLogger(__name__)
 
-METRICS = {"box": "bbox/AP", "mask": "segm/AP", "keypoints": "keypoints/AP"}  # of the summary
 AFTER_FIRST = 3  # seconds
 
 
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = start_processes(
             _work, (job,), num_processes, args.num_machines, args.machine_rank, args.dist_url
         )
-        if args.data and not (code or args.eval_only) and comm.is_main_process():
-            print(summarize(job))
+        if args.data and not (code or args.eval_only or args.machine_rank):
+            summarize(job)  # in all processes of torchrun, which evaluate together
         return code
 
 
@@ -77,20 +77,23 @@ def _work(job: Job) -> None:
             raise
 
 
-def summarize(job: Job) -> str:
-    """Draw what the best weights find, write hotcoco's report on them, and say where all is.
+def summarize(job: Job) -> None:
+    """Draw what the best weights find, write hotcoco's report on them, and print where all is.
 
     A drawing whose library is not installed is named and left out.
     """
     cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
     if not (folder / f"{BEST}.json").is_file():
-        return f"\nNo evaluation gave an AP; {folder / FINAL}.pth holds the last weights."
+        if comm.is_main_process():
+            print(f"\nNo evaluation gave an AP; {folder / FINAL}.pth holds the last weights.")
+        return
     note = json.loads((folder / f"{BEST}.json").read_text())
     weights, iteration = folder / f"{BEST}.pth", note["iteration"]
-    curves = read_metrics(folder / "metrics.json")
-    series = {name: dict(curves[key]) for name, key in METRICS.items() if key in curves}
-    if iteration != max(series["box"]):  # what was evaluated last is not the best
+    curves = {name: dict(points) for name, points in read_metrics(folder / "metrics.json").items()}
+    if iteration != max(curves[note["metric"]]):  # what was evaluated last is not the best
         evaluate_model(cfg, load_for_evaluation(cfg, str(weights)))
+    if not comm.is_main_process():
+        return
     results, annotations = folder / "inference/coco_instances_results.json", folder / ANNOTATIONS
     task = note["metric"].partition("/")[0]
     files = {
@@ -104,18 +107,14 @@ def summarize(job: Job) -> str:
         write_report(annotations, results, task, folder / "report.pdf", folder.name)
     except MissingPackageError as error:
         logger.warning("%s", error)
-    images = job.data[1].image_root
-    values = ", ".join(f"{name} AP {values[iteration]:.1f}" for name, values in series.items())
+    measured = {metric_label(name): points.get(iteration) for name, points in curves.items()}
+    values = [f"{k} AP {v:.1f}" for k, v in measured.items() if k and v is not None]
     done = min(iteration + 1, cfg.SOLVER.MAX_ITER)
-    lines = [
-        f"\nThe best evaluation was that of iteration {done}: {values}.",
-        f"  {weights}: its weights, with config and classes",
-        *(
-            f"  {folder / name}: {what}"
-            for name, what in files.items()
-            if (folder / name).is_file()
-        ),
-        "Try it on your own pictures:",
-        f"  resnest-d2 predict --model {weights} --input {images} --output {folder / 'drawn'}",
-    ]
-    return "\n".join(lines)
+    print(f"\nThe best evaluation was that of iteration {done}: {', '.join(values)}.")
+    print(f"  {weights}: its weights, with config and classes")
+    for name, what in files.items():
+        if (folder / name).is_file():
+            print(f"  {folder / name}: {what}")
+    words = {"--model": weights, "--input": job.data[1].image_root, "--output": folder / "drawn"}
+    print("Try it on your own pictures:")
+    print("  resnest-d2 predict", *(f"{key} {quote(str(path))}" for key, path in words.items()))

@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -81,13 +81,17 @@ def import_extra(name: str, extra: str, purpose: str) -> ModuleType:
         ) from error
 
 
-def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(
+    name: str, known: Iterable[str], cutoff: float = 0.6, first: Sequence[str] = ()
+) -> str:
     """The end of a message about an unknown name, "; did you mean a or b?", or nothing.
 
     Args:
         name: the unknown name.
         known: the names that exist.
         cutoff: how alike two names must be, from 0 to 1.
+        first: names that stand before those that are alike.
     """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    alike = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
+    close = list(dict.fromkeys([*first, *alike]))[:3]
     return f"; did you mean {' or '.join(close)}?" if close else ""

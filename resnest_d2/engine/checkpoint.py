@@ -72,7 +72,7 @@ def _is_whole(file: Path) -> bool:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # any bit of it may be wrong, and zipfile raises whatever that leads to
         return False
 
 

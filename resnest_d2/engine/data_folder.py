@@ -35,6 +35,9 @@ def expand(args: argparse.Namespace) -> None:
     """
     if args.model and args.config_file:
         raise InputError("--model and --config-file are two ways to name a model: leave one out")
+    has_folder = "OUTPUT_DIR" in args.opts[::2]
+    if args.output and has_folder:
+        raise InputError("--output and OUTPUT_DIR are two ways to name a folder: leave one out")
     if args.data:
         others = [f"{split}_{kind}" for split in ("train", "val") for kind in ("json", "images")]
         if any(getattr(args, name) for name in others):
@@ -50,11 +53,19 @@ def expand(args: argparse.Namespace) -> None:
         if not args.eval_only:
             args.train_json, args.train_images = str(layout.train.file), str(layout.train.images)
             args.auto, args.keep_last = True, args.keep_last or 1
-        args.output = args.output or f"output/{Path(args.data).resolve().name}"
+        if not has_folder:
+            args.output = args.output or f"output/{Path(args.data).resolve().name}"
     if args.output:
         args.opts = [*args.opts, "OUTPUT_DIR", args.output]
-    if args.train_json and not args.config_file and os.path.isfile(args.train_json):
-        choose_model(args, has_masks(Path(args.train_json)))
+    if args.config_file or not (args.model or args.train_json):
+        return
+    if not (args.train_json or args.eval_only):
+        raise InputError(
+            "--model is trained on --data or --train-json; --config-file trains on the data sets "
+            "that it names"
+        )
+    file = args.train_json or args.val_json
+    choose_model(args, not file or not os.path.isfile(file) or has_masks(Path(file)))
 
 
 def choose_model(args: argparse.Namespace, masks: bool) -> None:

@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..config import FileError
 from ..files import replacing, write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
 
@@ -273,7 +274,10 @@ class DrawCurves(hooks.HookBase):
         """Draw."""
         file = self._folder / "metrics.json"
         if file.is_file() and importlib.util.find_spec("matplotlib"):
-            plot_curves(read_metrics(file), self._folder / "curves.png")
+            try:
+                plot_curves(read_metrics(file), self._folder / "curves.png")
+            except FileError as error:  # a picture is no reason to end training
+                logger.warning("%s", error)
 
 
 def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:

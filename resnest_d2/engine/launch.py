@@ -193,7 +193,8 @@ def join_torchrun(device: str) -> bool:
     group = {"store": store, "rank": rank, "world_size": world_size, "timeout": DEFAULT_TIMEOUT}
     dist.init_process_group("nccl" if use_gpu else "gloo", **group)
     if use_gpu:
-        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", "0")))
+        # Launchers that name no local rank start one process a machine, or count over its GPUs.
+        torch.cuda.set_device(int(os.getenv("LOCAL_RANK", rank % torch.cuda.device_count())))
     comm.create_local_process_group(int(os.getenv("LOCAL_WORLD_SIZE", "1")))
     comm.synchronize()
     return True

@@ -88,6 +88,14 @@ class Short(logging.Filter):
         return True
 
 
+def metric_label(name: str) -> str:
+    """What a metric is called in a line, "mask" for ``segm/AP``; "" if it has no place there."""
+    *sets, task, metric = ("", *name.split("/"))[-3:]
+    if metric not in METRICS or not task:
+        return ""
+    return " ".join(filter(None, (*sets, TASKS.get(task, task) if metric == "AP" else metric)))
+
+
 class Announce(hooks.HookBase):
     """Says each evaluation's metrics in one line: ``iter 300  box 21.8  mask 20.5  best``.
 
@@ -115,10 +123,8 @@ class Announce(hooks.HookBase):
     def _announce(self, done: int) -> None:
         storage, words = self.trainer.storage, []
         for name, (value, iteration) in storage.latest().items():
-            *sets, task, metric = ("", *name.split("/"))[-3:]
-            if metric in METRICS and iteration == storage.iter and task:
-                label = TASKS.get(task, task) if metric == "AP" else metric
-                words.append(f"{' '.join(filter(None, (*sets, label)))} {value:.1f}")
+            if iteration == storage.iter and (label := metric_label(name)):
+                words.append(f"{label} {value:.1f}")
         if words and self._best and self._best.best_iter == storage.iter:
             words.append("best")
         if words:

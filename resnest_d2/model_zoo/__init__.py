@@ -29,8 +29,7 @@ def _known(name: str) -> str:
         # By the last part, so that a folder may be forgotten.
         last = stem.lower().rpartition("/")[2]
         same = [n for n in known if n.rpartition("/")[2] == last]
-        hint = f"; did you mean {' or '.join(same)}?" if same else did_you_mean(last, known, 0.3)
-        raise InputError(f"no model {name!r}{hint}")
+        raise InputError(f"no model {name!r}{did_you_mean(stem.lower(), known, 0.3, same)}")
     return stem
 
 

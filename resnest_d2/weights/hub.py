@@ -13,8 +13,6 @@ from ..config import FileError, InputError, import_extra
 from .catalog import HUB
 from .files import ENDINGS
 
-HubErrors = Exception  # its HTTP client and its accelerators raise types of their own
-
 
 class FetchError(FileError):
     """No source provided the weights; the message lists each one's failure."""
@@ -37,7 +35,7 @@ def download(path: str) -> Path:
         return Path(library.hf_hub_download(name, file))
     except InputError:
         raise
-    except HubErrors as error:
+    except Exception as error:  # its HTTP client and its accelerators raise types of their own
         raise FetchError(f"cannot get {path}: {first_line(error)}") from error
 
 
@@ -78,7 +76,7 @@ def upload(name: str, files: dict[str, Path]) -> str:
         removing = [library.CommitOperationDelete(file) for file in old]
         text = f"Weights, config and card of {name}"
         library.create_commit(name, [*adding, *removing], commit_message=text)
-    except HubErrors as error:
+    except Exception as error:  # as above
         raise FileError(f"--hub {name}: the hub says {first_line(error)}") from error
     return str(address)
 
