@@ -128,7 +128,9 @@ class CocoEvaluator(DatasetEvaluator):
         for task, metrics in results.items():
             overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
             classes = [f"{k[3:]} {v:.1f}" for k, v in metrics.items() if k.startswith("AP-")]
-            table = f"{create_small_table(overall)}\nAP by class: {', '.join(classes)}"
+            table = create_small_table(overall)
+            if classes:  # else the one class's AP is in the table
+                table += f"\nAP by class: {', '.join(classes)}"
             logger.info("%s on %s by %s:\n%s", task, self.name, self._library, table)
         return results
 
