@@ -13,6 +13,11 @@ from typing import IO
 
 from .config import FileError, InputError
 
+try:
+    from detectron2.utils.file_io import PathManager
+except ModuleNotFoundError:  # Detectron2 0.2 has fvcore's
+    from fvcore.common.file_io import PathManager  # noqa: F401
+
 
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex digits."""

@@ -10,6 +10,7 @@ from ..files import check_writable, sha256
 from ..weights import Checkpoint, open_weights
 from ..weights.convert import network_of, rename_resnest
 from ..weights.files import ENDINGS, write_checkpoint
+from ..weights.loading import HEURISTICS
 from . import running
 
 
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_checkpoint(checkpoint, args.target)
         print(format_summary(checkpoint))
         print(f"wrote    {args.target} (SHA-256 {sha256(args.target)})")
+        if checkpoint.by_suffix and args.target.suffix == ".safetensors":
+            # Detectron2's own loader does not see what the file says of its names.
+            print(f"In other projects: MODEL.WEIGHTS '{args.target}?{HEURISTICS}'")
     return 0
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from ..config import InputError, MissingFileError, require_int
+from ..files import PathManager
 
 # Not all that Pillow knows: reading EPS runs Ghostscript on it.
 Image.init()

@@ -21,7 +21,6 @@ from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, Panopti
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -29,8 +28,7 @@ from ..config import ConfigError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
-from ..modeling.split_attention import SplitAttentionConv2d
-from ..modeling.sync_batchnorm import CpuSyncBatchNorm, replace_sync_batchnorm
+from ..modeling.sync_batchnorm import replace_sync_batchnorm
 from ..weights import Checkpoint, load_weights
 from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata, follow_changes
@@ -336,8 +334,8 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
     """See that a model can be trained on data sets that are loaded.
 
     Raises:
-        ConfigError: one image a process, where the attention's batch norm needs more; more classes
-            in the data than in the model, which Detectron2 finds on a GPU by a CUDA assert.
+        ConfigError: more classes in the data than in the model, which Detectron2 finds on a GPU by
+            a CUDA assert.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
@@ -347,18 +345,6 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
             head = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
             raise ConfigError(
                 f"MODEL.{head}.NUM_CLASSES is {has}, but data set {name!r} has {needs} classes"
-            )
-    world = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH // world > 1:
-        return
-    synchronised = (CpuSyncBatchNorm, nn.SyncBatchNorm) if world > 1 else ()
-    for norm in (m.bn1 for m in model.modules() if isinstance(m, SplitAttentionConv2d)):
-        if isinstance(norm, _BatchNorm) and norm.training and not isinstance(norm, synchronised):
-            raise ConfigError(
-                f"{type(norm).__name__.removeprefix('Cpu')} cannot be trained on one value per "
-                "channel: the attention's batch norm sees a 1x1 map of one image. Use at least two "
-                "images a process (SOLVER.IMS_PER_BATCH over the number of processes), or "
-                "MODEL.RESNETS.NORM SyncBN over several processes, FrozenBN or GN"
             )
 
 

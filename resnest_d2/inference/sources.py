@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..config import InputError, MissingFileError, import_extra
+from ..files import PathManager
 from ..data.images import IMAGE_ENDINGS, from_pil, read_image
 
 logger = logging.getLogger(__name__)

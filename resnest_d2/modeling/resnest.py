@@ -186,7 +186,8 @@ class ResNeSt(ResNet):
         if out_features and num_classes is not None:
             # Detectron2 keeps the stages up to the last one named, and the head needs all of them.
             kept = [*out_features, names[len(stages)]]
-        super().__init__(stem, stages, num_classes, kept, freeze_at)
+        super().__init__(stem, stages, num_classes, kept)
+        self.freeze(freeze_at)  # Detectron2 0.3 has no argument for it
         if num_classes is not None:
             self._out_features = list(out_features or self._out_features)
             self._out_feature_channels["linear"] = num_classes  # for output_shape

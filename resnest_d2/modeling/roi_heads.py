@@ -1,4 +1,4 @@
-"""The cascade of MMDetection, whose three stages each have a mask head."""
+"""Heads of regions: MMDetection's cascade with a mask head a stage, and C4 heads of ResNeSt."""
 
 from typing import Any
 
@@ -6,13 +6,19 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import CascadeROIHeads, fast_rcnn, select_foreground_proposals
+from detectron2.modeling.roi_heads import (
+    Res5ROIHeads,
+    fast_rcnn,
+    select_foreground_proposals,
+)
+from detectron2.modeling.roi_heads.cascade_rcnn import CascadeROIHeads  # Detectron2 0.3: here alone
 from detectron2.modeling.roi_heads.mask_head import mask_rcnn_inference, mask_rcnn_loss
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from ..config import ConfigError
+from .build import build_resnest_backbone
 
 # MMDetection's cascades have these, as the Cascade R-CNN paper's implementation has.
 STAGE_LOSS_WEIGHTS = (1.0, 0.5, 0.25)
@@ -161,3 +167,16 @@ class AveragingCascadeROIHeads(CascadeROIHeads):
         # The base class divides the gradients by the number of stages; the loss weights do that.
         pooled = self.box_pooler(features, [p.proposal_boxes for p in proposals])
         return self.box_predictor[stage](self.box_head[stage](pooled))
+
+
+@ROI_HEADS_REGISTRY.register()
+class ResNeStRes5ROIHeads(Res5ROIHeads):
+    """``Res5ROIHeads``, the heads of Detectron2's C4 models, whose res5 is a ResNeSt's."""
+
+    @classmethod
+    def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
+        """The stage of the backbone that the config describes, and its output channels."""
+        cfg = cfg.clone()
+        cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"]])
+        backbone = build_resnest_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
+        return backbone.res5, backbone.output_shape()["res5"].channels

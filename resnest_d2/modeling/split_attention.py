@@ -5,10 +5,12 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import ConfigError
 from .deform_conv import DeformConv2d
 from .norm import Norm, make_norm
+from .sync_batchnorm import is_synchronised
 
 
 class SplitAttentionConv2d(nn.Module):
@@ -99,7 +101,12 @@ class SplitAttentionConv2d(nn.Module):
 
         With radix >= 2 the weights sum to 1 over dimension 1. They are in fp32 under autocast and
         in a model of half precision.
+
+        Raises:
+            ConfigError: batch norm would be trained on one value a channel.
         """
+        if self.training and pooled.shape[0] == 1:
+            _require_values(self.bn1)
         device = pooled.device.type
         is_autocast = device != "meta" and torch.is_autocast_enabled(device)
         if is_autocast or self.fc1.weight.dtype in HALF:
@@ -119,6 +126,16 @@ class SplitAttentionConv2d(nn.Module):
     def weighted_sum(self, splits: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Sum of the splits by their attention, of shape (N, out_channels, H, W)."""
         return (splits * attention).sum(1)
+
+
+def _require_values(norm: nn.Module | None) -> None:
+    """Refuse to train a batch norm on one image, of which it sees a map of 1x1."""
+    if isinstance(norm, _BatchNorm) and norm.training and not is_synchronised(norm):
+        raise ConfigError(
+            "batch norm cannot be trained on one image a process: the attention's sees one value a "
+            "channel. Use at least two images a process (SOLVER.IMS_PER_BATCH over the number of "
+            "processes), or MODEL.RESNETS.NORM SyncBN over several processes, FrozenBN or GN"
+        )
 
 
 HALF = (torch.float16, torch.bfloat16)

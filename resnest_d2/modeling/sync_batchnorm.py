@@ -2,6 +2,7 @@
 
 import torch
 import torch.distributed as dist
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
@@ -52,3 +53,9 @@ def replace_sync_batchnorm(model: nn.Module) -> nn.Module:
         if replaced is not child:
             setattr(model, name, replaced)
     return model
+
+
+def is_synchronised(norm: nn.Module) -> bool:
+    """Whether a norm's statistics in training are those of several processes."""
+    kinds = (CpuSyncBatchNorm, nn.SyncBatchNorm, NaiveSyncBatchNorm)
+    return isinstance(norm, kinds) and comm.get_world_size() > 1

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..modeling.resnest import ARCHITECTURES
+from .catalog import IMAGENET_RGB
 from .files import Checkpoint, UnreadableError, find_tensors
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,7 @@ FOREIGN = (
     Naming("OpenMMLab's backbones", (*_OPENMMLAB_RULES, (r"head\.fc\." + _ENDS, "linear.{rest}"))),
     MMDETECTION,
 )
+DETECTRON2 = "Detectron2"
 DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123]|shortcut))\..+")
 
 _ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
@@ -161,7 +163,8 @@ def rename_resnest(checkpoint: Checkpoint) -> Checkpoint:
 def rename(checkpoint: Checkpoint) -> Checkpoint:
     """Give a checkpoint's weights Detectron2's names; where none fits a known naming, all stay.
 
-    Those of a backbone alone have no prefix.
+    Those of a backbone alone have no prefix. Files in other names than Detectron2's are for RGB,
+    as all of the projects that use them normalise it.
     """
     named = {k: v for k, v in checkpoint.weights.items() if not _AVERAGING.fullmatch(k)}
     while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
@@ -187,6 +190,8 @@ def rename(checkpoint: Checkpoint) -> Checkpoint:
         by_suffix=checkpoint.by_suffix or backbone is not None,
         author="resnest_d2",
         naming=naming,
+        # The detectors differ by less than a warning is worth.
+        input_format=checkpoint.input_format or (IMAGENET_RGB if naming != DETECTRON2 else None),
     )
 
 
@@ -210,7 +215,7 @@ def _recognize(keys: Iterable[str]) -> tuple[str, dict[str, str | None]]:
         is_bare = any(_BACKBONE_KEY.match(k) and DETECTRON2_KEY.fullmatch(k) for k in keys)
         foreign = {k for k in keys if is_bare and not _BACKBONE_KEY.match(k)}
         renamed = {k: None if k in foreign else _OLD_NORM.sub(r"\1.bn0.\2", k) for k in keys}
-        return "Detectron2", renamed
+        return DETECTRON2, renamed
     bare = _without_place(keys)
     renamings = [{k: naming.rename(name) for name, k in bare.items()} for naming in FOREIGN]
     counts = [sum(new is not None for new in names.values()) for names in renamings]

@@ -11,11 +11,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
 from ..config import InputError
-from ..files import sha256
+from ..files import PathManager, sha256
 from . import catalog
 from .catalog import HUB, Entry, file_name
 from .convert import rename

@@ -12,11 +12,11 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling.backbone import ResNet
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ..config import InputError
+from ..files import PathManager
 from ..modeling.resnest import ResNeSt
 from .catalog import input_format_of
 from .convert import network_of, rename
