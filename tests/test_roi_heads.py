@@ -4,13 +4,16 @@ import copy
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
+from detectron2.utils.logger import _LOG_COUNTER
 from test_heads import SIZE, batch, small_config
 
 from resnest_d2.config import ConfigError
 from resnest_d2.engine.trainer import prepare_to_train
 from resnest_d2.modeling.detector import build_detector
+from resnest_d2.modeling.resnest import make_resnest
 
 
 def losses_of(model, inputs, seed=0):
@@ -89,3 +92,39 @@ def test_a_cascade_of_two(cfg):
     head.IOUS, head.BBOX_REG_WEIGHTS = head.IOUS[:2], head.BBOX_REG_WEIGHTS[:2]
     model = build_detector(shorter).train()
     assert "loss_mask_stage1" in losses_of(model, batch(shorter))
+
+
+C4 = [
+    *("MODEL.BACKBONE.NAME", "build_resnest_backbone", "MODEL.RESNETS.OUT_FEATURES", ["res4"]),
+    *("MODEL.RPN.IN_FEATURES", ["res4"], "MODEL.ROI_HEADS.IN_FEATURES", ["res4"]),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[32, 64, 128]], "MODEL.ROI_MASK_HEAD.NUM_CONV", 0),
+    *("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 14, "MODEL.RESNETS.NORM", "BN"),
+]
+
+
+def test_c4_heads_have_the_backbones_res5():
+    """Of a file of the whole ResNeSt nothing of res5 stays behind, and the heads train."""
+    cfg = small_config("mask", *C4, "MODEL.ROI_HEADS.NAME", "ResNeStRes5ROIHeads")
+    model = build_detector(cfg)
+    whole = make_resnest(14, width_per_group=32, res2_out_channels=128)
+    weights = whole.state_dict()
+    DetectionCheckpointer(model)._load_model({"model": dict(weights), "matching_heuristics": True})
+    expected = {key.removeprefix("res5."): v for key, v in weights.items() if key[:4] == "res5"}
+    loaded = model.roi_heads.res5.state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[k], v) for k, v in expected.items() if "num_batches" not in k)
+    x = torch.rand(2, 512, 14, 14)
+    assert torch.equal(model.roi_heads.res5.eval()(x), whole.res5.eval()(x))
+    losses = losses_of(model.train(), batch(cfg))
+    assert losses.keys() >= {"loss_cls", "loss_box_reg", "loss_mask"}
+    sum(losses.values()).backward()
+    assert model.roi_heads.res5[0].conv2.fc1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("heads", "is_warned"), [("Res5ROIHeads", True), ("ResNeStRes5ROIHeads", False)]
+)
+def test_plain_c4_heads_are_warned_of(heads, is_warned, caplog):
+    _LOG_COUNTER.clear()
+    build_detector(small_config("mask", *C4, "MODEL.ROI_HEADS.NAME", heads))
+    assert ("has a plain ResNet's res5, half of which stays random" in caplog.text) == is_warned

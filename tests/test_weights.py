@@ -11,12 +11,14 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.utils.file_io import PathHandler, PathManager
 from detectron2.utils.logger import _LOG_COUNTER
 from helpers import image_shape, make_cfg
+from timm import create_model
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torchvision.models import resnet50
 
 import resnest_d2
 from resnest_d2 import model_zoo
+from resnest_d2.commands.convert import main as convert_command
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.modeling.resnest import make_resnest
 from resnest_d2.weights import (
@@ -351,15 +353,18 @@ RGB += ["MODEL.PIXEL_STD", [58.393, 57.12, 57.375]]
         ("timm://resnest50d.in1k", [*RGB, "MODEL.PIXEL_STD", [1.0] * 3], True),
         ("/data/resnest50-528c19ca.pth", [], True),
         ("resnest://ImageNet/resnest50", RGB, False),
-        ("output/model_final.pth", [], False),
+        ("converted.pth", [], True),
+        ("converted.pth", [*RGB, "INPUT.FORMAT", "BGR"], True),
+        ("converted.pth", RGB, False),
+        ("", [], False),
     ],
 )
 def test_builders_warn_of_detectron2s_own_colours(weights, opts, is_warned, caplog):
-    """Every project calls them; what a file was made for is known when it is loaded."""
+    """Every project calls them, and loads files by a checkpointer that knows no colours."""
     cfg = make_cfg(*OPTS, "MODEL.WEIGHTS", weights, *opts)
     for _ in range(2):
         resnest_d2.build_resnest_backbone(cfg, image_shape())
-    lines = [m for m in caplog.messages if m.startswith("MODEL.PIXEL_STD [1, 1, 1] is Detectron2")]
+    lines = [m for m in caplog.messages if "published ResNeSt weights, and files converted" in m]
     assert len(lines) == is_warned
 
 
@@ -384,6 +389,33 @@ def test_what_is_known_of_colours_is_what_the_files_were_trained_with():
         cfg, known = model_zoo.get_config(name), input_format_of(f"resnest://COCO/{name}")
         found = (known.channels, list(known.mean), list(known.std))
         assert found == (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
+
+
+@pytest.mark.usefixtures("warnings_anew")
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_converted_file_knows_its_colours_and_fits_other_projects(
+    tmp_path, ending, caplog, capsys
+):
+    """Timm's names on disk; every tensor but counters gets there by Detectron2's own loader."""
+    network = create_model("resnest14d")
+    save(tmp_path / "timm.pth", network.state_dict())
+    target = tmp_path / f"converted.{ending}"
+    assert convert_command([str(tmp_path / "timm.pth"), str(target)]) == 0
+    shown = f"MODEL.WEIGHTS '{target}?matching_heuristics=True'"
+    assert (shown in capsys.readouterr().out) == (ending == "safetensors")
+    model = small_detector(
+        "MODEL.RESNETS.WIDTH_PER_GROUP", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 256
+    )
+    file = f"{target}?matching_heuristics=True" if ending == "safetensors" else str(target)
+    DetectionCheckpointer(model).load(file)
+    loaded = model.backbone.bottom_up.state_dict()
+    expected = open_weights(target).weights
+    assert len([k for k in loaded if k in expected]) == len(loaded)
+    for name in (key for key in loaded if not key.endswith("num_batches_tracked")):
+        assert torch.equal(loaded[name], expected[name]), name
+    caplog.clear()
+    load_weights(model, str(target), allow_untrained=True)
+    assert "was made for RGB with mean 123.675" in caplog.text
 
 
 class Company(PathHandler):

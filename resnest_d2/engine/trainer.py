@@ -28,6 +28,7 @@ from ..config import ConfigError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
+from ..modeling.split_attention import SplitAttentionConv2d
 from ..modeling.sync_batchnorm import replace_sync_batchnorm
 from ..weights import Checkpoint, load_weights
 from ..weights.stored_config import config_text
@@ -334,8 +335,8 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
     """See that a model can be trained on data sets that are loaded.
 
     Raises:
-        ConfigError: more classes in the data than in the model, which Detectron2 finds on a GPU by
-            a CUDA assert.
+        ConfigError: one image a process, where the attention's batch norm needs more; more classes
+            in the data than in the model, which Detectron2 finds on a GPU by a CUDA assert.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
@@ -346,6 +347,10 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
             raise ConfigError(
                 f"MODEL.{head}.NUM_CLASSES is {has}, but data set {name!r} has {needs} classes"
             )
+    if cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() <= 1:
+        for layer in model.modules():
+            if isinstance(layer, SplitAttentionConv2d):
+                layer.require_several_images()
 
 
 def load_for_evaluation(cfg: CfgNode, checkpoint: Checkpoint | str) -> nn.Module:

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from ..config import InputError, MissingFileError, import_extra
-from ..files import PathManager
 from ..data.images import IMAGE_ENDINGS, from_pil, read_image
+from ..files import PathManager
 
 logger = logging.getLogger(__name__)
 

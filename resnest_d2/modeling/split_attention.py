@@ -106,7 +106,7 @@ class SplitAttentionConv2d(nn.Module):
             ConfigError: batch norm would be trained on one value a channel.
         """
         if self.training and pooled.shape[0] == 1:
-            _require_values(self.bn1)
+            self.require_several_images()
         device = pooled.device.type
         is_autocast = device != "meta" and torch.is_autocast_enabled(device)
         if is_autocast or self.fc1.weight.dtype in HALF:
@@ -123,19 +123,24 @@ class SplitAttentionConv2d(nn.Module):
         x = torch.sigmoid(x) if self.radix == 1 else F.softmax(x, dim=1)
         return x.reshape(x.shape[0], self.radix, self.channels, 1, 1)
 
+    def require_several_images(self) -> None:
+        """Refuse to train a batch norm on one image, of which it sees a map of 1x1.
+
+        Raises:
+            ConfigError: the attention's norm is such a one.
+        """
+        norm = self.bn1
+        if isinstance(norm, _BatchNorm) and norm.training and not is_synchronised(norm):
+            raise ConfigError(
+                "batch norm cannot be trained on one image a process: the attention's sees one "
+                "value a channel. Use at least two images a process (SOLVER.IMS_PER_BATCH over the "
+                "number of processes), or MODEL.RESNETS.NORM SyncBN over several processes, "
+                "FrozenBN or GN"
+            )
+
     def weighted_sum(self, splits: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Sum of the splits by their attention, of shape (N, out_channels, H, W)."""
         return (splits * attention).sum(1)
-
-
-def _require_values(norm: nn.Module | None) -> None:
-    """Refuse to train a batch norm on one image, of which it sees a map of 1x1."""
-    if isinstance(norm, _BatchNorm) and norm.training and not is_synchronised(norm):
-        raise ConfigError(
-            "batch norm cannot be trained on one image a process: the attention's sees one value a "
-            "channel. Use at least two images a process (SOLVER.IMS_PER_BATCH over the number of "
-            "processes), or MODEL.RESNETS.NORM SyncBN over several processes, FrozenBN or GN"
-        )
 
 
 HALF = (torch.float16, torch.bfloat16)
