@@ -218,10 +218,28 @@ def test_odd_files_and_the_file_of_predictions(evaluator, tmp_path, change, libr
     assert json.loads(files[0].read_text()) == json.loads(files[1].read_text())
 
 
-def test_nothing_that_is_found_is_no_number(evaluator):
-    metrics = evaluator(RandomSet(4, 6)).evaluate()["bbox"]
-    assert list(metrics) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    assert np.isnan(list(metrics.values())).all()
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_model_that_finds_nothing_has_an_ap_of_zero(evaluator, library):
+    """As pycocotools says; of sizes and data sets without objects it is no number."""
+    data = RandomSet(4, 6)
+    nothing = instances([])
+    nothing.pred_masks = torch.zeros(0, 10, 10, dtype=torch.bool)
+    for annotation in data.dataset["annotations"]:
+        annotation |= {"area": 40**2, "iscrowd": 0, "segmentation": [[0, 0, 40, 0, 40, 40, 0, 40]]}
+    one = evaluator(data, library)
+    one.process([{"image_id": data.images[0]["id"]}], [{"instances": nothing}])
+    results = one.evaluate()
+    assert list(results) == ["bbox", "segm"]
+    for metrics in results.values():
+        overall = {name: value for name, value in metrics.items() if not name.startswith("AP-")}
+        assert [overall.pop(name) for name in ("APs", "APl")] == pytest.approx(
+            [np.nan] * 2, nan_ok=True
+        )
+        assert set(overall.values()) == {0}
+    data.dataset["annotations"].clear()
+    one = evaluator(data, library)
+    one.process([{"image_id": data.images[0]["id"]}], [{"instances": nothing}])
+    assert np.isnan(list(one.evaluate()["segm"].values())).all()
 
 
 def test_a_data_set_without_annotations_gives_a_file(evaluator, tmp_path):

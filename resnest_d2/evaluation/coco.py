@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import itertools
 import json
 import logging
 from collections import Counter, defaultdict
@@ -28,7 +27,9 @@ from ..files import make_folder, write_text
 logger = logging.getLogger(__name__)
 
 COCO_DETECTIONS = 100  # so many detections an image COCO's AP counts
+# What a task compares, in annotations and in the output of a model.
 FIELDS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+PREDICTED = {"bbox": "pred_boxes", "segm": "pred_masks", "keypoints": "pred_keypoints"}
 # COCO's metrics by the index of their IoU threshold (None: the mean of all ten) and of their range
 # of areas; of keypoints there is none of small objects.
 METRICS = {"AP": (None, 0), "AP50": (0, 0), "AP75": (5, 0)}
@@ -81,6 +82,7 @@ class CocoEvaluator(DatasetEvaluator):
         self._metadata = MetadataCatalog.get(dataset_name)
         self._library = library or implementation()
         self._found: list[dict[str, Any]] = []
+        self._tasks: set[str] = set()
         if not comm.is_main_process():
             return
         file = self._metadata.get("json_file", None)
@@ -95,13 +97,14 @@ class CocoEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget what was found."""
-        self._found = []
+        self._found, self._tasks = [], set()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep what was found on some images."""
         for given, output in zip(inputs, outputs, strict=True):
             if "instances" in output:
                 instances = output["instances"].to("cpu")
+                self._tasks |= {task for task, field in PREDICTED.items() if instances.has(field)}
                 self._found += instances_to_coco_json(instances, given["image_id"])
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
@@ -114,17 +117,17 @@ class CocoEvaluator(DatasetEvaluator):
             InputError: a detection is of an image or a class that the data set does not have.
         """
         comm.synchronize()
-        found = list(itertools.chain.from_iterable(comm.gather(self._found, dst=0)))
+        gathered = comm.gather((self._found, self._tasks), dst=0)
         if not comm.is_main_process():
             return None
-        found = self._with_dataset_ids(found)
+        found = self._with_dataset_ids([one for found, _ in gathered for one in found])
         make_folder(self.folder)
         write_text(self.folder / "coco_instances_results.json", json.dumps(found))
         if self._truth.get("annotations") is None:
             logger.info("%s has no annotations: its results are in %s", self._file, self.folder)
             return {}
-        tasks = sorted(t for t, field in FIELDS.items() if any(field in one for one in found[:1]))
-        results = {task: self._metrics(found, task) for task in tasks or ["bbox"]}
+        tasks = sorted(set().union(*(tasks for _, tasks in gathered)))
+        results = {task: self._metrics(found, task) for task in tasks}
         for task, metrics in results.items():
             overall = {k: v for k, v in metrics.items() if not k.startswith("AP-")}
             classes = [f"{k[3:]} {v:.1f}" for k, v in metrics.items() if k.startswith("AP-")]
@@ -155,8 +158,6 @@ class CocoEvaluator(DatasetEvaluator):
         names = [c["name"] for c in sorted(categories, key=lambda c: c["id"])]
         areas = {name: (None, number) for number, name in enumerate(AREAS[task], 1)}
         wanted = {**METRICS, **areas}
-        if not found:
-            return dict.fromkeys(wanted, float("nan"))
         precision = self._precision(found, task)
         metrics = {name: _mean(precision, *index) for name, index in wanted.items()}
         if len(names) > 1:
@@ -179,7 +180,7 @@ class CocoEvaluator(DatasetEvaluator):
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = self._begin(found, task)
             if task == "keypoints":
-                self._set_sigmas(evaluation.params, len(found[0]["keypoints"]) // 3)
+                self._set_sigmas(evaluation.params, found)
             else:
                 evaluation.params.maxDets = [1, 10, self._detections]
             evaluation.evaluate()
@@ -198,14 +199,18 @@ class CocoEvaluator(DatasetEvaluator):
         coco = pycocotools.coco.COCO()
         coco.dataset = truth
         coco.createIndex()
-        return pycocotools.cocoeval.COCOeval(coco, coco.loadRes(found), task)
+        results = (
+            coco.loadRes(found) if found else pycocotools.coco.COCO()
+        )  # it takes no empty list
+        return pycocotools.cocoeval.COCOeval(coco, results, task)
 
-    def _set_sigmas(self, params: Any, predicted: int) -> None:
+    def _set_sigmas(self, params: Any, found: list[dict[str, Any]]) -> None:
         if self._sigmas:
             params.kpt_oks_sigmas = np.array(self._sigmas)
         sigmas = len(params.kpt_oks_sigmas)
         annotated = (len(a["keypoints"]) // 3 for a in self._truth["annotations"])
         number = next(annotated, sigmas)
+        predicted = len(found[0]["keypoints"]) // 3 if found else number
         if not sigmas == number == predicted:
             raise ConfigError(
                 f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} values, the annotations {number} keypoints "
