@@ -58,12 +58,31 @@ def test_few_small_images_of_small_objects(make):
     assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 448
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [16], [32], [64], [128]]
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
-    # 2,000 images in batches of 4, at a quarter of the rate for 16.
+    # 800 images in batches of 4, at a quarter of the rate for 16.
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (4, 0.02 / 4)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (500, (333, 444))
-    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (50, 100)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (200, (133, 177))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (20, 40)
     assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
+    # A backbone that knows ImageNet keeps its norms.
     assert cfg.TEST.PRECISE_BN.ENABLED
+    assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_BOX_HEAD.NORM == "SyncBN"
+
+
+@pytest.mark.parametrize(
+    ("size", "opts", "norm"),
+    [
+        (256, [], "GN"),
+        (128, [], "SyncBN"),  # batches of 8
+        (256, ["MODEL.RESNETS.BOTTLENECK_WIDTH", "40"], "SyncBN"),  # 32 do not divide 20 channels
+        (256, ["MODEL.ROI_BOX_HEAD.CONV_DIM", "40"], "SyncBN"),
+    ],
+)
+def test_small_batches_from_random_weights_take_group_norm(make, size, opts, norm):
+    files = make(10, size, size, 40, 1)
+    cfg = automatic("mask_resnest14_digits", files, "MODEL.MASK_ON", "False", *opts)
+    parts = (cfg.MODEL.RESNETS, cfg.MODEL.FPN, cfg.MODEL.ROI_BOX_HEAD)
+    assert [part.NORM for part in parts] == [norm] * 3
+    assert cfg.TEST.PRECISE_BN.ENABLED == (norm == "SyncBN")
 
 
 @pytest.mark.parametrize(

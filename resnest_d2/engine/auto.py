@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone
 from tabulate import tabulate
 
 from ..data.coco_json import CocoData
@@ -24,8 +25,11 @@ GIGABYTES_PER_IMAGE = 4  # Mask R-CNN with ResNeSt-50 in training, at 800 x 1333
 # it sees at least, counted as often as they are seen.
 GREATEST_SIDE = {"cpu": 384, "cuda": 800}
 TIMES_SEEN = {"cpu": 20, "cuda": 40}
-LEAST_SEEN = {"cpu": 2000, "cuda": 4000}
+LEAST_SEEN = {"cpu": 800, "cuda": 4000}
+FEWEST_FOR_BATCH_NORM = 8  # images of a batch, where a network learns from nothing
 EVALUATIONS = 5
+BATCH_NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD")  # parts of a model with a key NORM
+BATCH_NORMS = ("BN", "SyncBN")
 MOST_REGIONS = 512  # of an image, for the heads to learn from; Detectron2's default
 
 
@@ -158,9 +162,26 @@ def _choose_schedule(
     period = math.ceil(length / EVALUATIONS)
     choose("TEST.EVAL_PERIOD", period, f"{EVALUATIONS} evaluations")
     choose("SOLVER.CHECKPOINT_PERIOD", period, "with them")
-    choose(
-        "TEST.PRECISE_BN.ENABLED", True, f"batches of {batch} leave batch norms rough statistics"
-    )
+    if batch < FEWEST_FOR_BATCH_NORM and not cfg.MODEL.WEIGHTS and _takes_group_norm(cfg):
+        for name in BATCH_NORMED:
+            if cfg.MODEL[name].NORM in BATCH_NORMS:
+                reason = f"from random weights, batches of {batch} are too small for batch norm"
+                choose(f"MODEL.{name}.NORM", "GN", reason)
+    reason = f"batches of {batch} leave batch norms rough statistics"
+    choose("TEST.PRECISE_BN.ENABLED", cfg.MODEL.RESNETS.NORM in BATCH_NORMS, reason)
+
+
+def _takes_group_norm(cfg: CfgNode) -> bool:
+    """Whether group norm's 32 groups divide the channels of a model."""
+    cfg = cfg.clone()
+    for name in BATCH_NORMED:
+        cfg.MODEL[name].NORM = "GN"
+    try:
+        with torch.device("meta"):  # no memory, no values
+            build_backbone(cfg)
+    except ValueError:  # PyTorch's, and our ConfigError
+        return False
+    return cfg.MODEL.ROI_BOX_HEAD.CONV_DIM % 32 == 0
 
 
 def _batch(kind: str, pixels: int, num_processes: int) -> tuple[int, str]:

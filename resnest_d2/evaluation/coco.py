@@ -199,9 +199,8 @@ class CocoEvaluator(DatasetEvaluator):
         coco = pycocotools.coco.COCO()
         coco.dataset = truth
         coco.createIndex()
-        results = (
-            coco.loadRes(found) if found else pycocotools.coco.COCO()
-        )  # it takes no empty list
+        # loadRes takes no empty list.
+        results = coco.loadRes(found) if found else pycocotools.coco.COCO()
         return pycocotools.cocoeval.COCOeval(coco, results, task)
 
     def _set_sigmas(self, params: Any, found: list[dict[str, Any]]) -> None:
