@@ -176,7 +176,7 @@ POINTS = {"MODEL.POINT_HEAD.NUM_CLASSES": 5}
     [
         ("keypoint_resnest50", {}, "a keypoint head"),
         ("panoptic_resnest50", {}, "a model of type PanopticFPN"),
-        ("pointrend_resnest50", POINTS, "a mask head of type PointRendMaskHead"),
+        ("pointrend_resnest50", POINTS, "a mask head of type AnyBatchPointRendMaskHead"),
         ("deeplabv3plus_resnest50", {}, "a model of type SemanticSegmentor"),
         ("faster_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTIONS_"),
         ("retinanet_resnest50", NO_LIMIT, "a model without a limit of detections .TEST.DETECTION"),

@@ -14,7 +14,12 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from resnest_d2 import model_zoo
-from resnest_d2.engine.trainer import Trainer, load_for_evaluation, with_augmentation
+from resnest_d2.engine.trainer import (
+    Trainer,
+    load_for_evaluation,
+    prepare_to_train,
+    with_augmentation,
+)
 from resnest_d2.modeling.deeplab import semantic_augmentations
 from resnest_d2.modeling.detector import build_detector
 
@@ -141,6 +146,23 @@ def test_one_step_of_training_and_one_inference(kind):
         assert instances.has("pred_masks") == cfg.MODEL.MASK_ON
         if kind == "keypoint":
             assert instances.pred_keypoints.shape[1:] == (17, 3)
+
+
+@pytest.mark.parametrize("kind", sorted(MODELS.keys() - {"deeplab"}))
+def test_a_batch_without_objects_trains(kind):
+    """As Detectron2's mapper gives it, also where a crop has removed them all."""
+    cfg = small_config(kind)
+    model, inputs = prepare_to_train(cfg, build_detector(cfg)).train(), batch(cfg)
+    for one in inputs:
+        one["instances"] = annotations_to_instances([], (SIZE, SIZE), cfg.INPUT.MASK_FORMAT)
+    with EventStorage():
+        losses = model(inputs)
+    assert EXPECTED_LOSSES.get(kind, set()) <= set(losses)
+    assert all(math.isfinite(loss.item()) for loss in losses.values()), losses
+    sum(losses.values()).backward()
+    if kind == "pointrend":
+        assert losses["loss_mask"] == losses["loss_mask_point"] == 0
+        assert all(p.grad is not None for p in model.roi_heads.mask_head.parameters())
 
 
 @pytest.mark.parametrize("kind", sorted(AUGMENTED))
