@@ -19,6 +19,11 @@ except ModuleNotFoundError:  # Detectron2 0.2 has fvcore's
     from fvcore.common.file_io import PathManager  # noqa: F401
 
 
+# Git leaves such a text in place of a large file that was not fetched.
+LFS_POINTER = b"version https://git-lfs"
+IS_POINTER = "a pointer of Git LFS in place of the file; `git lfs pull` fetches it"
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file's content, in hex digits."""
     digest = hashlib.sha256()

@@ -279,7 +279,9 @@ def test_all_errors_are_listed_at_once(folder, odd):
     with pytest.raises(InputError) as raised:
         read(folder, odd)
     header, *lines, last = str(raised.value).splitlines()
-    assert header.endswith("data.json: 49 errors in 48 of 49 annotations:")
+    assert header.endswith(
+        "data.json: 49 errors in 48 of 49 annotations, which --skip-bad-annotations leaves out:"
+    )
     assert len(lines) == 20
     assert last == "and 29 more; resnest-d2 check-data lists all"
     # As check-data does, which goes on to the pictures.
@@ -690,3 +692,66 @@ def test_files_that_are_hardly_json(folder, text):
     with pytest.raises(InputError, match="hostile.json") as raised:
         read_coco(file, folder / "images")
     assert len(str(raised.value)) < 2000
+
+
+WRONG = [
+    ({"bbox": [float("inf"), float("inf"), float("-inf"), float("-inf")]}, "'bbox' must be four"),
+    ({"image_id": 99}, "image_id 99 is none of the images"),
+    ({"category_id": None}, "'category_id' must be"),
+    ({"segmentation": {"size": [3, 3], "counts": "1"}}, "its RLE has size"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG)
+def test_wrong_annotations_are_listed_or_left_out(folder, odd, caplog, change, words):
+    odd["annotations"][1] |= change
+    way = "1 error in 1 of 3 annotations, which --skip-bad-annotations leaves out:"
+    with pytest.raises(InputError, match=f"{way}\nannotation 2: {words}"):
+        read(folder, odd)
+    data = read(folder, odd, options=Options(skip_bad_annotations=True))
+    assert [one["id"] for one in data.annotations] == [1, 3]
+    assert f"1 annotations are wrong and are left out: 2 ({words}" in warnings(caplog)[0]
+    odd["images"][0]["file_name"] = ["a.png"]  # other entries stay errors
+    assert errors(folder, odd, options=Options(skip_bad_annotations=True))
+
+
+INNER = [7, 6, 13, 6, 13, 12, 7, 12]
+
+
+@pytest.mark.parametrize(
+    ("polygons", "area", "is_warned"),
+    [
+        ([CORNERS, INNER], 64, True),
+        ([INNER, CORNERS], 64, True),
+        ([CORNERS, INNER], 100, False),  # as COCO means it
+        ([CORNERS, [20, 4, 26, 4, 26, 10, 20, 10]], 136, False),  # two parts
+        ([CORNERS], 64, False),
+    ],
+)
+def test_a_polygon_that_is_meant_as_a_hole(folder, odd, caplog, polygons, area, is_warned):
+    odd["annotations"][0] |= {"segmentation": polygons, "area": area, "bbox": [5, 4, 21, 10]}
+    read(folder, odd, options=Options(boxes_as_given=True))
+    words = "1 masks have a polygon inside of another and an area as if it were a hole"
+    assert (words in "".join(warnings(caplog))) == is_warned
+
+
+def test_pictures_behind_links_are_found(folder, odd):
+    """Also where a link leads in a circle."""
+    (folder / "images/sub").rename(folder / "elsewhere")
+    (folder / "images/other").symlink_to(folder / "elsewhere")
+    (folder / "elsewhere/circle").symlink_to(folder / "images")
+    odd["images"][1]["file_name"] = "other/B.PNG"  # by another case, so that it is searched for
+    data = read(folder, odd)
+    assert Path(data.images[1]["file_name"]).samefile(folder / "elsewhere/b.png")
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def test_pointers_of_git_lfs_are_called_that(folder, odd):
+    (folder / "images/a.png").write_text(POINTER)
+    (error,) = errors(folder, odd)
+    assert "a.png cannot be read as a picture: it is a pointer of Git LFS in place of" in error
+    (folder / "lfs.json").write_text(POINTER)
+    with pytest.raises(InputError, match="lfs.json is a pointer of Git LFS .*`git lfs pull`"):
+        read_coco(folder / "lfs.json", folder / "images")

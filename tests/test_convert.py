@@ -128,3 +128,36 @@ def test_what_was_recognised(openmmlab, expected):
     assert rename(Checkpoint("x", detector)).by_suffix  # a backbone alone
     detector["backbone.fpn_output2.weight"] = torch.zeros(1)
     assert not rename(Checkpoint("x", detector)).by_suffix
+
+
+def test_pruned_weights_are_multiplied_with_their_masks(imagenet, expected):
+    """As ``torch.nn.utils.prune`` saves them, in foreign names and in Detectron2's."""
+    for names, whole in ((imagenet, expected), (expected, expected)):
+        masks = {k: (v > 0).float() for k, v in names.items() if v.ndim == 4}
+        pruned = {k: v for k, v in names.items() if k not in masks}
+        pruned |= {f"{k}_orig": names[k] for k in masks}
+        pruned |= {f"{k}_mask": mask for k, mask in masks.items()}
+        found = convert(pruned)
+        assert found.keys() == whole.keys()
+        for key, value in whole.items():
+            assert torch.equal(found[key], value * (value > 0) if value.ndim == 4 else value), key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        torch.nn.utils.parametrizations.orthogonal,
+        torch.nn.utils.parametrizations.spectral_norm,
+    ],
+)
+def test_parametrized_weights_are_refused(change):
+    model = small_backbone()
+    change(model.res3[0].conv1)
+    with pytest.raises(UnreadableError, match=r"parts that weights are computed from \(res3.0"):
+        convert(model.state_dict())
+
+
+def test_a_weight_norm_of_somebodys_head_is_left_out(imagenet, expected):
+    head = {f"head.last_layer.weight_{part}": torch.ones(1) for part in "gv"}
+    assert_equal(convert(imagenet | head), expected)

@@ -160,6 +160,11 @@ def test_a_video_that_was_cut_short_is_named(predictor, tmp_path, caplog):
     assert "clip.avi is damaged: only" in caplog.text
 
 
+def test_augmentation_is_only_for_evaluation(small_detector, caplog):
+    Predictor(small_detector, options=["TEST.AUG.ENABLED", True])
+    assert "TEST.AUG.ENABLED: evaluation alone augments, predictions do without" in caplog.text
+
+
 def test_a_folder_with_a_bad_picture(predictor, files, caplog):
     """It is named and left out, as by the command; what is listed must be readable."""
     (files / "aa.png").write_bytes((files / "a.png").read_bytes()[:60])

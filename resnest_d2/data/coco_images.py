@@ -118,7 +118,12 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     (``taken``).
     """
     files: dict[str, list[Path]] = defaultdict(list)
-    for folder, _, leaves in os.walk(root):
+    seen: set[str] = set()
+    for folder, folders, leaves in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:  # links may lead in a circle
+            folders.clear()
+            continue
+        seen.add(real)
         for path in (Path(folder, leaf) for leaf in leaves):
             if not _is_picture(path) or path in taken or not path.is_file():
                 continue

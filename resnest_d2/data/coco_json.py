@@ -25,6 +25,7 @@ from .schema import NAMES, PAIRS, Entries, Notes, load_entries, parse, plain
 logger = logging.getLogger(__name__)
 
 SHOWN = 20  # so many errors are listed in a message
+SKIPPED = ", which --skip-bad-annotations leaves out"
 
 
 @dataclass
@@ -119,11 +120,16 @@ class CocoData:
         make_folder(file.parent)
         write_text(file, json.dumps(content))
 
-    def describe_errors(self, shown: int | None = SHOWN) -> str:
-        """List what is wrong, a line each: so many lines at most, None for all."""
+    def describe_errors(self, shown: int | None = SHOWN, way: str = SKIPPED) -> str:
+        """List what is wrong, a line each.
+
+        Args:
+            shown: so many lines at most, None for all.
+            way: the way out of wrong annotations.
+        """
         number = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
         wrong = {e.partition(":")[0] for e in self.errors if e.startswith("annotation ")}
-        share = f" in {len(wrong)} of {self.num_annotations} annotations" if wrong else ""
+        share = f" in {len(wrong)} of {self.num_annotations} annotations{way}" if wrong else ""
         lines = [f"{self.file}: {number}{share}:", *self.errors[:shown]]
         if shown is not None and len(self.errors) > shown:
             lines.append(f"and {len(self.errors) - shown} more; resnest-d2 check-data lists all")
@@ -163,7 +169,7 @@ def read_coco(
             or their pictures; the message lists them with their ids.
     """
     file, options = Path(file), options or Options()
-    notes = Notes(file)
+    notes = Notes(file, options.skip_bad_annotations)
     entries = load_entries(notes, annotated)
     used = {entry["category_id"] for entry in entries.annotations if entry is not None}
     own, category_ids = _read_categories(notes, entries, used, options)
@@ -189,7 +195,8 @@ def read_coco(
             continue
         for kind, key in (("categories", "category_id"), ("images", "image_id")):
             if entry[key] not in entries.listed[kind]:
-                notes.error(f"annotation {name}: {key} {entry[key]!r} is none of the {kind}")
+                text = f"{key} {entry[key]!r} is none of the {kind}"
+                notes.error_in("annotation", name, text)
         image = entries.image_ids.get(entry["image_id"])
         category = category_ids.get(entry["category_id"])
         if image not in images or category is None:
@@ -199,7 +206,7 @@ def read_coco(
             if found is not None and keypoints and data.keypoint_names:
                 found |= read_keypoints(entry, len(data.keypoint_names))
         except InputError as error:
-            notes.error(f"annotation {name}: {error}")
+            notes.error_in("annotation", name, str(error))
             continue
         if found is not None:
             found |= {"id": number, "image_id": image, "category_id": category}
@@ -212,7 +219,7 @@ def read_coco(
         *(file, len(data.images), empty, len(data.annotations), len(data.categories)),
     )
     if refuse and data.errors:
-        raise InputError(data.describe_errors())
+        raise InputError(data.describe_errors(way=SKIPPED if options.offered else ""))
     return data
 
 

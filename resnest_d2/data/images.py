@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
 from ..config import InputError, MissingFileError, require_int
-from ..files import PathManager
+from ..files import IS_POINTER, LFS_POINTER, PathManager
 
 # Not all that Pillow knows: reading EPS runs Ghostscript on it.
 Image.init()
@@ -164,6 +164,9 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
         raise InputError(f"{wrong}: {error}") from error
     try:
         with stream:
+            if stream.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise InputError(f"it is {IS_POINTER}")
+            stream.seek(0)
             with _damage():
                 image = Image.open(stream, formats=FORMATS)
             with image:

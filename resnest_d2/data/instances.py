@@ -89,6 +89,9 @@ class InstanceReader:
             )
             return None
         area = entry.get("area") or 0
+        if isinstance(mask, list) and area > 0 and _has_hole(mask, area):
+            kind = "{n} masks have a polygon inside of another and an area as if it were a hole"
+            self.notes.add(f"{kind}, which COCO's format fills; RLE has holes", name)
         if not 0 < area < MOST_PIXELS:
             area = box[2] * box[3] if mask is None else mask_area(mask, image.size)
         found = {"bbox": box, "area": area, "iscrowd": self._is_crowd(name, entry)}
@@ -232,6 +235,29 @@ def mask_area(mask: Mask, size: tuple[int, int]) -> float:
     if isinstance(mask, list):
         mask = mask_util.merge(mask_util.frPyObjects(mask, size[1], size[0]))
     return float(mask_util.area(mask))
+
+
+def _has_hole(polygons: Polygons, area: float) -> bool:
+    """Whether an area is that of the largest polygon without those in its bounds."""
+    if len(polygons) == 1:
+        return False
+    areas = [_polygon_area(polygon) for polygon in polygons]
+    at = areas.index(max(areas))
+    left, top, width, height = mask_box([polygons[at]])
+    inside = 0.0
+    for polygon, part in zip(polygons, areas, strict=True):
+        x, y, across, down = mask_box([polygon])
+        is_within = left <= x and x + across <= left + width and top <= y
+        if polygon is not polygons[at] and is_within and y + down <= top + height:
+            inside += part
+    return inside > 0 and abs(areas[at] - inside - area) < inside / 2
+
+
+def _polygon_area(polygon: list[float]) -> float:
+    """The area by the shoelace formula."""
+    xs, ys = polygon[::2], polygon[1::2]
+    pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
+    return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in pairs)) / 2
 
 
 def _read_rle(rle: Rle, size: tuple[int, int]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Options:
     merge_classes: bool = False
     boxes_from_masks: bool = False
     boxes_as_given: bool = False
+    skip_bad_annotations: bool = False
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read; an option of training."""
     offered: bool = True
@@ -32,6 +33,7 @@ class Options:
         "boxes_from_masks": "compute every box from its mask",
         "boxes_as_given": "keep boxes that are not those of their masks (of whole objects beside "
         "masks of visible parts), and clip those that reach beyond their images",
+        "skip_bad_annotations": "leave out annotations that are wrong",
     }
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from pydantic_core import from_json
 from typing_extensions import Required, TypedDict
 
 from ..config import FileError, InputError, MissingFileError
+from ..files import IS_POINTER, LFS_POINTER
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +131,11 @@ class Notes:
 
     Args:
         file: its name begins each warning.
+        skip_annotations: whether wrong annotations are left out, with a warning.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, skip_annotations: bool = False) -> None:
+        self.file, self._skip = file, skip_annotations
         self.kinds: dict[str, list[Any]] = defaultdict(list)
         self.errors: list[str] = []
         """What is wrong, a line each, which begins with the entry's kind and id."""
@@ -145,6 +147,13 @@ class Notes:
     def error(self, text: str) -> None:
         """Note what is wrong."""
         self.errors.append(text)
+
+    def error_in(self, kind: str, name: Any, text: str) -> None:
+        """Note what is wrong with an entry of a list."""
+        if self._skip and kind == "annotation":
+            self.add("{n} annotations are wrong and are left out", f"{name} ({text})")
+        else:
+            self.error(f"{kind} {name}: {text}")
 
     def report(self) -> None:
         """Warn of each kind of repair, with the number of its cases and some of them."""
@@ -234,6 +243,8 @@ def load_json(file: Path, annotated: bool = True) -> dict[str, Any]:
     try:
         content = from_json(text)
     except ValueError as error:
+        if text.startswith(LFS_POINTER):
+            raise InputError(f"{file} is {IS_POINTER}") from None
         raise InputError(f"{file} is no JSON: {error}; {CONVERTING}") from None
     for key in LISTS:
         value = content.get(key) if isinstance(content, dict) else None
@@ -259,11 +270,13 @@ def _check_entries(notes: Notes, key: str, entries: list[Any], names: list[Any])
         except ValidationError as error:
             entries[index] = None
             if not isinstance(entry, dict):
-                notes.error(f"{kind} {names[index]} must be an object, got {_short.repr(entry)}")
+                text = f"it must be an object, got {_short.repr(entry)}"
+                notes.error_in(kind, names[index], text)
                 continue
             for field in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
                 given = _short.repr(entry.get(field))
-                notes.error(f"{kind} {names[index]}: {field!r} must be {MUST[field]}, got {given}")
+                text = f"{field!r} must be {MUST[field]}, got {given}"
+                notes.error_in(kind, names[index], text)
 
 
 def _names(ids: list[int | str | None]) -> list[int | str]:

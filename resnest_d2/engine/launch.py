@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ from .trainer import Trainer, evaluate_model, load_for_evaluation
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+SHARED_MEMORY = "/dev/shm"
 WAIT = 20  # seconds for a process that is about to end, as where torchrun was killed
 # The zoo's recipes for COCO are for so many GPUs, with two images each.
 RECIPE_GPUS, RECIPE_BATCH = 8, 16
@@ -94,7 +96,27 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
         check_datasets(cfg, train=not args.eval_only)
     if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
+    if not args.eval_only:
+        _warn_of_shared_memory(cfg, world)
     return job, num_processes
+
+
+def _warn_of_shared_memory(cfg: CfgNode, world: int) -> None:
+    """Warn where there is too little of the memory that loaders hand pictures over in."""
+    loaders, batch = cfg.DATALOADER.NUM_WORKERS, -(-cfg.SOLVER.IMS_PER_BATCH // world)
+    if not loaders or not os.path.isdir(SHARED_MEMORY):
+        return
+    # A loader has two items ready, of one picture or a batch; one batch is learned, one gathered.
+    item = 1 if cfg.DATALOADER.ASPECT_RATIO_GROUPING else batch
+    pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+    needed = 3 * pixels * (2 * loaders * item + 2 * batch)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if free < needed:
+        logger.warning(
+            "%s has %d MB, and pictures may need %d, or training ends or hangs: give the container "
+            "more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0",
+            *(SHARED_MEMORY, free >> 20, needed >> 20),
+        )
 
 
 def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:

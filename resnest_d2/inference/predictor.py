@@ -156,6 +156,8 @@ class Predictor:
     def _build(
         self, cfg: CfgNode, checkpoint: Checkpoint | None, allow_untrained: bool
     ) -> tuple[int, int]:
+        if cfg.TEST.AUG.ENABLED:
+            logger.warning("TEST.AUG.ENABLED: evaluation alone augments, predictions do without")
         self.model = build_detector(cfg).eval()
         load_weights(self.model, checkpoint or "", allow_untrained)
         self.input_format = cfg.INPUT.FORMAT

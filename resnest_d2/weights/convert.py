@@ -115,6 +115,11 @@ DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123
 _ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
 _BACKBONE_KEY = re.compile(r"(stem|res[2-5]|linear)\.")
 _OLD_NORM = re.compile(r"(.*res[2-5]\.\d+\.conv2)\.bn\.(\w+)")
+# What PyTorch's parametrizations, weight norm and spectral norm keep in place of a weight.
+_COMPUTED_FROM = re.compile(
+    r"(?:.*\.)?(?:stem|conv1|res[2-5]|layer[1-4])\..*"
+    r"\.(?:parametrizations\.\w+\.original\d*|weight_(?:g|v|orig))"
+)
 # Counters and copies of averages, which lie among the weights.
 _AVERAGING = re.compile(r"n_averaged|steps|ema_[a-z_0-9]+")
 # DistributedDataParallel, Lightning and torch.compile put these before every key.
@@ -169,6 +174,7 @@ def rename(checkpoint: Checkpoint) -> Checkpoint:
     named = {k: v for k, v in checkpoint.weights.items() if not _AVERAGING.fullmatch(k)}
     while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
         named = {key.partition(".")[2]: value for key, value in named.items()}
+    named = _without_pruning(checkpoint.name, named)
     naming, names = _recognize(named)
     if not naming:
         return checkpoint
@@ -193,6 +199,26 @@ def rename(checkpoint: Checkpoint) -> Checkpoint:
         # The detectors differ by less than a warning is worth.
         input_format=checkpoint.input_format or (IMAGENET_RGB if naming != DETECTRON2 else None),
     )
+
+
+def _without_pruning(name: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Multiply the weights of ``torch.nn.utils.prune`` with their masks.
+
+    Raises:
+        UnreadableError: weights are kept in another form, which a model computes them from.
+    """
+    for key in [key for key in weights if key.endswith("_orig")]:
+        plain = key.removesuffix("_orig")
+        if (mask := weights.get(f"{plain}_mask")) is not None:
+            weights = {**weights, plain: weights[key] * mask}
+            del weights[key], weights[f"{plain}_mask"]
+    if computed := [key for key in weights if _COMPUTED_FROM.fullmatch(key)]:
+        raise UnreadableError(
+            f"{name} holds parts that weights are computed from ({_listed(computed, 3)}): remove "
+            "them where it comes from, by torch.nn.utils.parametrize.remove_parametrizations, "
+            "remove_weight_norm or remove_spectral_norm, and save it again"
+        )
+    return weights
 
 
 def _backbone(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:

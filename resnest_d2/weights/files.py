@@ -18,7 +18,7 @@ from torch import nn
 from typing_extensions import TypedDict
 
 from ..config import FileError, InputError, MissingFileError, import_extra
-from ..files import replacing
+from ..files import IS_POINTER, LFS_POINTER, replacing
 from .arrays import ArrayUnpickler, plain
 
 ENDINGS = (".pth", ".safetensors")
@@ -242,6 +242,8 @@ def _describe_text(head: bytes) -> str | None:
     """Say what a file that begins like this is; None if it may be a checkpoint."""
     if re.match(rb"\s*<(!doctype|html|\?xml|error)", head, re.I):
         return "a web page: a server's answer saved in place of the weights"
+    if head.startswith(LFS_POINTER):
+        return IS_POINTER
     # torch and pickle write control characters early on; texts have none.
     if re.fullmatch(rb"[\t\r\n\x20-\xff]*", head):
         return "a text, not weights" if head else "empty"
