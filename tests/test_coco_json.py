@@ -279,9 +279,8 @@ def test_all_errors_are_listed_at_once(folder, odd):
     with pytest.raises(InputError) as raised:
         read(folder, odd)
     header, *lines, last = str(raised.value).splitlines()
-    assert header.endswith(
-        "data.json: 49 errors in 48 of 49 annotations, which --skip-bad-annotations leaves out:"
-    )
+    way = ", which --skip-bad-annotations leaves out:"
+    assert header.endswith(f"data.json: 49 errors in 48 of 49 annotations{way}")
     assert len(lines) == 20
     assert last == "and 29 more; resnest-d2 check-data lists all"
     # As check-data does, which goes on to the pictures.
