@@ -3,13 +3,15 @@
 import re
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
 from commands import ROOT
 from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
-from detectron2.modeling.backbone import FPN
+from detectron2.modeling.backbone import FPN, build_resnet_backbone
+from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.projects.deeplab import add_deeplab_config
 from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
@@ -153,3 +155,23 @@ def test_import_registers_builders_and_weight_names():
     assert all(getattr(resnest_d2, name) is not None for name in resnest_d2.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Predicter'"):
         resnest_d2.Predicter  # noqa: B018
+
+
+def test_a_project_keeps_its_own_fpn(monkeypatch):
+    """As FCOS's and CenterNet2's: a builder that finds build_resnet_backbone in its module."""
+    project = ModuleType("project")
+    project.build_resnet_backbone = build_resnet_backbone
+
+    def build_fcos_fpn_backbone(cfg, input_shape):
+        bottom_up = project.build_resnet_backbone(cfg, input_shape)
+        top = LastLevelP6P7(cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.OUT_CHANNELS, "p5")
+        return FPN(bottom_up, cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS, top_block=top)
+
+    monkeypatch.setattr(project, "build_resnet_backbone", resnest_d2.build_resnest_backbone)
+    cfg = make_cfg("MODEL.RESNETS.DEPTH", 14)
+    model = build_fcos_fpn_backbone(cfg, image_shape()).eval()
+    assert type(model.bottom_up) is resnest_d2.ResNeSt
+    assert model.top_block.in_feature == "p5"
+    features = model(torch.rand(1, 3, 128, 96))
+    assert features["p6"].shape[2:] == (2, 2)
+    assert features["p7"].shape[2:] == (1, 1)
