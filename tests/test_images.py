@@ -9,11 +9,15 @@ import detectron2.data.transforms as T
 import numpy as np
 import pytest
 from detectron2.data import DatasetMapper, MapDataset, detection_utils
+from detectron2.utils.logger import _LOG_COUNTER
+from helpers import make_cfg
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from resnest_d2.config import InputError, MissingFileError
+from resnest_d2 import Predictor
+from resnest_d2.config import ConfigError, InputError, MissingFileError
 from resnest_d2.data.images import (
     BACKGROUND,
+    PixelRange,
     from_pil,
     read_header,
     read_image,
@@ -155,11 +159,59 @@ def test_formats_are_detectron2s(tmp_path, image_format):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("int32", "integers"), ("float32", "floating-point")])
-def test_pixels_without_a_known_range_are_refused_by_their_header(tmp_path, dtype, kind):
+def test_pixels_without_a_known_range_are_refused(tmp_path, dtype, kind):
     file = save(tmp_path, "a.tif", RAMP.astype(dtype))
-    for read in (read_image, read_header):
-        with pytest.raises(InputError, match=f"a.tif cannot be read .*{kind}.* of 32 bits, whose"):
-            read(file)
+    with pytest.raises(InputError, match=f"a.tif cannot be read .*{kind}.* of 32 bits, whose") as e:
+        read_image(file)
+    assert str(e.value).endswith("give it as INPUT.PIXEL_RANGE '(low, high)'")
+
+
+TWELVE = (RAMP.astype(np.float64) / 255 * 4095).round()
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_twelve_bits_are_warned_of_and_spread(tmp_path, name, caplog):
+    _LOG_COUNTER.clear()
+    file = save(tmp_path, name, TWELVE.astype(np.uint16))
+    assert read_image(file).max() == 15
+    assert "has values up to 4095, which become 15 of 255 at most, almost black" in caplog.text
+    assert "INPUT.PIXEL_RANGE '(0, 4095)' spreads them" in caplog.text
+    for values in ((0, 4095), ["0", "4095"], ("0%", "100%")):
+        assert np.array_equal(read_image(file, pixel_range=PixelRange.of(values)), GRAY)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_range_reads_32_bits(tmp_path, dtype):
+    file = save(tmp_path, "a.tif", (RAMP.astype(np.float64) * 100 - 7000).astype(dtype))
+    found = read_image(file, pixel_range=PixelRange.of((-7000, 18500)))
+    assert np.array_equal(found, GRAY)
+    clipped = read_image(file, pixel_range=PixelRange.of((0, 10000)))
+    assert (clipped.min(), clipped.max()) == (0, 255)
+    assert (read_image(file, pixel_range=PixelRange.of(("10%", "90%"))) == 255).mean() > 0.09
+    flat = np.full((4, 4), np.nan, np.float32)
+    file = save(tmp_path, "flat.tif", flat)
+    assert read_image(file, pixel_range=PixelRange.of(("1%", "99%"))).max() == 0
+
+
+@pytest.mark.parametrize(
+    "values", [(5, 5), (9, 1), (0,), (1, 2, 3), ("0%", 9), ("0%", "101%"), "ab", (0, "x")]
+)
+def test_ranges_that_are_none(values):
+    with pytest.raises(ConfigError, match="INPUT.PIXEL_RANGE must be two numbers, .0, 4095., or"):
+        PixelRange.of(values)
+
+
+def test_training_and_prediction_read_the_range_of_the_config(tmp_path, small_detector):
+    file = save(tmp_path, "a.tif", TWELVE.astype(np.uint16))
+    opts = ["INPUT.PIXEL_RANGE", "(0, 4095)"]
+    predictor = Predictor(small_detector, options=opts)
+    assert np.array_equal(predictor.read(file), GRAY)
+    assert np.array_equal(predictor.read(Image.open(file)), GRAY)
+    cfg = make_cfg(*opts, "INPUT.FORMAT", "RGB")
+    mapper = pickle.loads(pickle.dumps(Mapper(cfg, is_train=False, augmentations=[])))
+    size = {"width": WIDTH, "height": HEIGHT}
+    image = mapper({"file_name": str(file), "image_id": 1, **size})["image"]
+    assert np.array_equal(image.permute(1, 2, 0), GRAY)
 
 
 def test_files_that_are_damaged_or_no_pictures(tmp_path):

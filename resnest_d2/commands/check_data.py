@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..config import InputError
 from ..data.coco_json import CocoData, read_coco
-from ..data.images import read_image, set_max_pixels
+from ..data.images import PixelRange, read_image, set_max_pixels
 from ..data.options import Options
 from ..files import check_writable, make_folder
 from . import add_max_pixels, running
@@ -24,6 +24,8 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
     parser.add_argument("--boxes", action="store_true", help="a model of boxes needs no masks")
     parser.add_argument("--keypoints", action="store_true", help="check keypoints, too")
+    text = "values of pictures of 16 or 32 bits that become 0 to 255, as INPUT.PIXEL_RANGE"
+    parser.add_argument("--pixel-range", nargs=2, default=[], metavar=("LOW", "HIGH"), help=text)
     parser.add_argument("--output", type=Path, metavar="FILE", help="write what was read, repaired")
     Options.add_arguments(parser)
     add_max_pixels(parser)
@@ -48,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options=replace(Options.of(args), skip_bad_images=True),
             refuse=False,
         )
-        broken = data.unreadable + find_broken(data)
+        broken = data.unreadable + find_broken(data, PixelRange.of(args.pixel_range))
         if args.output is not None and not data.errors:
             data.write(args.output)
     print(describe(data))
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 2 if data.errors else int(bool(broken))
 
 
-def find_broken(data: CocoData) -> list[str]:
+def find_broken(data: CocoData, pixel_range: PixelRange | None = None) -> list[str]:
     """Read every picture, with a progress bar.
 
     Returns:
@@ -70,7 +72,7 @@ def find_broken(data: CocoData) -> list[str]:
     broken = []
     for image in tqdm(data.images, "images", unit="image"):
         try:
-            height, width = read_image(image["file_name"]).shape[:2]
+            height, width = read_image(image["file_name"], pixel_range=pixel_range).shape[:2]
         except InputError as error:
             broken.append(str(error))
         else:

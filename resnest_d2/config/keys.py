@@ -50,6 +50,9 @@ def _own_keys(cfg: CfgNode) -> Iterator[tuple[CfgNode, str, Any]]:
     yield cfg.MODEL, "COMPILE", False
     # Factor of the learning rate in the bottom-up network, as in MaskFormer's configs.
     yield cfg.SOLVER, "BACKBONE_MULTIPLIER", 1.0
+    # Values of pictures of 16 or 32 bits that become 0 to 255: (0, 4095), or ("0.1%", "99.9%") of
+    # each picture's; else 16 bits are divided by 257.
+    yield cfg.INPUT, "PIXEL_RANGE", ()
     # Large-scale jitter in place of INPUT.MIN_SIZE_TRAIN: images are scaled to fit a random
     # multiple of IMAGE_SIZE, and cropped or padded to it (arXiv:2012.07177).
     jitter = {"ENABLED": False, "MIN_SCALE": 0.1, "MAX_SCALE": 2.0, "IMAGE_SIZE": 1024}

@@ -1,17 +1,20 @@
 """Pictures as arrays: one reader for training, evaluation and prediction."""
 
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.Image import Transpose
 
-from ..config import InputError, MissingFileError, require_int
+from ..config import ConfigError, InputError, MissingFileError, require_int
 from ..files import IS_POINTER, LFS_POINTER, PathManager
 
 # Not all that Pillow knows: reading EPS runs Ghostscript on it.
@@ -32,6 +35,52 @@ PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 # Pillow warns from half its limit on, once a picture.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+# Pictures of 16 bits whose values stay below become almost black, as those of cameras of 12 bits.
+DARK = 2**13
+
+
+class PixelRange(NamedTuple):
+    """The values of pictures of more than 8 bits that become 0 to 255; others are clipped."""
+
+    low: float
+    high: float
+    in_percent: bool
+    """Whether they are percentiles of each picture."""
+
+    @classmethod
+    def of(cls, values: Sequence[float | str]) -> "PixelRange | None":
+        """Read ``INPUT.PIXEL_RANGE``: two numbers, two percentages as texts, or nothing.
+
+        Raises:
+            ConfigError: it is something else.
+        """
+        if not values:
+            return None
+        texts = [str(value) for value in values]
+        in_percent = all(text.endswith("%") for text in texts)
+        try:
+            low, high = (float(text.removesuffix("%") if in_percent else text) for text in texts)
+            if not low < high < (100.001 if in_percent else float("inf")) or (
+                in_percent and low < 0
+            ):
+                raise ValueError
+        except ValueError:
+            raise ConfigError(
+                "INPUT.PIXEL_RANGE must be two numbers, (0, 4095), or percentages of each "
+                f"picture's values, ('0.1%', '99.9%'), the lower one first; got {list(values)}"
+            ) from None
+        return cls(low, high, in_percent)
+
+    def scale(self, pixels: np.ndarray) -> np.ndarray:
+        """Turn values into 8 bits; what is no number becomes 0."""
+        pixels = np.nan_to_num(pixels.astype(np.float64))
+        low, high = self.low, self.high
+        if self.in_percent:
+            low, high = np.percentile(pixels, [low, high])
+        scaled = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
+        return (255 * scaled.clip(0, 1)).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -58,48 +107,77 @@ def set_max_pixels(number: int | None) -> None:
     Image.MAX_IMAGE_PIXELS = -(-number // 2)  # Pillow warns above it, and refuses above its double
 
 
-def read_image(file: str | Path, image_format: str = "RGB") -> np.ndarray:
+def read_image(
+    file: str | Path, image_format: str = "RGB", pixel_range: PixelRange | None = None
+) -> np.ndarray:
     """Read a picture upright and in 8 bits a channel.
 
-    Pictures of 16 bits are divided by 257, so that their whole range becomes 0 to 255.
-    Transparency shows :data:`BACKGROUND`. Of several pages the first is read.
+    Without a range, pictures of 16 bits are divided by 257, so that their whole range becomes 0 to
+    255. Transparency shows :data:`BACKGROUND`. Of several pages the first is read.
 
     Args:
         file: a path that Detectron2's PathManager opens.
         image_format: as ``INPUT.FORMAT``, "RGB", "BGR", "L" or "YUV-BT.601".
+        pixel_range: of pictures of more than 8 bits.
 
     Returns:
         shape (H, W, channels), uint8; float for YUV.
 
     Raises:
         InputError: it is no picture, is damaged, has too many pixels (see :func:`set_max_pixels`
-            for a way out), or they have no known range (integers and floating-point numbers of 32
-            bits).
+            for a way out), or they are integers or floating-point numbers of 32 bits, and no range
+            is given.
         MissingFileError: there is no such file.
     """
     with _open(file) as image:
-        return from_pil(image, image_format)
+        return from_pil(image, image_format, pixel_range)
 
 
-def from_pil(image: Image.Image, image_format: str = "RGB") -> np.ndarray:
+def from_pil(
+    image: Image.Image, image_format: str = "RGB", pixel_range: PixelRange | None = None
+) -> np.ndarray:
     """Convert a picture that Pillow has opened as :func:`read_image` does.
 
     Raises:
         InputError: it is damaged, or the range or meaning of its pixels is not known.
     """
-    is_16_bits, orientation = _is_16_bits(image), _orientation(image)
+    bits, orientation = _bits(image), _orientation(image)
+    if bits == 32 and pixel_range is None:
+        kind = "floating-point numbers" if image.mode == "F" else "integers"
+        raise InputError(
+            f"its pixels are {kind} of 32 bits, whose range is not known: give it as "
+            "INPUT.PIXEL_RANGE '(low, high)'"
+        )
     with _damage():
         image.load()
         if orientation in UPRIGHT:
             image = image.transpose(UPRIGHT[orientation])
-        if not is_16_bits:
+        if bits == 8:
             if image.has_transparency_data:
                 background = Image.new("RGBA", image.size, BACKGROUND)
                 image = Image.alpha_composite(background, image.convert("RGBA"))
             image = image.convert("L" if image_format == "L" else "RGB")
-    if is_16_bits:
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if bits > 8:
+        pixels = np.asarray(image)
+        if pixel_range is None:
+            _warn_of_dark(int(pixels.max()))
+        scaled = (
+            (pixels // 257).astype(np.uint8) if pixel_range is None else pixel_range.scale(pixels)
+        )
+        image = Image.fromarray(scaled)
     return convert_PIL_to_numpy(image, image_format)
+
+
+def _warn_of_dark(most: int) -> None:
+    """Warn, once, of a picture of 16 bits that uses few of them."""
+    if most < DARK:
+        whole = 2 ** max(most, 1).bit_length() - 1
+        message = (
+            f"A picture of 16 bits has values up to {most}, which become {most // 257} of 255 at "
+            f"most, almost black: INPUT.PIXEL_RANGE '(0, {whole})' spreads them, or ('0.1%', "
+            "'99.9%') those of each picture"
+        )
+        log_first_n(logging.WARNING, message, name=__name__, key="caller")
 
 
 def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
@@ -128,7 +206,6 @@ def read_header(file: str | Path) -> Header:
         InputError, MissingFileError: as :func:`read_image`, for what the beginning tells.
     """
     with _open(file) as image:
-        _is_16_bits(image)
         size = stored = image.size
         if _orientation(image) >= 5:
             size = stored[::-1]
@@ -189,17 +266,8 @@ def _orientation(image: Image.Image) -> int:
     return int(value) if value in tuple(UPRIGHT) else 1
 
 
-def _is_16_bits(image: Image.Image) -> bool:
-    """Whether a picture has 16 bits a channel, and not 8.
-
-    Raises:
-        InputError: it has 32 bits.
-    """
+def _bits(image: Image.Image) -> int:
+    """Bits of a channel: 8, 16 or 32."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return True
-    if image.mode in ("I", "F"):
-        kind = "floating-point numbers" if image.mode == "F" else "integers"
-        raise InputError(
-            f"its pixels are {kind} of 32 bits, whose range is not known; save it in 8 or 16 bits"
-        )
-    return False
+        return 16
+    return 32 if image.mode in ("I", "F") else 8

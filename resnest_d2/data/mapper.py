@@ -14,7 +14,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image
 
 from ..config import ConfigError, InputError, require_int
-from .images import read_image, read_labels
+from .images import PixelRange, read_image, read_labels
 
 
 class Mapper(DatasetMapper):
@@ -34,6 +34,8 @@ class Mapper(DatasetMapper):
         super().__init__(*args, **kwargs)
         self.skip_bad_images = skip_bad_images
         self._max_pixels = Image.MAX_IMAGE_PIXELS
+        cfg = args[0] if args and isinstance(args[0], CfgNode) else CfgNode({"INPUT": {}})
+        self._pixel_range = PixelRange.of(cfg.INPUT.get("PIXEL_RANGE", ()))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The loader's processes, where they are no forks, start with Pillow's own limit.
@@ -64,7 +66,7 @@ class Mapper(DatasetMapper):
 
     def _map(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         record = copy.deepcopy(dataset_dict)
-        image = read_image(record["file_name"], self.image_format)
+        image = read_image(record["file_name"], self.image_format, self._pixel_range)
         try:
             utils.check_image_size(record, image)
         except utils.SizeMismatchError as error:

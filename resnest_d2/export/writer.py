@@ -111,6 +111,8 @@ def describe(predictor: "Predictor") -> Metadata:
     if not isinstance(resize, T.ResizeShortestEdge) or len(set(resize.short_edge_length)) > 1:
         takes = "it takes a ResizeShortestEdge of one length"
         raise InputError(f"a file cannot tell to resize images by {resize}: {takes}")
+    if predictor.pixel_range:
+        logger.warning("INPUT.PIXEL_RANGE: the file takes pictures of 8 bits; scale others before")
     numbers = names.get("thing_dataset_id_to_contiguous_id", None) or {}
     return Metadata(
         classes=list(names.get("thing_classes", None) or []),

@@ -9,7 +9,6 @@ from detectron2.data.detection_utils import annotations_to_instances
 from detectron2.structures import Instances
 
 from ..config import import_extra
-from ..data.images import read_image
 from ..files import replacing
 from .predictor import Predictor
 from .result import Result
@@ -37,7 +36,7 @@ def draw_gallery(predictor: Predictor, dicts: Sequence[dict[str, Any]], file: Pa
     figure = figures.Figure(figsize=(5.2 * columns, 2.7 * rows), layout="constrained")
     axes = figure.subplots(rows, 2 * columns, squeeze=False).ravel()
     for left, right, entry in zip(axes[::2], axes[1::2], dicts, strict=False):
-        image = read_image(entry["file_name"])
+        image = predictor.read(entry["file_name"])
         scale = SIDE / max(image.shape[:2])
         left.imshow(Result(truth_of(entry, image), image, predictor.metadata).plot(scale))
         left.set_title("ground truth", fontsize=9)

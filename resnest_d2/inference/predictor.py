@@ -20,6 +20,7 @@ from torch import nn
 from .. import model_zoo
 from ..config import InputError, require_between, require_int, require_one_of
 from ..config.load import choose_device, merge_options
+from ..data.images import PixelRange
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
 from ..weights import Checkpoint, load_weights, open_weights
@@ -99,6 +100,7 @@ class Predictor:
             import_supervision()
         self._tiles = None if tile is None else (tile, overlap)
         self.metadata = Metadata(name="no classes")
+        self.pixel_range: PixelRange | None = None
         changes = {"config_file": config_file, "options": options}
         if isinstance(model, nn.Module):
             _refuse("a model that is built", changes)
@@ -161,6 +163,7 @@ class Predictor:
         self.model = build_detector(cfg).eval()
         load_weights(self.model, checkpoint or "", allow_untrained)
         self.input_format = cfg.INPUT.FORMAT
+        self.pixel_range = PixelRange.of(cfg.INPUT.get("PIXEL_RANGE", ()))
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         self.metadata = MetadataCatalog.get(names[0]) if names else self.metadata
         known = checkpoint.classes if checkpoint else {}
@@ -242,7 +245,7 @@ class Predictor:
             InputError: as that function, or the picture is so narrow that nothing of it would be
                 left when it is resized.
         """
-        image = read_picture(picture, color)
+        image = read_picture(picture, color, self.pixel_range)
         height, width = image.shape[:2]
         resize = self.augmentation
         if isinstance(resize, T.ResizeShortestEdge) and min(resize.short_edge_length):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..config import InputError, MissingFileError, import_extra
-from ..data.images import IMAGE_ENDINGS, from_pil, read_image
+from ..data.images import IMAGE_ENDINGS, PixelRange, from_pil, read_image
 from ..files import PathManager
 
 logger = logging.getLogger(__name__)
@@ -70,13 +70,16 @@ def require_pictures(source: Any) -> None:
         raise InputError(f"a {type(source).__name__} holds no pictures")
 
 
-def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
+def read_picture(
+    source: Picture, color: str = "RGB", pixel_range: PixelRange | None = None
+) -> np.ndarray:
     """Read one picture.
 
     Args:
         source: a file's path; an address, which Detectron2's PathManager fetches once and keeps;
             an image of Pillow; or an array, (H, W, 3) or grey (H, W), uint8.
         color: the order of an array's channels, "RGB" or "BGR".
+        pixel_range: of pictures of more than 8 bits.
 
     Returns:
         shape (H, W, 3), uint8, RGB.
@@ -97,7 +100,8 @@ def read_picture(source: Picture, color: str = "RGB") -> np.ndarray:
         if is_grey:
             return np.repeat(source.reshape(*source.shape[:2], 1), 3, axis=2)
         return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
-    return from_pil(source) if isinstance(source, Image.Image) else read_image(source)
+    read = from_pil if isinstance(source, Image.Image) else read_image
+    return read(source, pixel_range=pixel_range)
 
 
 def fetch(file: str | Path) -> str:
