@@ -1,6 +1,7 @@
 """The predictor: what it takes and is made of, tiles, and what its results give."""
 
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import supervision
 import torch
+from commands import run_python
 from detectron2.data import Metadata
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
@@ -158,6 +160,14 @@ def test_a_video_that_was_cut_short_is_named(predictor, tmp_path, caplog):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert 0 < len(list(predictor(path))) < 20
     assert "clip.avi is damaged: only" in caplog.text
+
+
+def test_the_first_prediction_says_nothing_of_others(small_detector, files):
+    code = "import sys, resnest_d2; print(resnest_d2.Predictor(sys.argv[1])(sys.argv[2]))"
+    result = run_python(code, small_detector, files / "a.png")
+    assert result.returncode == 0
+    assert re.fullmatch(r"\d+ objects?.*\n", result.stdout)
+    assert result.stderr in ("", "No GPU: running on the CPU.\n")
 
 
 def test_augmentation_is_only_for_evaluation(small_detector, caplog):

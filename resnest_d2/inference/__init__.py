@@ -1,5 +1,6 @@
 """Running trained detectors on pictures of every kind."""
 
+from ..config import known_warnings  # noqa: F401  (it silences them)
 from .predictor import Predictor
 from .result import Result
 
