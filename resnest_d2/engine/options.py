@@ -41,8 +41,10 @@ class TrainingOptions:
         """Add an option for each field."""
         add = parser.add_argument_group("saving and stopping").add_argument
         text = "keep the weights of the best evaluation in model_best.pth, by bbox/AP or another "
-        text += "metric; with several test sets by NAME/bbox/AP (default: none; with --data AP of masks "
-        text += "or boxes)"
+        text += (
+            "metric; with several test sets by NAME/bbox/AP (default: none; with --data by the AP "
+        )
+        text += "of masks or boxes)"
         add("--keep-best", default="", metavar="METRIC", help=text)
         text = "stop after N evaluations without a gain of --keep-best's metric (default: never)"
         add("--patience", type=int, default=0, metavar="N", help=text)
