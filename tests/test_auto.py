@@ -58,10 +58,12 @@ def test_few_small_images_of_small_objects(make):
     assert cfg.INPUT.MAX_SIZE_TEST == cfg.INPUT.MAX_SIZE_TRAIN == 448
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[8], [16], [32], [64], [128]]
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100
-    # 800 images in batches of 4, at a quarter of the rate for 16.
+    # 1,500 images, with 20 objects each, in batches of 4, at a quarter of the rate for 16.
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (4, 0.02 / 4)
-    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (200, (133, 177))
-    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (20, 40)
+    assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (375, (250, 333))
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.TEST.EVAL_PERIOD) == (37, 75)
+    assert automatic("faster_resnest50", make(10, 256, 256, 6, 9)).SOLVER.MAX_ITER == 500
+    assert automatic("faster_resnest50", make(40, 256, 256, 6, 90)).SOLVER.MAX_ITER == 200
     assert cfg.SOLVER.REFERENCE_WORLD_SIZE == 0
     # A backbone that knows ImageNet keeps its norms.
     assert cfg.TEST.PRECISE_BN.ENABLED

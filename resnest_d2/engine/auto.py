@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 SMALL_OBJECT = 24  # pixels that the square root of a small object's area shall have
 GREATEST_ENLARGEMENT = 2
 GIGABYTES_PER_IMAGE = 4  # Mask R-CNN with ResNeSt-50 in training, at 800 x 1333
-# By kind of device: the greatest shorter side, how often a run sees each image, and how many images
-# it sees at least, counted as often as they are seen.
+# By kind of device: the greatest shorter side; how often a run sees each image; and how many images
+# it sees at least, counted as often as they are seen, unless so many objects are enough.
 GREATEST_SIDE = {"cpu": 384, "cuda": 800}
 TIMES_SEEN = {"cpu": 20, "cuda": 40}
-LEAST_SEEN = {"cpu": 800, "cuda": 4000}
+LEAST_SEEN = {"cpu": 2000, "cuda": 4000}
+OBJECTS_SEEN = {"cpu": 30_000, "cuda": 120_000}
 FEWEST_FOR_BATCH_NORM = 8  # images of a batch, where a network learns from nothing
 EVALUATIONS = 5
 BATCH_NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD")  # parts of a model with a key NORM
@@ -151,7 +152,9 @@ def _choose_schedule(
     batch = choose("SOLVER.IMS_PER_BATCH", wanted, reason)
     choose("SOLVER.REFERENCE_WORLD_SIZE", 0, "nothing is scaled to the processes")
     choose("SOLVER.BASE_LR", rate * batch, f"the config's {rate:g} for each image of a batch")
-    times, least = TIMES_SEEN[kind], LEAST_SEEN[kind]
+    # Crowded images teach more.
+    enough = 100 * round(OBJECTS_SEEN[kind] * images / len(_object_sizes(data)) / 100)
+    times, least = TIMES_SEEN[kind], min(LEAST_SEEN[kind], max(enough, 100))
     seen = min(max(times * images, least), solver.MAX_ITER * solver.IMS_PER_BATCH)
     reason = f"{seen} images: {times} times the {images}, at least {least}"
     length = choose("SOLVER.MAX_ITER", math.ceil(seen / batch), reason)
