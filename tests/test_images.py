@@ -8,7 +8,7 @@ import pickle
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
-from detectron2.data import DatasetMapper, MapDataset, detection_utils
+from detectron2.data import DatasetCatalog, DatasetMapper, MapDataset, detection_utils
 from detectron2.utils.logger import _LOG_COUNTER
 from helpers import make_cfg
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
@@ -25,6 +25,7 @@ from resnest_d2.data.images import (
     set_max_pixels,
 )
 from resnest_d2.data.mapper import Mapper
+from resnest_d2.engine import Trainer
 
 HEIGHT, WIDTH = 12, 20
 RAMP = np.linspace(0, 255, HEIGHT * WIDTH).round().astype(np.uint8).reshape(HEIGHT, WIDTH)
@@ -208,10 +209,14 @@ def test_training_and_prediction_read_the_range_of_the_config(tmp_path, small_de
     assert np.array_equal(predictor.read(file), GRAY)
     assert np.array_equal(predictor.read(Image.open(file)), GRAY)
     cfg = make_cfg(*opts, "INPUT.FORMAT", "RGB")
-    mapper = pickle.loads(pickle.dumps(Mapper(cfg, is_train=False, augmentations=[])))
-    size = {"width": WIDTH, "height": HEIGHT}
-    image = mapper({"file_name": str(file), "image_id": 1, **size})["image"]
-    assert np.array_equal(image.permute(1, 2, 0), GRAY)
+    entry = {"file_name": str(file), "image_id": 1, "width": WIDTH, "height": HEIGHT}
+    cfg.INPUT.MIN_SIZE_TEST = 0  # the size stays
+    DatasetCatalog.register("of 12 bits", lambda: [entry])
+    try:
+        (batch,) = Trainer.build_test_loader(cfg, "of 12 bits")
+    finally:
+        DatasetCatalog.remove("of 12 bits")
+    assert np.array_equal(batch[0]["image"].permute(1, 2, 0), GRAY)
 
 
 def test_files_that_are_damaged_or_no_pictures(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.logger import log_first_n
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -72,6 +73,11 @@ class PixelRange(NamedTuple):
                 f"picture's values, ('0.1%', '99.9%'), the lower one first; got {list(values)}"
             ) from None
         return cls(low, high, in_percent)
+
+    @classmethod
+    def of_config(cls, cfg: CfgNode) -> "PixelRange | None":
+        """As :meth:`of`, of a config that may lack the key."""
+        return cls.of(cfg.INPUT.get("PIXEL_RANGE", ()))
 
     def scale(self, pixels: np.ndarray) -> np.ndarray:
         """Turn values into 8 bits; what is no number becomes 0."""

@@ -27,15 +27,21 @@ class Mapper(DatasetMapper):
         args: a config and whether it is for training, or Detectron2's arguments.
         skip_bad_images: whether a picture that cannot be read in training is a warning and None,
             for which Detectron2's ``MapDataset`` takes another image.
+        pixel_range: of pictures of more than 8 bits.
         kwargs: Detectron2's arguments.
     """
 
-    def __init__(self, *args: Any, skip_bad_images: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        skip_bad_images: bool = False,
+        pixel_range: PixelRange | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.skip_bad_images = skip_bad_images
         self._max_pixels = Image.MAX_IMAGE_PIXELS
-        cfg = args[0] if args and isinstance(args[0], CfgNode) else CfgNode({"INPUT": {}})
-        self._pixel_range = PixelRange.of(cfg.INPUT.get("PIXEL_RANGE", ()))
+        self._pixel_range = pixel_range
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The loader's processes, where they are no forks, start with Pillow's own limit.

@@ -25,11 +25,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..config import ConfigError, InputError
+from ..data.images import PixelRange
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
 from ..modeling.split_attention import SplitAttentionConv2d
-from ..modeling.sync_batchnorm import replace_sync_batchnorm
+from ..modeling.sync_batchnorm import replace_sync_batchnorm, require_several_images
 from ..weights import Checkpoint, load_weights
 from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata, follow_changes
@@ -115,13 +116,14 @@ class Trainer(DefaultTrainer):
             from ..modeling.deeplab import semantic_augmentations
 
             augmentations["augmentations"] = semantic_augmentations(cfg)
-        mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
+        options = {"skip_bad_images": skip_bad_images, "pixel_range": PixelRange.of_config(cfg)}
+        mapper = Mapper(cfg, is_train=True, **options, **augmentations)
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """Detectron2's loader, with this package's reader of pictures."""
-        mapper = Mapper(cfg, is_train=False)
+        mapper = Mapper(cfg, is_train=False, pixel_range=PixelRange.of_config(cfg))
         return ignoring_signals(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod
@@ -350,7 +352,7 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
     if cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() <= 1:
         for layer in model.modules():
             if isinstance(layer, SplitAttentionConv2d):
-                layer.require_several_images()
+                require_several_images(layer.bn1)
 
 
 def load_for_evaluation(cfg: CfgNode, checkpoint: Checkpoint | str) -> nn.Module:

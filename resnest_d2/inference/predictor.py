@@ -163,7 +163,7 @@ class Predictor:
         self.model = build_detector(cfg).eval()
         load_weights(self.model, checkpoint or "", allow_untrained)
         self.input_format = cfg.INPUT.FORMAT
-        self.pixel_range = PixelRange.of(cfg.INPUT.get("PIXEL_RANGE", ()))
+        self.pixel_range = PixelRange.of_config(cfg)
         names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
         self.metadata = MetadataCatalog.get(names[0]) if names else self.metadata
         known = checkpoint.classes if checkpoint else {}

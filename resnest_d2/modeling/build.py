@@ -1,19 +1,18 @@
 """The registered builders: from a Detectron2 config to ResNeSt backbones."""
 
 import inspect
-import logging
 import re
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, ROI_HEADS_REGISTRY
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from detectron2.utils.logger import log_first_n
 from torch import nn
 
 from ..config import ConfigError
+from .check_config import warn_of_defaults
 from .resnest import ResNeSt, make_resnest
 
 # A key of MODEL.RESNETS is the upper case of an argument of make_resnest, these apart.
@@ -57,38 +56,12 @@ def _build(cfg: CfgNode, input_shape: ShapeSpec, names: set[str]) -> ResNeSt:
     resnets = cfg.MODEL.RESNETS
     arguments: dict[str, Any] = {n: resnets[n.upper()] for n in names if n.upper() in resnets}
     arguments |= {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
-    _warn_of_defaults(cfg)
+    warn_of_defaults(cfg)
     try:
         return make_resnest(**arguments)
     except ConfigError as error:
         text = re.sub(r"\b[a-z_0-9]+\b", lambda word: KEYS.get(word[0], word[0]), str(error))
         raise ConfigError(text) from error
-
-
-def _warn_of_defaults(cfg: CfgNode) -> None:
-    """Warn of Detectron2's own settings that published weights, by name or converted, do not fit.
-
-    It is the builder that warns, because other projects load weights by other code than ours.
-    """
-    model = cfg.MODEL
-    if model.WEIGHTS and (cfg.INPUT.FORMAT == "BGR" or list(model.PIXEL_STD) == [1, 1, 1]):
-        message = (
-            f"INPUT.FORMAT {cfg.INPUT.FORMAT} and MODEL.PIXEL_STD {list(model.PIXEL_STD)}: "
-            "published ResNeSt weights, and files converted from them, are for RGB with PIXEL_MEAN "
-            "[123.68, 116.779, 103.939] and PIXEL_STD [58.393, 57.12, 57.375], and find nothing "
-            "otherwise. Only a model that was trained with other settings is right with them"
-        )
-        log_first_n(logging.WARNING, message, name=__name__, key="message")
-    heads = model.ROI_HEADS.NAME
-    if heads in ROI_HEADS_REGISTRY and "res5" not in model.RESNETS.OUT_FEATURES:
-        build = getattr(ROI_HEADS_REGISTRY.get(heads), "_build_res5_block", None)
-        if build is None or build.__module__.startswith("resnest_d2."):
-            return
-        message = (
-            f"MODEL.ROI_HEADS.NAME {heads} has a plain ResNet's res5, half of which stays random "
-            "with ResNeSt's weights: ResNeStRes5ROIHeads has ResNeSt's"
-        )
-        log_first_n(logging.WARNING, message, name=__name__, key="message")
 
 
 @BACKBONE_REGISTRY.register()

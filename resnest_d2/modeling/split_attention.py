@@ -5,12 +5,11 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import ConfigError
 from .deform_conv import DeformConv2d
 from .norm import Norm, make_norm
-from .sync_batchnorm import is_synchronised
+from .sync_batchnorm import require_several_images
 
 
 class SplitAttentionConv2d(nn.Module):
@@ -106,7 +105,7 @@ class SplitAttentionConv2d(nn.Module):
             ConfigError: batch norm would be trained on one value a channel.
         """
         if self.training and pooled.shape[0] == 1:
-            self.require_several_images()
+            require_several_images(self.bn1)
         device = pooled.device.type
         is_autocast = device != "meta" and torch.is_autocast_enabled(device)
         if is_autocast or self.fc1.weight.dtype in HALF:
@@ -122,21 +121,6 @@ class SplitAttentionConv2d(nn.Module):
         x = x.view(x.shape[0], self.groups, self.radix, per_group).transpose(1, 2)
         x = torch.sigmoid(x) if self.radix == 1 else F.softmax(x, dim=1)
         return x.reshape(x.shape[0], self.radix, self.channels, 1, 1)
-
-    def require_several_images(self) -> None:
-        """Refuse to train a batch norm on one image, of which it sees a map of 1x1.
-
-        Raises:
-            ConfigError: the attention's norm is such a one.
-        """
-        norm = self.bn1
-        if isinstance(norm, _BatchNorm) and norm.training and not is_synchronised(norm):
-            raise ConfigError(
-                "batch norm cannot be trained on one image a process: the attention's sees one "
-                "value a channel. Use at least two images a process (SOLVER.IMS_PER_BATCH over the "
-                "number of processes), or MODEL.RESNETS.NORM SyncBN over several processes, "
-                "FrozenBN or GN"
-            )
 
     def weighted_sum(self, splits: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Sum of the splits by their attention, of shape (N, out_channels, H, W)."""

@@ -6,6 +6,9 @@ from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from fvcore.nn.distributed import differentiable_all_reduce
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..config import ConfigError
 
 
 class CpuSyncBatchNorm(nn.BatchNorm2d):
@@ -55,7 +58,19 @@ def replace_sync_batchnorm(model: nn.Module) -> nn.Module:
     return model
 
 
-def is_synchronised(norm: nn.Module) -> bool:
-    """Whether a norm's statistics in training are those of several processes."""
-    kinds = (CpuSyncBatchNorm, nn.SyncBatchNorm, NaiveSyncBatchNorm)
-    return isinstance(norm, kinds) and comm.get_world_size() > 1
+def require_several_images(norm: nn.Module | None) -> None:
+    """Refuse to train a batch norm on one image, of which it sees a map of 1x1.
+
+    Raises:
+        ConfigError: it is such a norm, and its statistics are not those of several processes.
+    """
+    is_synchronised = isinstance(norm, SYNCHRONISED) and comm.get_world_size() > 1
+    if isinstance(norm, _BatchNorm) and norm.training and not is_synchronised:
+        raise ConfigError(
+            "batch norm cannot be trained on one image a process: the attention's sees one value a "
+            "channel. Use at least two images a process (SOLVER.IMS_PER_BATCH over the number of "
+            "processes), or MODEL.RESNETS.NORM SyncBN over several processes, FrozenBN or GN"
+        )
+
+
+SYNCHRONISED = (CpuSyncBatchNorm, nn.SyncBatchNorm, NaiveSyncBatchNorm)
