@@ -57,7 +57,7 @@ def arguments(eval_only=False, auto=False, opts=(), config_file="", **files):
     """What the command line of a training with one's own data says."""
     names = ("train_json", "train_images", "val_json", "val_images")
     given = {name: str(files[name]) if name in files else None for name in names}
-    flags = {"eval_only": eval_only, "auto": auto, "config_file": config_file}
+    flags = {"eval_only": eval_only, "auto": auto, "resume": False, "config_file": config_file}
     folder = dict.fromkeys(("data", "model", "output"), "")
     return argparse.Namespace(opts=list(opts), **flags, **folder, **given)
 

@@ -106,6 +106,19 @@ def test_samples(make, objects, regions):
     assert published.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
 
 
+def test_norms_of_heads_follow_and_others_stay(make):
+    """Mask heads have norms too; frozen and given ones stay, as do those of other backbones."""
+    files, off = make(10, 256, 256, 40, 1), ["MODEL.MASK_ON", "False", "MODEL.WEIGHTS", ""]
+    cfg = automatic("mask_resnest50", files, *off)
+    assert cfg.MODEL.ROI_MASK_HEAD.NORM == cfg.MODEL.RESNETS.NORM == "GN"
+    cfg = automatic("mask_resnest50", files, *off, "MODEL.RESNETS.NORM", "BN")
+    assert cfg.MODEL.RESNETS.NORM == "BN"
+    assert cfg.MODEL.FPN.NORM == "SyncBN"
+    assert cfg.TEST.PRECISE_BN.ENABLED
+    cfg = automatic("baselines/mask_resnet50", files, *off)
+    assert "GN" not in (cfg.MODEL.RESNETS.NORM, cfg.MODEL.FPN.NORM)
+
+
 def test_large_images_of_many_objects(make):
     cfg = automatic("retinanet_resnest50", make(200, 1600, 1200, 200, 300))
     assert cfg.INPUT.MIN_SIZE_TEST == 384

@@ -9,10 +9,11 @@ import pytest
 import torch
 from commands import ROOT
 from detectron2.config import get_cfg
-from detectron2.modeling import BACKBONE_REGISTRY, build_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
 from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
 
@@ -175,3 +176,16 @@ def test_a_project_keeps_its_own_fpn(monkeypatch):
     features = model(torch.rand(1, 3, 128, 96))
     assert features["p6"].shape[2:] == (2, 2)
     assert features["p7"].shape[2:] == (1, 1)
+
+
+def test_pointrend_is_detectron2s_in_other_programs():
+    cfg = get_cfg()
+    resnest_d2.add_resnest_config(cfg)
+    add_pointrend_config(cfg)
+    cfg.merge_from_file(resnest_d2.model_zoo.get_config_file("pointrend_resnest50"))
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", 14])
+    assert type(build_model(cfg).roi_heads.mask_head) is PointRendMaskHead
+    mended = resnest_d2.build_detector(cfg).roi_heads.mask_head
+    assert isinstance(mended, PointRendMaskHead)
+    assert type(mended).__name__ == "AnyBatchPointRendMaskHead"
+    assert cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead"  # what is saved

@@ -710,6 +710,10 @@ def test_wrong_annotations_are_listed_or_left_out(folder, odd, caplog, change, w
     data = read(folder, odd, options=Options(skip_bad_annotations=True))
     assert [one["id"] for one in data.annotations] == [1, 3]
     assert f"1 annotations are wrong and are left out: 2 ({words}" in warnings(caplog)[0]
+    odd["annotations"][1] |= {"area": "large"}  # two faults are one annotation
+    caplog.clear()
+    read(folder, odd, options=Options(skip_bad_annotations=True))
+    assert "1 annotations are wrong" in warnings(caplog)[0]
     odd["images"][0]["file_name"] = ["a.png"]  # other entries stay errors
     assert errors(folder, odd, options=Options(skip_bad_annotations=True))
 
@@ -742,6 +746,8 @@ def test_pictures_behind_links_are_found(folder, odd):
     odd["images"][1]["file_name"] = "other/B.PNG"  # by another case, so that it is searched for
     data = read(folder, odd)
     assert Path(data.images[1]["file_name"]).samefile(folder / "elsewhere/b.png")
+    (folder / "images/again").symlink_to(folder / "elsewhere")  # a second way to it
+    assert len(read(folder, odd).images) == 2
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"

@@ -5,6 +5,7 @@ import io
 import logging
 import pickle
 
+import cv2
 import detectron2.data.transforms as T
 import numpy as np
 import pytest
@@ -162,9 +163,26 @@ def test_formats_are_detectron2s(tmp_path, image_format):
 @pytest.mark.parametrize(("dtype", "kind"), [("int32", "integers"), ("float32", "floating-point")])
 def test_pixels_without_a_known_range_are_refused(tmp_path, dtype, kind):
     file = save(tmp_path, "a.tif", RAMP.astype(dtype))
-    with pytest.raises(InputError, match=f"a.tif cannot be read .*{kind}.* of 32 bits, whose") as e:
-        read_image(file)
-    assert str(e.value).endswith("give it as INPUT.PIXEL_RANGE '(low, high)'")
+    for read in (read_image, read_header):
+        message = f"a.tif cannot be read .*{kind}.* of 32 bits, whose .* INPUT.PIXEL_RANGE '.low, "
+        with pytest.raises(InputError, match=message):
+            read(file)
+    assert read_header(file, has_range=True).size == (WIDTH, HEIGHT)
+
+
+def test_colours_of_16_bits_take_no_range(tmp_path):
+    """Pillow reads their upper 8 bits."""
+    file = tmp_path / "a.png"
+    cv2.imwrite(str(file), np.full((4, 4, 3), 2000, np.uint16))
+    assert (read_image(file) == 2000 >> 8).all()
+    with pytest.raises(InputError, match="a.png cannot be read .* 16 bits a colour"):
+        read_image(file, pixel_range=PixelRange.of((0, 4095)))
+
+
+def test_a_black_picture_is_no_reason_to_warn(tmp_path, caplog):
+    _LOG_COUNTER.clear()
+    assert read_image(save(tmp_path, "a.png", np.zeros((4, 4), np.uint16))).max() == 0
+    assert "almost black" not in caplog.text
 
 
 TWELVE = (RAMP.astype(np.float64) / 255 * 4095).round()
@@ -189,13 +207,23 @@ def test_a_range_reads_32_bits(tmp_path, dtype):
     clipped = read_image(file, pixel_range=PixelRange.of((0, 10000)))
     assert (clipped.min(), clipped.max()) == (0, 255)
     assert (read_image(file, pixel_range=PixelRange.of(("10%", "90%"))) == 255).mean() > 0.09
+    holes = np.where(RAMP < 80, np.nan, RAMP.astype(np.float32) * 100)
+    holes[0, :3] = np.inf, -np.inf, 25500
+    file = save(tmp_path, "holes.tif", holes.astype(np.float32))
+    found = read_image(file, pixel_range=PixelRange.of(("0%", "100%")))
+    assert found[0, :3, 0].tolist() == [255, 0, 255]
+    assert abs(found[RAMP == 168][0, 0] - round(255 * (168 - 80) / 175)) <= 1
     flat = np.full((4, 4), np.nan, np.float32)
     file = save(tmp_path, "flat.tif", flat)
     assert read_image(file, pixel_range=PixelRange.of(("1%", "99%"))).max() == 0
 
 
 @pytest.mark.parametrize(
-    "values", [(5, 5), (9, 1), (0,), (1, 2, 3), ("0%", 9), ("0%", "101%"), "ab", (0, "x")]
+    "values",
+    [
+        *((5, 5), (9, 1), (0,), (1, 2, 3), "ab", (0, "x"), ("-inf", 5)),
+        *(("0%", 9), ("0%", "100.01%"), ("-1%", "50%")),
+    ],
 )
 def test_ranges_that_are_none(values):
     with pytest.raises(ConfigError, match="INPUT.PIXEL_RANGE must be two numbers, .0, 4095., or"):

@@ -122,9 +122,15 @@ def test_c4_heads_have_the_backbones_res5():
 
 
 @pytest.mark.parametrize(
-    ("heads", "is_warned"), [("Res5ROIHeads", True), ("ResNeStRes5ROIHeads", False)]
+    ("heads", "kind", "is_warned"),
+    [
+        ("Res5ROIHeads", "GeneralizedRCNN", True),
+        ("ResNeStRes5ROIHeads", "GeneralizedRCNN", False),
+        ("Res5ROIHeads", "ProposalNetwork", False),
+    ],
 )
-def test_plain_c4_heads_are_warned_of(heads, is_warned, caplog):
+def test_plain_c4_heads_are_warned_of(heads, kind, is_warned, caplog):
     _LOG_COUNTER.clear()
-    build_detector(small_config("mask", *C4, "MODEL.ROI_HEADS.NAME", heads))
+    opts = ["MODEL.ROI_HEADS.NAME", heads, "MODEL.META_ARCHITECTURE", kind]
+    build_detector(small_config("mask", *C4, *opts))
     assert ("has a plain ResNet's res5, half of which stays random" in caplog.text) == is_warned

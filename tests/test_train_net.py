@@ -199,10 +199,10 @@ def test_little_shared_memory_is_warned_of(
     """A container's 64 MB, for 16 pictures of 800 x 1333."""
     usage = SimpleNamespace(free=free << 20)
     monkeypatch.setattr("resnest_d2.engine.launch.shutil.disk_usage", lambda _: usage)
-    sizes = ["INPUT.MIN_SIZE_TRAIN", "(640,800)", "INPUT.MAX_SIZE_TRAIN", "1333"]
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(640,800)", "INPUT.MAX_SIZE_TRAIN", "99999"]
     opts = ["DATALOADER.NUM_WORKERS", loaders, "SOLVER.IMS_PER_BATCH", "16", *sizes]
     prepare(make_parser().parse_args(["--config-file", DIGITS, *map(str, opts)]))
-    words = "/dev/shm has 64 MB, and pictures may need 122, or training ends or hangs: give the"
+    words = "/dev/shm has 64 MB, and pictures may need 146, or training ends or hangs: give the"
     assert (words in caplog.text) == is_warned
 
 

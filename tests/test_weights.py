@@ -364,8 +364,15 @@ def test_builders_warn_of_detectron2s_own_colours(weights, opts, is_warned, capl
     cfg = make_cfg(*OPTS, "MODEL.WEIGHTS", weights, *opts)
     for _ in range(2):
         resnest_d2.build_resnest_backbone(cfg, image_shape())
-    lines = [m for m in caplog.messages if "published ResNeSt weights, and files converted" in m]
+    words = "published ResNeSt weights, and files converted"
+    lines = [m for m in caplog.messages if words in m]
     assert len(lines) == is_warned
+
+
+@pytest.mark.usefixtures("warnings_anew")
+def test_the_loader_knows_the_colours_of_ones_own_model(caplog):
+    small_detector("INPUT.FORMAT", "BGR", "MODEL.WEIGHTS", "own.pth")
+    assert "published ResNeSt weights" not in caplog.text
 
 
 @pytest.mark.usefixtures("warnings_anew")

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_args(arguments)
     with running("resnest_d2"):
         set_max_pixels(args.max_pixels)
+        pixel_range = PixelRange.of(args.pixel_range)
         if args.output is not None:
             if args.output.resolve() == Path(args.json).resolve():
                 raise InputError(f"--output: {args.output} is --json's file")
@@ -47,10 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.images,
             masks=not args.boxes,
             keypoints=args.keypoints,
-            options=replace(Options.of(args), skip_bad_images=True),
+            options=replace(Options.of(args), skip_bad_images=True, has_range=bool(pixel_range)),
             refuse=False,
         )
-        broken = data.unreadable + find_broken(data, PixelRange.of(args.pixel_range))
+        broken = data.unreadable + find_broken(data, pixel_range)
         if args.output is not None and not data.errors:
             data.write(args.output)
     print(describe(data))

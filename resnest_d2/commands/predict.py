@@ -128,7 +128,7 @@ def inputs(args: argparse.Namespace) -> tuple["Outputs", list[str]]:
         return outputs, []
     if len(args.input) != 1:
         raise InputError("--input-json needs one --input, the folder of its images")
-    reading = Options(merge_classes=True, skip_bad_images=True, offered=False)
+    reading = Options(merge_classes=True, skip_bad_images=True, has_range=True, offered=False)
     listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
     outputs.annotations = args.input_json
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
@@ -359,7 +359,7 @@ def predict_inputs(predictor: Predictor, outputs: Outputs, batch_size: int = 1) 
                     skipped.extend([file] * video.is_cut)
                 else:
                     yield Pixels(predictor.read(file), file)
-                    if read_header(file).pages > 1:
+                    if read_header(file, has_range=True).pages > 1:
                         logger.warning("%s has several pages, of which the first is read", file)
             except InputError as error:
                 logger.error("Skipped: %s", error)

@@ -27,7 +27,7 @@ RESNEST_DEFAULTS: dict[str, Any] = {
 # are imported only for configs that need them.
 PROJECTS: dict[str, str] = {
     "resnest_d2.modeling.deeplab": "add_deeplab_config",
-    "resnest_d2.modeling.pointrend": "add_pointrend_config",
+    "detectron2.projects.point_rend": "add_pointrend_config",
 }
 
 

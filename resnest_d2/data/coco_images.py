@@ -2,6 +2,7 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def find_images(
     images, unreadable = {}, []
     for number, path in shown:
         try:
-            header = read_header(path)
+            header = read_header(path, options.has_range)
         except InputError as error:
             unreadable.append(str(error))
             continue
@@ -118,19 +119,13 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     (``taken``).
     """
     files: dict[str, list[Path]] = defaultdict(list)
-    seen: set[str] = set()
-    for folder, folders, leaves in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # links may lead in a circle
-            folders.clear()
+    for path in _walk(root):
+        if not _is_picture(path) or path in taken or not path.is_file():
             continue
-        seen.add(real)
-        for path in (Path(folder, leaf) for leaf in leaves):
-            if not _is_picture(path) or path in taken or not path.is_file():
-                continue
-            name = plain(path.relative_to(root).as_posix())
-            files[name].append(path)
-            if not _is_picture(Path(path.stem)):
-                files[name.removesuffix(path.suffix.lower())].append(path)
+        name = plain(path.relative_to(root).as_posix())
+        files[name].append(path)
+        if not _is_picture(Path(path.stem)):
+            files[name.removesuffix(path.suffix.lower())].append(path)
     parts = {number: plain(name).replace("\\", "/").split("/") for number, name in names.items()}
     found = _without_folders(parts, 0, files)
     if near := {path.parent for path in (*taken, *found.values())}:
@@ -139,6 +134,23 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     depth = min(max(map(len, rest.values()), default=0), MOST_FOLDERS)
     tries = (_without_folders(rest, dropped, files) for dropped in range(1, depth))
     return found | max(tries, key=len, default={})
+
+
+def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """The files below a folder, behind links too, which may lead in a circle."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as entries:
+            found = list(entries)
+    except OSError:  # a folder that this user may not read
+        return
+    for entry in found:
+        if entry.is_dir():
+            yield from _walk(Path(entry.path), (*above, real))
+        else:
+            yield Path(entry.path)
 
 
 def _is_picture(path: Path) -> bool:

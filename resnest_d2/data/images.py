@@ -38,6 +38,7 @@ PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
+LARGEST = 1e300  # of a range
 # Pictures of 16 bits whose values stay below become almost black, as those of cameras of 12 bits.
 DARK = 2**13
 
@@ -63,9 +64,8 @@ class PixelRange(NamedTuple):
         in_percent = all(text.endswith("%") for text in texts)
         try:
             low, high = (float(text.removesuffix("%") if in_percent else text) for text in texts)
-            if not low < high < (100.001 if in_percent else float("inf")) or (
-                in_percent and low < 0
-            ):
+            least, most = (0, 100) if in_percent else (-LARGEST, LARGEST)
+            if not least <= low < high <= most:
                 raise ValueError
         except ValueError:
             raise ConfigError(
@@ -80,13 +80,16 @@ class PixelRange(NamedTuple):
         return cls.of(cfg.INPUT.get("PIXEL_RANGE", ()))
 
     def scale(self, pixels: np.ndarray) -> np.ndarray:
-        """Turn values into 8 bits; what is no number becomes 0."""
-        pixels = np.nan_to_num(pixels.astype(np.float64))
+        """Turn values into 8 bits; what is no number becomes 0, infinity 255."""
+        pixels = pixels.astype(np.float64)
         low, high = self.low, self.high
         if self.in_percent:
-            low, high = np.percentile(pixels, [low, high])
-        scaled = (pixels - low) / (high - low) if high > low else np.zeros_like(pixels)
-        return (255 * scaled.clip(0, 1)).round().astype(np.uint8)
+            finite = pixels[np.isfinite(pixels)]
+            low, high = np.percentile(finite, [low, high]) if finite.size else (0, 0)
+        if not low < high:
+            return np.zeros(pixels.shape, np.uint8)
+        scaled = (np.nan_to_num(pixels, nan=low).clip(low, high) - low) / (high - low)
+        return (255 * scaled).round().astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,12 @@ def from_pil(
         InputError: it is damaged, or the range or meaning of its pixels is not known.
     """
     bits, orientation = _bits(image), _orientation(image)
-    if bits == 32 and pixel_range is None:
-        kind = "floating-point numbers" if image.mode == "F" else "integers"
+    if pixel_range is None:
+        _require_range(image)
+    elif bits == 8 and any(";16" in str(tile[3]) for tile in image.tile):
         raise InputError(
-            f"its pixels are {kind} of 32 bits, whose range is not known: give it as "
-            "INPUT.PIXEL_RANGE '(low, high)'"
+            "it has 16 bits a colour, of which Pillow reads the upper 8, so that INPUT.PIXEL_RANGE "
+            "cannot spread them: save it in 8 bits, or in grey"
         )
     with _damage():
         image.load()
@@ -176,7 +180,7 @@ def from_pil(
 
 def _warn_of_dark(most: int) -> None:
     """Warn, once, of a picture of 16 bits that uses few of them."""
-    if most < DARK:
+    if 256 <= most < DARK:  # below, nothing can be told from one picture
         whole = 2 ** max(most, 1).bit_length() - 1
         message = (
             f"A picture of 16 bits has values up to {most}, which become {most // 257} of 255 at "
@@ -205,13 +209,19 @@ def read_labels(file: str | Path, dtype: type = np.uint8) -> np.ndarray:
         return converted
 
 
-def read_header(file: str | Path) -> Header:
+def read_header(file: str | Path, has_range: bool = False) -> Header:
     """Read the beginning of a picture's file.
+
+    Args:
+        file: a path that Detectron2's PathManager opens.
+        has_range: whether pictures of 32 bits will be read with a range.
 
     Raises:
         InputError, MissingFileError: as :func:`read_image`, for what the beginning tells.
     """
     with _open(file) as image:
+        if not has_range:
+            _require_range(image)
         size = stored = image.size
         if _orientation(image) >= 5:
             size = stored[::-1]
@@ -270,6 +280,16 @@ def _orientation(image: Image.Image) -> int:
     except InputError:
         return 1
     return int(value) if value in tuple(UPRIGHT) else 1
+
+
+def _require_range(image: Image.Image) -> None:
+    """Refuse pixels of 32 bits."""
+    if _bits(image) == 32:
+        kind = "floating-point numbers" if image.mode == "F" else "integers"
+        raise InputError(
+            f"its pixels are {kind} of 32 bits, whose range is not known: give it as "
+            "INPUT.PIXEL_RANGE '(low, high)'"
+        )
 
 
 def _bits(image: Image.Image) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import detectron2.data.transforms as T
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.utils.logger import log_first_n
@@ -18,30 +18,36 @@ from .images import PixelRange, read_image, read_labels
 
 
 class Mapper(DatasetMapper):
-    """Detectron2's ``DatasetMapper`` with :func:`read_image`.
+    """Detectron2's ``DatasetMapper`` with :func:`read_image`, made of a config or of arguments.
 
     Besides reading more kinds of pictures it takes images without objects where ``INPUT.CROP``
     recomputes boxes.
 
     Args:
-        args: a config and whether it is for training, or Detectron2's arguments.
         skip_bad_images: whether a picture that cannot be read in training is a warning and None,
             for which Detectron2's ``MapDataset`` takes another image.
         pixel_range: of pictures of more than 8 bits.
         kwargs: Detectron2's arguments.
     """
 
+    @configurable
     def __init__(
         self,
-        *args: Any,
+        *,
         skip_bad_images: bool = False,
         pixel_range: PixelRange | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(**kwargs)
         self.skip_bad_images = skip_bad_images
         self._max_pixels = Image.MAX_IMAGE_PIXELS
         self._pixel_range = pixel_range
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Arguments from a config."""
+        arguments = super().from_config(cfg, is_train)
+        return {**arguments, "pixel_range": PixelRange.of_config(cfg)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # The loader's processes, where they are no forks, start with Pillow's own limit.

@@ -23,6 +23,8 @@ class Options:
     skip_bad_annotations: bool = False
     skip_bad_images: bool = False
     """Leave out pictures that cannot be read; an option of training."""
+    has_range: bool = False
+    """Whether pictures of 32 bits will be read with a range of values."""
     offered: bool = True
     """Whether messages tell the user of these decisions."""
 

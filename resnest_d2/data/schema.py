@@ -136,6 +136,7 @@ class Notes:
 
     def __init__(self, file: Path, skip_annotations: bool = False) -> None:
         self.file, self._skip = file, skip_annotations
+        self._skipped: set[Any] = set()
         self.kinds: dict[str, list[Any]] = defaultdict(list)
         self.errors: list[str] = []
         """What is wrong, a line each, which begins with the entry's kind and id."""
@@ -151,7 +152,9 @@ class Notes:
     def error_in(self, kind: str, name: Any, text: str) -> None:
         """Note what is wrong with an entry of a list."""
         if self._skip and kind == "annotation":
-            self.add("{n} annotations are wrong and are left out", f"{name} ({text})")
+            if name not in self._skipped:
+                self.add("{n} annotations are wrong and are left out", f"{name} ({text})")
+            self._skipped.add(name)
         else:
             self.error(f"{kind} {name}: {text}")
 

@@ -29,8 +29,7 @@ LEAST_SEEN = {"cpu": 2000, "cuda": 4000}
 OBJECTS_SEEN = {"cpu": 30_000, "cuda": 120_000}
 FEWEST_FOR_BATCH_NORM = 8  # images of a batch, where a network learns from nothing
 EVALUATIONS = 5
-BATCH_NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD")  # parts of a model with a key NORM
-BATCH_NORMS = ("BN", "SyncBN")
+NORMED = ("RESNETS", "FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD")  # parts of a model with a key NORM
 MOST_REGIONS = 512  # of an image, for the heads to learn from; Detectron2's default
 
 
@@ -67,6 +66,7 @@ def set_automatically(
     _choose_samples(cfg, data, choose)
     _choose_anchors(cfg, data, choose, scale)
     _choose_schedule(cfg, data, choose, num_processes, rate)
+    _choose_norms(cfg, given, choose)
     message = "--auto: %d iterations of %d images of %d pixels; OUTPUT_DIR/log.txt says why"
     logger.info(message, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.MIN_SIZE_TEST)
     return tabulate(rows, ("key", "value", "why"), disable_numparse=True)
@@ -165,26 +165,34 @@ def _choose_schedule(
     period = math.ceil(length / EVALUATIONS)
     choose("TEST.EVAL_PERIOD", period, f"{EVALUATIONS} evaluations")
     choose("SOLVER.CHECKPOINT_PERIOD", period, "with them")
-    if batch < FEWEST_FOR_BATCH_NORM and not cfg.MODEL.WEIGHTS and _takes_group_norm(cfg):
-        for name in BATCH_NORMED:
-            if cfg.MODEL[name].NORM in BATCH_NORMS:
-                reason = f"from random weights, batches of {batch} are too small for batch norm"
-                choose(f"MODEL.{name}.NORM", "GN", reason)
-    reason = f"batches of {batch} leave batch norms rough statistics"
-    choose("TEST.PRECISE_BN.ENABLED", cfg.MODEL.RESNETS.NORM in BATCH_NORMS, reason)
+
+
+def _choose_norms(cfg: CfgNode, given: Collection[str], choose: Choose) -> None:
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    norms = {f"MODEL.{name}.NORM": cfg.MODEL[name].NORM for name in NORMED}
+    parts = [key for key, norm in norms.items() if "BN" in norm and norm != "FrozenBN"]
+    is_fresh = not cfg.MODEL.WEIGHTS and "MODEL.RESNETS.NORM" not in given
+    if parts and batch < FEWEST_FOR_BATCH_NORM and is_fresh and _takes_group_norm(cfg):
+        reason = f"from random weights, batches of {batch} are too small for batch norm"
+        for key in parts:
+            choose(key, "GN", reason)
+    elif parts:
+        reason = f"batches of {batch} leave batch norms rough statistics"
+        choose("TEST.PRECISE_BN.ENABLED", True, reason)
 
 
 def _takes_group_norm(cfg: CfgNode) -> bool:
-    """Whether group norm's 32 groups divide the channels of a model."""
+    """Whether group norm's 32 groups divide the channels of a model with a ResNeSt."""
+    if "resnest" not in cfg.MODEL.BACKBONE.NAME:  # others may not be built without memory
+        return False
     cfg = cfg.clone()
-    for name in BATCH_NORMED:
-        cfg.MODEL[name].NORM = "GN"
+    cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = "GN"
     try:
         with torch.device("meta"):  # no memory, no values
             build_backbone(cfg)
     except ValueError:  # PyTorch's, and our ConfigError
         return False
-    return cfg.MODEL.ROI_BOX_HEAD.CONV_DIM % 32 == 0
+    return not any(cfg.MODEL[name].CONV_DIM % 32 for name in ("ROI_BOX_HEAD", "ROI_MASK_HEAD"))
 
 
 def _batch(kind: str, pixels: int, num_processes: int) -> tuple[int, str]:

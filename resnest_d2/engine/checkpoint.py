@@ -115,7 +115,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
 
         Raises:
             InputError: as :meth:`load_to_train`; or the checkpoint that is resumed was trained on
-                other classes, or holds weights alone.
+                other classes or with other norms, or holds weights alone.
         """
         last = last_checkpoint(self.save_dir) if resume else None
         if last is None:
@@ -139,6 +139,11 @@ class TrainingCheckpointer(WeightsCheckpointer):
                 f"data have {list(ours)}; resume with the same data or in another folder"
             )
         self.changes = describe_changes(checkpoint.config, self._config)
+        if norms := [key for key in self.changes if key.endswith(".NORM")]:
+            raise InputError(
+                f"--resume: {last} was trained with other norms ({norms[0]} "
+                f"{self.changes[norms[0]]}): name its own, or train with MODEL.WEIGHTS elsewhere"
+            )
         if self.changes:
             listed = "; ".join(f"{key} {change}" for key, change in self.changes.items())
             logger.warning("Resuming %s with other settings: %s", self.save_dir, listed)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from detectron2.data.datasets.builtin_meta import COCO_PERSON_KEYPOINT_NAMES
 
 from ..config import ConfigError, InputError
 from ..data.coco_json import CocoData, read_coco
+from ..data.images import PixelRange
 from ..data.options import Options
 from ..weights import Checkpoint
 from ..weights.stored_config import config_to_use
-from .auto import set_automatically
+from .auto import NORMED, set_automatically
 from .data_folder import set_aside
 
 logger = logging.getLogger(__name__)
@@ -101,7 +103,8 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
     if not args.eval_only and not args.train_json:
         raise InputError("--val-json without --train-json can only be evaluated: add --eval-only")
     masks, keypoints = learned(cfg)
-    wanted = {"masks": masks, "keypoints": keypoints, "options": Options.of(args)}
+    options = replace(Options.of(args), has_range=bool(PixelRange.of_config(cfg)))
+    wanted = {"masks": masks, "keypoints": keypoints, "options": options}
     train = val = None
     categories, names = _classes_of_weights(classes)
     if args.train_json:
@@ -144,6 +147,8 @@ def fit_config(
         # Without the command line: its batch is not the one that the config's rate is for.
         plain = config_to_use(args.config_file, (), checkpoint).SOLVER
         rate = plain.BASE_LR / plain.IMS_PER_BATCH
+        if args.resume and checkpoint:  # whose norms its weights are for
+            given |= {f"MODEL.{name}.NORM" for name in NORMED}
         why = set_automatically(cfg, train, given, num_processes, rate)
     for one in filter(None, data):
         _check_capacity(cfg, one)

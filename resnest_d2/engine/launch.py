@@ -97,19 +97,28 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
     if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
     if not args.eval_only:
-        _warn_of_shared_memory(cfg, world)
+        here = int(os.getenv("LOCAL_WORLD_SIZE", "1")) if joined else num_processes
+        _warn_of_shared_memory(cfg, world, here)
     return job, num_processes
 
 
-def _warn_of_shared_memory(cfg: CfgNode, world: int) -> None:
-    """Warn where there is too little of the memory that loaders hand pictures over in."""
-    loaders, batch = cfg.DATALOADER.NUM_WORKERS, -(-cfg.SOLVER.IMS_PER_BATCH // world)
+def _warn_of_shared_memory(cfg: CfgNode, world: int, processes: int) -> None:
+    """Warn where there is too little of the memory that loaders hand pictures over in.
+
+    Args:
+        cfg: the config.
+        world: processes that train.
+        processes: those on this machine.
+    """
+    solver, loaders = cfg.SOLVER, cfg.DATALOADER.NUM_WORKERS
     if not loaders or not os.path.isdir(SHARED_MEMORY):
         return
     # A loader has two items ready, of one picture or a batch; one batch is learned, one gathered.
+    batch = -(-solver.IMS_PER_BATCH // (solver.REFERENCE_WORLD_SIZE or world))
     item = 1 if cfg.DATALOADER.ASPECT_RATIO_GROUPING else batch
-    pixels = max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
-    needed = 3 * pixels * (2 * loaders * item + 2 * batch)
+    side = max(cfg.INPUT.MIN_SIZE_TRAIN, default=0)
+    picture = 3 * side * min(cfg.INPUT.MAX_SIZE_TRAIN, 2 * side)  # bytes
+    needed = processes * picture * (2 * loaders * item + 2 * batch)
     free = shutil.disk_usage(SHARED_MEMORY).free
     if free < needed:
         logger.warning(

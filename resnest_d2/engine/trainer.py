@@ -25,7 +25,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ..config import ConfigError, InputError
-from ..data.images import PixelRange
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
@@ -116,14 +115,13 @@ class Trainer(DefaultTrainer):
             from ..modeling.deeplab import semantic_augmentations
 
             augmentations["augmentations"] = semantic_augmentations(cfg)
-        options = {"skip_bad_images": skip_bad_images, "pixel_range": PixelRange.of_config(cfg)}
-        mapper = Mapper(cfg, is_train=True, **options, **augmentations)
+        mapper = Mapper(cfg, is_train=True, skip_bad_images=skip_bad_images, **augmentations)
         return build_detection_train_loader(cfg, mapper=mapper)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
         """Detectron2's loader, with this package's reader of pictures."""
-        mapper = Mapper(cfg, is_train=False, pixel_range=PixelRange.of_config(cfg))
+        mapper = Mapper(cfg, is_train=False)
         return ignoring_signals(build_detection_test_loader(cfg, dataset_name, mapper=mapper))
 
     @classmethod

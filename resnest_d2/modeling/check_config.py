@@ -1,10 +1,15 @@
 """Warnings of settings that build, and then find nothing."""
 
 import logging
+from contextvars import ContextVar
 
 from detectron2.config import CfgNode
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.utils.logger import log_first_n
+
+# Whether weights will be loaded by this package's loader, which knows what a file was made for.
+IS_OUR_LOADER = ContextVar("IS_OUR_LOADER", default=False)
+WITHOUT_REGIONS = ("FCOS", "ProposalNetwork", "RetinaNet", "SemanticSegmentor")
 
 
 def warn_of_defaults(cfg: CfgNode) -> None:
@@ -12,8 +17,12 @@ def warn_of_defaults(cfg: CfgNode) -> None:
 
     It is the builder that warns, because other projects load weights by other code than ours.
     """
-    model = cfg.MODEL
-    if model.WEIGHTS and (cfg.INPUT.FORMAT == "BGR" or list(model.PIXEL_STD) == [1, 1, 1]):
+    model, is_ours = cfg.MODEL, IS_OUR_LOADER.get()
+    if (
+        model.WEIGHTS
+        and not is_ours
+        and (cfg.INPUT.FORMAT == "BGR" or list(model.PIXEL_STD) == [1, 1, 1])
+    ):
         message = (
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} and MODEL.PIXEL_STD {list(model.PIXEL_STD)}: "
             "published ResNeSt weights, and files converted from them, are for RGB with PIXEL_MEAN "
@@ -21,8 +30,9 @@ def warn_of_defaults(cfg: CfgNode) -> None:
             "otherwise. Only a model that was trained with other settings is right with them"
         )
         log_first_n(logging.WARNING, message, name=__name__, key="message")
-    heads = model.ROI_HEADS.NAME
-    if heads in ROI_HEADS_REGISTRY and "res5" not in model.RESNETS.OUT_FEATURES:
+    heads = model.get("ROI_HEADS", {}).get("NAME", "")
+    has_regions = heads in ROI_HEADS_REGISTRY and model.META_ARCHITECTURE not in WITHOUT_REGIONS
+    if has_regions and "res5" not in model.RESNETS.OUT_FEATURES:
         build = getattr(ROI_HEADS_REGISTRY.get(heads), "_build_res5_block", None)
         if build is None or build.__module__.startswith("resnest_d2."):
             return

@@ -2,10 +2,8 @@
 
 import torch
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
+from detectron2.projects.point_rend import PointRendMaskHead
 from detectron2.structures import Instances
-
-__all__ = ["AnyBatchPointRendMaskHead", "add_pointrend_config"]
 
 
 @ROI_MASK_HEAD_REGISTRY.register()

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 # Keys, or nodes of keys, that change the results of a trained model.
 RESULT_KEYS = (
     *("MODEL.", "INPUT.FORMAT", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST"),
-    *("TEST.DETECTIONS_PER_IMAGE", "TEST.KEYPOINT_OKS_SIGMAS"),
+    *("INPUT.PIXEL_RANGE", "TEST.DETECTIONS_PER_IMAGE", "TEST.KEYPOINT_OKS_SIGMAS"),
 )
 # Keys that tell of a machine, its folders or how the model is run.
 MACHINE_KEYS = (
