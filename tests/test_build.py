@@ -12,7 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.modeling.backbone import FPN, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
-from detectron2.projects.deeplab import add_deeplab_config
+from detectron2.projects.deeplab import add_deeplab_config, build_resnet_deeplab_backbone
 from detectron2.projects.point_rend import PointRendMaskHead, add_pointrend_config
 from detectron2.utils.file_io import PathManager
 from helpers import image_shape, make_cfg
@@ -57,6 +57,7 @@ def test_add_resnest_config_adds_and_changes_nothing():
     assert cfg.MODEL.pop("COMPILE") is False
     assert cfg.SOLVER.pop("BACKBONE_MULTIPLIER") == 1
     assert not cfg.INPUT.pop("LSJ").ENABLED
+    assert not cfg.INPUT.pop("PIXEL_RANGE")
     for key in RESNEST_DEFAULTS:
         assert cfg.MODEL.RESNETS.pop(key) == RESNEST_DEFAULTS[key]
     assert cfg == before
@@ -189,3 +190,16 @@ def test_pointrend_is_detectron2s_in_other_programs():
     assert isinstance(mended, PointRendMaskHead)
     assert type(mended).__name__ == "AnyBatchPointRendMaskHead"
     assert cfg.MODEL.ROI_MASK_HEAD.NAME == "PointRendMaskHead"  # what is saved
+
+
+def test_a_grid_dilates_res5_of_stride_32_as_detectron2s():
+    """MaskFormer's R101c configs have one."""
+    cfg = make_cfg("MODEL.RESNETS.DEPTH", 50)
+    add_deeplab_config(cfg)
+    cfg.MODEL.RESNETS.update(RES5_DILATION=1, RES5_MULTI_GRID=[1, 2, 4])
+    theirs = build_resnet_deeplab_backbone(cfg, image_shape())
+    ours = BACKBONE_REGISTRY.get(DEEPLAB)(cfg, image_shape()).eval()
+    expected = [block.conv2.dilation for block in theirs.res5]
+    assert expected == [(1, 1), (2, 2), (4, 4)]
+    assert [block.conv2.conv.dilation for block in ours.res5] == expected
+    assert ours(torch.rand(1, 3, 96, 64))["res5"].shape[2:] == (3, 2)

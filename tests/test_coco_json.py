@@ -578,7 +578,7 @@ def test_the_header_of_each_picture_is_read_once(folder, odd, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "resnest_d2.data.coco_images.read_header",
-        lambda file: (seen.append(file), read_header(file))[1],
+        lambda file, has_range: (seen.append(file), read_header(file))[1],
     )
     odd["images"].append(dict(odd["images"][0]))
     data = read(folder, odd)

@@ -61,7 +61,7 @@ def test_settings_equal_the_reference(name):
         expected.setdefault(f"MODEL.RESNETS.{key}", value)
     expected |= {"MODEL.COMPILE": False, "SOLVER.BACKBONE_MULTIPLIER": 1.0}
     expected |= {"INPUT.LSJ.ENABLED": False, "INPUT.LSJ.IMAGE_SIZE": 1024}
-    expected |= {"INPUT.LSJ.MIN_SCALE": 0.1, "INPUT.LSJ.MAX_SCALE": 2.0}
+    expected |= {"INPUT.LSJ.MIN_SCALE": 0.1, "INPUT.LSJ.MAX_SCALE": 2.0, "INPUT.PIXEL_RANGE": []}
     actual = flatten(model_zoo.get_config(name))
     del expected["MODEL.WEIGHTS"], actual["MODEL.WEIGHTS"]
     assert actual == expected

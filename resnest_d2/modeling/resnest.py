@@ -244,7 +244,7 @@ def make_resnest(
         res4_dilation, res5_dilation: 1 and 2 keep res5 at stride 16, 2 and 4 both at stride 8. As
             in the ImageNet network, the first block of a dilated stage keeps its 3x3 pooling, at
             stride 1, and the dilation of the stage before.
-        res5_multi_grid: factors of the dilations of a dilated res5's blocks (arXiv:1706.05587).
+        res5_multi_grid: factors of the dilations of res5's blocks (arXiv:1706.05587).
         deform_on_per_stage: which of res2 to res5 are deformable.
         deform_modulated, deform_num_groups: DCN v2 instead of v1; deformable groups.
         grad_checkpoint: recompute blocks in the backward pass to save their activations.
@@ -277,7 +277,7 @@ def make_resnest(
         last = max(map(layers.index, out_features))
     stages: list[list[CNNBlockBase]] = []
     for index, num_blocks in enumerate(blocks[:last]):
-        dilated = index in dilations
+        dilated = (1, 1, res4_dilation, res5_dilation)[index] > 1  # and so of stride 1
         width = int(width_per_group * 2**index * bottleneck_width / 64) * num_groups
         stride = 1 if index == 0 or dilated else 2
         try:
@@ -307,11 +307,11 @@ def make_resnest(
 def _dilations(
     blocks: Sequence[int], res4: int, res5: int, multi_grid: Sequence[int] | None
 ) -> dict[int, list[int]]:
-    """Dilations of the blocks of each dilated stage, by the stage's index."""
+    """Dilations of the blocks of each stage that has others than 1, by the stage's index."""
     require_one_of("res4_dilation", res4, (1, 2))
     beside = " with res4_dilation 2" if res4 == 2 else ""
     require_one_of(f"res5_dilation{beside}", res5, (4,) if res4 == 2 else (1, 2))
-    if res5 == 1:
+    if res5 == 1 and multi_grid is None:
         return {}
     grid = [1] * blocks[3] if multi_grid is None else list(multi_grid)
     if len(grid) != blocks[3] or min(grid) < 1:
