@@ -743,6 +743,7 @@ def test_pictures_behind_links_are_found(folder, odd):
     (folder / "images/sub").rename(folder / "elsewhere")
     (folder / "images/other").symlink_to(folder / "elsewhere")
     (folder / "elsewhere/circle").symlink_to(folder / "images")
+    (folder / "elsewhere/self").symlink_to(folder / "elsewhere/self")
     odd["images"][1]["file_name"] = "other/B.PNG"  # by another case, so that it is searched for
     data = read(folder, odd)
     assert Path(data.images[1]["file_name"]).samefile(folder / "elsewhere/b.png")

@@ -171,6 +171,24 @@ def test_a_checkpoint_of_weights_alone_is_refused(resume):
         resume(change=lambda content: content.pop("trainer"))
 
 
+def test_group_norm_is_no_batch_norm(resume):
+    """Their parameters have one shape, and would load into each other without a word."""
+    for before, after in (("SyncBN", "GN"), ("GN", "SyncBN")):
+        widths = {"MODEL.RESNETS.WIDTH_PER_GROUP": "32", "MODEL.RESNETS.RES2_OUT_CHANNELS": "32"}
+        norms = [{**widths, "MODEL.RESNETS.NORM": norm} for norm in (before, after)]
+        message = (
+            f"batch norms of .*model_0000003.pth .*MODEL.RESNETS.NORM '?{before}'? -> '?{after}"
+        )
+        with pytest.raises(InputError, match=message):
+            resume(before=norms[0], keys=norms[1])
+
+
+def test_one_batch_norm_goes_on_as_another(resume):
+    """As on another number of GPUs."""
+    norms = [{"MODEL.RESNETS.NORM": norm} for norm in ("SyncBN", "BN")]
+    assert resume(before=norms[0], keys=norms[1]).start_iter == START
+
+
 def test_keys_of_a_users_own_trainer_go_on(tmp_path, registered_digits):
     """They are in the checkpoint's config, and nobody else knows them."""
     for value in (1, 2):

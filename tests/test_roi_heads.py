@@ -121,6 +121,13 @@ def test_c4_heads_have_the_backbones_res5():
     assert model.roi_heads.res5[0].conv2.fc1.weight.grad.abs().sum() > 0
 
 
+def test_c4_heads_are_not_frozen_with_the_backbone():
+    opts = ["MODEL.ROI_HEADS.NAME", "ResNeStRes5ROIHeads", "MODEL.BACKBONE.FREEZE_AT", 5]
+    model = build_detector(small_config("mask", *C4, *opts))
+    assert not any(p.requires_grad for p in model.backbone.parameters())
+    assert all(p.requires_grad for p in model.roi_heads.res5.parameters())
+
+
 @pytest.mark.parametrize(
     ("heads", "kind", "is_warned"),
     [

@@ -147,7 +147,7 @@ def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     except OSError:  # a folder that this user may not read
         return
     for entry in found:
-        if entry.is_dir():
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from _walk(Path(entry.path), (*above, real))
         else:
             yield Path(entry.path)

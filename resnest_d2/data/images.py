@@ -171,10 +171,10 @@ def from_pil(
         pixels = np.asarray(image)
         if pixel_range is None:
             _warn_of_dark(int(pixels.max()))
-        scaled = (
-            (pixels // 257).astype(np.uint8) if pixel_range is None else pixel_range.scale(pixels)
-        )
-        image = Image.fromarray(scaled)
+            pixels = (pixels // 257).astype(np.uint8)
+        else:
+            pixels = pixel_range.scale(pixels)
+        image = Image.fromarray(pixels)
     return convert_PIL_to_numpy(image, image_format)
 
 
@@ -288,7 +288,7 @@ def _require_range(image: Image.Image) -> None:
         kind = "floating-point numbers" if image.mode == "F" else "integers"
         raise InputError(
             f"its pixels are {kind} of 32 bits, whose range is not known: give it as "
-            "INPUT.PIXEL_RANGE '(low, high)'"
+            "INPUT.PIXEL_RANGE '(low, high)', to check-data as --pixel-range"
         )
 
 

@@ -115,7 +115,7 @@ class TrainingCheckpointer(WeightsCheckpointer):
 
         Raises:
             InputError: as :meth:`load_to_train`; or the checkpoint that is resumed was trained on
-                other classes or with other norms, or holds weights alone.
+                other classes or with batch norms at other places, or holds weights alone.
         """
         last = last_checkpoint(self.save_dir) if resume else None
         if last is None:
@@ -139,10 +139,15 @@ class TrainingCheckpointer(WeightsCheckpointer):
                 f"data have {list(ours)}; resume with the same data or in another folder"
             )
         self.changes = describe_changes(checkpoint.config, self._config)
-        if norms := [key for key in self.changes if key.endswith(".NORM")]:
+        theirs, ours = (
+            {name for name in names if name.endswith(".running_mean")}
+            for names in (checkpoint.weights, self.model.state_dict())
+        )
+        if theirs ^ ours:
+            norms = [f"{k} {change}" for k, change in self.changes.items() if k.endswith(".NORM")]
             raise InputError(
-                f"--resume: {last} was trained with other norms ({norms[0]} "
-                f"{self.changes[norms[0]]}): name its own, or train with MODEL.WEIGHTS elsewhere"
+                f"--resume: batch norms of {last} and of the model are at other places "
+                f"({', '.join(norms)}): train with MODEL.WEIGHTS in a new folder"
             )
         if self.changes:
             listed = "; ".join(f"{key} {change}" for key, change in self.changes.items())

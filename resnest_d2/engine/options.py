@@ -42,16 +42,14 @@ class TrainingOptions:
         add = parser.add_argument_group("saving and stopping").add_argument
         text = "keep the weights of the best evaluation in model_best.pth, by bbox/AP or another "
         text += (
-            "metric; with several test sets by NAME/bbox/AP (default: none; with --data by the AP "
+            "metric; with several test sets by NAME/bbox/AP (default: none; with --data the AP of "
         )
-        text += "of masks or boxes)"
+        text += "masks or boxes)"
         add("--keep-best", default="", metavar="METRIC", help=text)
         text = "stop after N evaluations without a gain of --keep-best's metric (default: never)"
         add("--patience", type=int, default=0, metavar="N", help=text)
-        text = (
-            "keep the last K checkpoints of this run, beside the best and the final one (default: "
-        )
-        text += "all; with --data 1)"
+        text = "keep the last K checkpoints of this run, beside the best and the final one "
+        text += "(default: all; with --data 1)"
         add("--keep-last", type=int, default=0, metavar="K", help=text)
         text = "let others stand in for images that cannot be read"
         add("--skip-bad-images", action="store_true", help=text)

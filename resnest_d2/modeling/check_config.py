@@ -17,12 +17,9 @@ def warn_of_defaults(cfg: CfgNode) -> None:
 
     It is the builder that warns, because other projects load weights by other code than ours.
     """
-    model, is_ours = cfg.MODEL, IS_OUR_LOADER.get()
-    if (
-        model.WEIGHTS
-        and not is_ours
-        and (cfg.INPUT.FORMAT == "BGR" or list(model.PIXEL_STD) == [1, 1, 1])
-    ):
+    model = cfg.MODEL
+    is_default = cfg.INPUT.FORMAT == "BGR" or list(model.PIXEL_STD) == [1, 1, 1]
+    if model.WEIGHTS and is_default and not IS_OUR_LOADER.get():
         message = (
             f"INPUT.FORMAT {cfg.INPUT.FORMAT} and MODEL.PIXEL_STD {list(model.PIXEL_STD)}: "
             "published ResNeSt weights, and files converted from them, are for RGB with PIXEL_MEAN "

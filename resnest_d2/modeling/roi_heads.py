@@ -177,6 +177,7 @@ class ResNeStRes5ROIHeads(Res5ROIHeads):
     def _build_res5_block(cls, cfg: CfgNode) -> tuple[nn.Sequential, int]:
         """The stage of the backbone that the config describes, and its output channels."""
         cfg = cfg.clone()
-        cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"]])
+        # Detectron2 freezes stages of the backbone, not of the heads.
+        cfg.merge_from_list(["MODEL.RESNETS.OUT_FEATURES", ["res5"], "MODEL.BACKBONE.FREEZE_AT", 0])
         backbone = build_resnest_backbone(cfg, ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN)))
         return backbone.res5, backbone.output_shape()["res5"].channels
