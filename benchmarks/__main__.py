@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import backbones, claim, coco, detectors, training
+from benchmarks import backbones, claim, coco, detectors, runtimes, training
 from benchmarks.peers import TIMM
 from benchmarks.timing import Found, Section, environment
 from resnest_d2.commands import one_line_errors
@@ -21,9 +21,10 @@ SECTIONS: dict[str, Section] = {
     "training": training.STEPS,
     "memory": training.MEMORY,
     "coco": coco.SECTION,
+    "runtimes": runtimes.SECTION,
     "claim": claim.SECTION,
 }
-LONG = ("claim",)  # sections of hours, which are to be asked for
+LONG = ("runtimes", "claim")  # sections that take long, and are to be asked for
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ import resnest_d2
 
 # Whose versions figures may depend on, where they are installed.
 PACKAGES = ("torchvision", "resnest", "timm", "numpy", "pycocotools", "hotcoco")
+PACKAGES += ("onnxruntime", "openvino")
 
 # What a section found, as it is written to JSON: text, numbers, lists and dictionaries.
 Found = dict[str, Any]

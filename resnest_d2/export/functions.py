@@ -200,8 +200,9 @@ def pool(pooler: ROIPooler, features: Sequence[torch.Tensor], boxes: torch.Tenso
     levels = assign_boxes_to_levels(
         [Boxes(boxes)], *limits, pooler.canonical_box_size, pooler.canonical_level
     )
-    pooled = features[0].new_zeros((len(boxes), features[0].shape[1], *pooler.output_size))
-    for level, (feature, pool_level) in enumerate(zip(features, pooler.level_poolers, strict=True)):
-        at = (levels == level).nonzero()[:, 0]
-        pooled = pooled.index_put((at,), pool_level(feature, indexed[at]))
-    return pooled
+    by_level = [(levels == level).nonzero()[:, 0] for level in range(len(features))]
+    pooled = [
+        pool_level(feature, indexed[at])
+        for at, feature, pool_level in zip(by_level, features, pooler.level_poolers, strict=True)
+    ]
+    return torch.cat(pooled)[torch.cat(by_level).argsort()]

@@ -53,10 +53,17 @@ def last_predictor(model: nn.Module) -> nn.Module:
     return predictors[-1] if isinstance(predictors, nn.ModuleList) else predictors
 
 
+def most_detections(model: nn.Module) -> int:
+    """A detector's ``TEST.DETECTIONS_PER_IMAGE``, the rows of the graph's outputs."""
+    if isinstance(model, RetinaNet):
+        return model.max_detections_per_image
+    return last_predictor(model).test_topk_per_image
+
+
 def _reason_against(model: nn.Module) -> str:
     """What keeps a model from being exported, "" if nothing does."""
     if type(model) is RetinaNet:
-        most = model.max_detections_per_image
+        heads = []
     elif type(model) is not GeneralizedRCNN:
         return f"a model of type {type(model).__name__}"
     elif not isinstance(model.roi_heads, StandardROIHeads):
@@ -66,11 +73,13 @@ def _reason_against(model: nn.Module) -> str:
     elif model.roi_heads.keypoint_on:
         return "a keypoint head"
     else:
-        for head in _mask_heads(model.roi_heads):
-            if not isinstance(head, BaseMaskRCNNHead):
-                return f"a mask head of type {type(head).__name__}"
-        most = last_predictor(model).test_topk_per_image
-    return "" if most > 0 else "a model without a limit of detections (TEST.DETECTIONS_PER_IMAGE)"
+        heads = _mask_heads(model.roi_heads)
+    for head in heads:
+        if not isinstance(head, BaseMaskRCNNHead):
+            return f"a mask head of type {type(head).__name__}"
+    if most_detections(model) > 0:
+        return ""
+    return "a model without a limit of detections (TEST.DETECTIONS_PER_IMAGE)"
 
 
 class DetectorGraph(nn.Module):

@@ -1,6 +1,8 @@
 """Reading exported files and running them as Detectron2 runs its models."""
 
+import importlib.util
 import io
+import logging
 import os
 import re
 import zipfile
@@ -16,9 +18,11 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 
 from .. import __version__
-from ..config import FileError, InputError, MissingFileError, import_extra
+from ..config import FileError, InputError, MissingFileError, import_extra, require_one_of
 from .graph import OUTPUTS
 from .standalone import pad
+
+logger = logging.getLogger(__name__)
 
 # The JSON of a file's facts: a property of ONNX, with the ending .json an extra file of pt2.
 ENTRY = "resnest_d2"
@@ -92,6 +96,39 @@ class OnnxRuntime:
         return [torch.from_numpy(value) for value in outputs]
 
 
+class OpenVino:
+    """OpenVINO on the CPU, for ONNX files; arguments, attributes and errors as of OnnxRuntime.
+
+    Args:
+        half: compute in bfloat16; a warning says if the CPU has no instructions for it.
+    """
+
+    def __init__(self, content: bytes, name: str, half: bool = False) -> None:
+        openvino = import_extra("openvino", "openvino", "OpenVINO")
+        onnx = import_extra("onnx", "openvino", "OpenVINO")
+        frontends = import_extra("openvino.frontend", "openvino", "OpenVINO")
+        try:
+            model = onnx.load_model_from_string(content)
+            # OpenVINO would look for weights in other files.
+            onnx.external_data_helper.load_external_data_for_model(model, os.devnull)
+            reader = frontends.FrontEndManager().load_by_framework("onnx")
+            converted = reader.convert(reader.load(io.BytesIO(content)))
+        except Exception as error:  # the two packages' own classes share no base below it
+            raise InputError(f"{name} cannot be read as an ONNX model: {_short(error)}") from error
+        self.facts = {entry.key: entry.value for entry in model.metadata_props}.get(ENTRY)
+        core = openvino.Core()
+        if half and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            logger.warning("This CPU has no instructions for bfloat16: OpenVINO takes float32")
+        settings = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
+        settings["PERFORMANCE_HINT"] = "LATENCY"
+        self._model = core.compile_model(converted, "CPU", settings)
+
+    def __call__(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Outputs as OnnxRuntime's."""
+        outputs = self._model([image.numpy()], share_inputs=True)
+        return [torch.from_numpy(value) for value in outputs.to_tuple()]
+
+
 class TorchRuntime:
     """PyTorch, for files of ``torch.export``; arguments and attributes as of OnnxRuntime.
 
@@ -123,8 +160,12 @@ class TorchRuntime:
         return self._module(image)
 
 
-Runtime = OnnxRuntime | TorchRuntime
-RUNTIMES = {".onnx": OnnxRuntime, ".pt2": TorchRuntime}
+Runtime = OpenVino | OnnxRuntime | TorchRuntime
+# By the ending of a file, with the package that each needs, the fastest first.
+RUNTIMES: dict[str, dict[str, type[Runtime]]] = {
+    ".onnx": {"openvino": OpenVino, "onnxruntime": OnnxRuntime},
+    ".pt2": {"torch": TorchRuntime},
+}
 
 # What torch.export.save writes of these models.
 _FILES = re.compile(
@@ -219,33 +260,69 @@ class ExportedModel:
         return detector_postprocess(found, height, width)
 
 
-def load_exported(path: str | Path) -> ExportedModel:
-    """Open a file of ``resnest-d2 export``; its ending says what runs it.
+def load_exported(path: str | Path, runtime: str = "auto", half: bool = False) -> ExportedModel:
+    """Open a file of ``resnest-d2 export``; its ending says what can run it.
+
+    Args:
+        path: the file.
+        runtime: "openvino" or "onnxruntime" for ONNX, "torch" for pt2, or "auto" for the fastest of
+            these that is installed.
+        half: compute in bfloat16, which OpenVINO can.
 
     Raises:
         MissingFileError: there is no such file.
-        InputError: it is not one of this package's, or is damaged.
-        MissingPackageError: the format needs a package that is not installed.
+        InputError: it is not one of this package's, or is damaged; no such runtime takes it, or not
+            in half precision.
+        MissingPackageError: the runtime is not installed.
     """
     path = Path(path)
-    if path.suffix not in RUNTIMES:
-        raise InputError(f"an exported file must end in {' or '.join(RUNTIMES)}, got {path}")
+    require_format(path)
+    choose_runtime(path.suffix, runtime, half)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise MissingFileError(f"there is no file {path}") from None
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}") from error
-    return open_exported(content, path)
+    return open_exported(content, path, runtime, half)
 
 
-def open_exported(content: bytes, path: Path) -> ExportedModel:
+def require_format(path: Path) -> None:
+    """See that the ending of a file's name is that of a format.
+
+    Raises:
+        InputError: it is not.
+    """
+    if path.suffix not in RUNTIMES:
+        raise InputError(f"an exported file must end in {' or '.join(RUNTIMES)}, got {path}")
+
+
+def choose_runtime(suffix: str, runtime: str, half: bool) -> str:
+    """Return the name of the runtime for a format; arguments and errors as of load_exported."""
+    known = RUNTIMES[suffix]
+    require_one_of("runtime", runtime, ("auto", *known))
+    if half and "openvino" not in known:
+        raise InputError(f"half precision is for .onnx files, in OpenVINO, not for {suffix}")
+    if half and runtime == "onnxruntime":
+        raise InputError("onnxruntime has no half precision here: take the runtime openvino")
+    if half:
+        return "openvino"
+    if runtime != "auto":
+        return runtime
+    there = [name for name in known if importlib.util.find_spec(name)]
+    return there[0] if there else list(known)[-1]  # which says what to install
+
+
+def open_exported(
+    content: bytes, path: Path, runtime: str = "auto", half: bool = False
+) -> ExportedModel:
     """Open the content of a file, whose name is ``path``; errors as of :func:`load_exported`."""
-    runtime = RUNTIMES[path.suffix](content, str(path))
-    if runtime.facts is None:
+    chosen = choose_runtime(path.suffix, runtime, half)
+    opened = RUNTIMES[path.suffix][chosen](content, str(path), **({"half": True} if half else {}))
+    if opened.facts is None:
         raise InputError(f"{path} was not written by `resnest-d2 export`: it holds no metadata")
     try:
-        metadata = pydantic.TypeAdapter(Metadata).validate_json(runtime.facts)
+        metadata = pydantic.TypeAdapter(Metadata).validate_json(opened.facts)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -253,4 +330,6 @@ def open_exported(content: bytes, path: Path) -> ExportedModel:
             f"{path} was written by another version of resnest_d2 than this one, {__version__}, or "
             f"changed since: {field}: {first['msg']}; export it again"
         ) from error
-    return ExportedModel(runtime, metadata)
+    if runtime == "auto":
+        logger.info("%s runs in %s", path, chosen)
+    return ExportedModel(opened, metadata)

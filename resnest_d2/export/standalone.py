@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Run an exported detector with NumPy, Pillow and onnxruntime alone; `resnest-d2 export` wrote it.
+"""Run an exported detector with NumPy, Pillow and a runtime alone; `resnest-d2 export` wrote it.
 
-pip install numpy pillow onnxruntime
+pip install numpy pillow onnxruntime  (or openvino, faster on a CPU)
 python run_model.py model.onnx photo.jpg --output drawn.png --json found.json
 """
 
 import argparse
 import colorsys
+import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 Detections = dict[str, np.ndarray]
+Run = Callable[[np.ndarray], Detections]
 
 
 def read_picture(file: str) -> Image.Image:
@@ -62,7 +65,7 @@ def pad(image: np.ndarray, mean: list[float], divisor: int, least: int) -> np.nd
 
 
 def detect(
-    session: Any, metadata: dict[str, Any], picture: Image.Image, threshold: float
+    run: Run, metadata: dict[str, Any], picture: Image.Image, threshold: float
 ) -> Detections:
     """Find objects in an RGB picture.
 
@@ -77,8 +80,7 @@ def detect(
     image = np.asarray(picture.resize(new[::-1], Image.Resampling.BILINEAR), np.float32)
     sides = metadata["size_divisibility"], metadata["min_side"]
     image = pad(image[:, :, order].transpose(2, 0, 1), metadata["pixel_mean"], *sides)
-    names = [output.name for output in session.get_outputs()]
-    outputs = dict(zip(names, session.run(None, {"image": image}), strict=True))
+    outputs = run(image)
     boxes = outputs["boxes"] * np.float32([width / new[1], height / new[0]] * 2)
     boxes = outputs["boxes"] = np.clip(boxes, 0, [width, height] * 2)
     kept = outputs["scores"] >= max(threshold, 0)  # empty rows have -1
@@ -170,15 +172,41 @@ def results(
     return records
 
 
-def open_model(file: str) -> tuple[Any, dict[str, Any]]:
-    """Open an ONNX file; return its session and what it says about itself."""
+def open_model(file: str, runtime: str = "auto") -> tuple[Run, dict[str, Any]]:
+    """Open an ONNX file; return what runs it, and what it says about itself.
+
+    Args:
+        file: of `resnest-d2 export`.
+        runtime: "openvino", "onnxruntime", or "auto" for the first of these that is installed.
+    """
+    there = runtime if runtime != "auto" else "onnxruntime"
+    if runtime == "auto" and importlib.util.find_spec("openvino"):
+        there = "openvino"
+    run, facts = (_open_in_openvino if there == "openvino" else _open_in_onnxruntime)(file)
+    if facts is None:
+        raise SystemExit(f"error: {file} was not written by `resnest-d2 export`")
+    return run, json.loads(facts)
+
+
+def _open_in_onnxruntime(file: str) -> tuple[Run, str | None]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
     facts = session.get_modelmeta().custom_metadata_map.get("resnest_d2")
-    if facts is None:
-        raise SystemExit(f"error: {file} was not written by `resnest-d2 export`")
-    return session, json.loads(facts)
+    return lambda image: dict(zip(names, session.run(None, {"image": image}), strict=True)), facts
+
+
+def _open_in_openvino(file: str) -> tuple[Run, str | None]:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(file)
+    key = ["framework", "resnest_d2"]
+    facts = model.get_rt_info(key).value if model.has_rt_info(key) else None
+    names = [output.get_any_name() for output in model.outputs]
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return lambda image: dict(zip(names, compiled([image]).to_tuple(), strict=True)), facts
 
 
 def main() -> None:
@@ -191,14 +219,16 @@ def main() -> None:
     parser.add_argument("--image-id", type=int, default=0, help="of the JSON (default: 0)")
     text = "least score (default: 0.5, or the file's own where that is higher)"
     parser.add_argument("--threshold", type=float, help=text)
+    choices = ("auto", "openvino", "onnxruntime")
+    parser.add_argument("--runtime", choices=choices, default="auto", help="what runs the model")
     args = parser.parse_args()
-    session, metadata = open_model(args.model)
+    run, metadata = open_model(args.model, args.runtime)
     least = metadata["score_threshold"]
     threshold = max(0.5, least) if args.threshold is None else args.threshold
     if not least <= threshold <= 1:  # NaN neither
         parser.error(f"--threshold {threshold:g} is not between {args.model}'s {least:g} and 1")
     picture = read_picture(args.picture)
-    found = detect(session, metadata, picture, threshold)
+    found = detect(run, metadata, picture, threshold)
     numbers = range(max(found["classes"], default=-1) + 1)
     names = metadata["classes"] or [str(number) for number in numbers]
     for box, score, number in zip(found["boxes"], found["scores"], found["classes"], strict=True):

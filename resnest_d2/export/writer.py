@@ -18,10 +18,12 @@ from ..config import InputError, import_extra
 from ..files import check_writable, replacing, write_text
 from ..optimize import optimize_for_inference
 from . import standalone
-from .graph import DetectorGraph, last_predictor, least_side, stride_of
-from .runtimes import ENTRY, RUNTIMES, Metadata, open_exported
+from .graph import DetectorGraph, last_predictor, least_side, most_detections, stride_of
+from .runtimes import ENTRY, Metadata, open_exported, require_format
 
 if TYPE_CHECKING:
+    import onnx_ir
+
     from ..inference import Predictor
 
 logger = logging.getLogger(__name__)
@@ -60,13 +62,36 @@ def export_model(
         FileError: the file cannot be written.
     """
     check_target(target)
+    if predictor.pixel_range:
+        logger.warning("INPUT.PIXEL_RANGE: the file takes pictures of 8 bits; scale others before")
+    runtime = "onnxruntime" if target.suffix == ".onnx" else "auto"
+    content, comparisons = make_content(predictor, target, images, runtime)
+    with replacing(target) as temporary:
+        temporary.write_bytes(content)
+    if target.suffix == ".onnx":
+        write_text(target.with_name(SCRIPT), Path(standalone.__file__).read_text("utf-8"))
+    return comparisons
+
+
+def make_content(
+    predictor: "Predictor", target: Path, images: Sequence[np.ndarray], runtime: str
+) -> tuple[bytes, list[Comparison]]:
+    """Export a predictor's detector; return the content of its file, compared with the model.
+
+    Args:
+        predictor, target, images: as of :func:`export_model`.
+        runtime: runs the content for the comparison.
+
+    Raises:
+        InputError, MissingPackageError: as of :func:`export_model`.
+    """
     graph = DetectorGraph(predictor.model)
     metadata = describe(predictor)
     logger.info("Exporting to %s, which takes a minute or more", target.suffix)
     content = _convert(optimize_for_inference(graph.eval()), target.suffix, metadata)
     logger.info("Comparing the file with the model")
     inputs = [predictor.prepare(image)["image"] for image in images] or make_images(graph.model)
-    exported, comparisons = open_exported(content, target), []
+    exported, comparisons = open_exported(content, target, runtime), []
     for image in map(exported.pad, inputs):
         expected = expected_outputs(graph.model, image)
         comparisons.append(compare(expected, exported.run(image), tuple(image.shape[-2:])))
@@ -75,11 +100,7 @@ def export_model(
             "The model finds nothing in the pictures of the check, which therefore shows little: "
             "name others with --check-images"
         )
-    with replacing(target) as temporary:
-        temporary.write_bytes(content)
-    if target.suffix == ".onnx":
-        write_text(target.with_name(SCRIPT), Path(standalone.__file__).read_text("utf-8"))
-    return comparisons
+    return content, comparisons
 
 
 def check_target(target: Path) -> None:
@@ -90,8 +111,7 @@ def check_target(target: Path) -> None:
         MissingPackageError: a package is not installed.
         FileError: the file cannot be written.
     """
-    if target.suffix not in RUNTIMES:
-        raise InputError(f"an exported file must end in {' or '.join(RUNTIMES)}, got {target}")
+    require_format(target)
     check_writable(target)
     if target.suffix == ".onnx":
         script = target.with_name(SCRIPT)
@@ -111,8 +131,6 @@ def describe(predictor: "Predictor") -> Metadata:
     if not isinstance(resize, T.ResizeShortestEdge) or len(set(resize.short_edge_length)) > 1:
         takes = "it takes a ResizeShortestEdge of one length"
         raise InputError(f"a file cannot tell to resize images by {resize}: {takes}")
-    if predictor.pixel_range:
-        logger.warning("INPUT.PIXEL_RANGE: the file takes pictures of 8 bits; scale others before")
     numbers = names.get("thing_dataset_id_to_contiguous_id", None) or {}
     return Metadata(
         classes=list(names.get("thing_classes", None) or []),
@@ -150,7 +168,23 @@ def _convert(graph: DetectorGraph, suffix: str, metadata: Metadata) -> bytes:
             program, opset_version=OPSET, output_names=list(graph.names), verbose=False
         )
         exported.model.metadata_props[ENTRY] = metadata.to_json()
+        _limit_suppression(exported.model.graph, graph)
         return exported.model_proto.SerializeToString()
+
+
+def _limit_suppression(nodes: "onnx_ir.Graph", graph: DetectorGraph) -> None:
+    """Let the last NMS, that of detections, stop at the rows that are kept of it.
+
+    It takes boxes by descending score, so that these are the same ones. PyTorch's translation asks
+    for all boxes that are left, which takes seconds where thousands pass a low threshold.
+    """
+    import onnx_ir
+
+    last = [node for node in nodes if node.op_type == "NonMaxSuppression"][-1]
+    rows = np.array([most_detections(graph.model)], dtype=np.int64)
+    value = onnx_ir.Value(name="most_detections", const_value=onnx_ir.tensor(rows))
+    nodes.register_initializer(value)
+    last.replace_input_with(2, value)
 
 
 def make_images(model: nn.Module) -> list[torch.Tensor]:
