@@ -30,6 +30,7 @@ from resnest_d2.export import (
     export_model,
     functions,
     load_exported,
+    runtimes,
     standalone,
     writer,
 )
@@ -387,14 +388,42 @@ def test_the_ending_decides_what_runs_a_file(rewritten, tmp_path):
             load_exported(tmp_path / name)
 
 
-@pytest.mark.parametrize("ending", ["onnx", "pt2"])
-def test_files_of_others_are_refused(tmp_path, ending):
+@pytest.mark.parametrize(
+    ("ending", "runtime"), [("onnx", "openvino"), ("onnx", "onnxruntime"), ("pt2", "torch")]
+)
+def test_files_of_others_are_refused(tmp_path, ending, runtime):
     file = tmp_path / f"x.{ending}"
     with pytest.raises(FileNotFoundError, match=f"there is no file .*x.{ending}"):
-        load_exported(file)
+        load_exported(file, runtime)
     file.write_bytes(b"nothing")
     with pytest.raises(InputError, match=f"x.{ending} cannot be read as "):
-        load_exported(file)
+        load_exported(file, runtime)
+
+
+@pytest.mark.parametrize(
+    ("name", "runtime", "half", "words"),
+    [
+        ("x.onnx", "torch", False, "runtime must be one of 'auto', 'openvino', 'onnxruntime'"),
+        ("x.pt2", "openvino", False, "runtime must be one of 'auto', 'torch', got 'openvino'"),
+        ("x.pt2", "auto", True, "half precision is for .onnx files, in OpenVINO, not for .pt2"),
+        ("x.onnx", "onnxruntime", True, "onnxruntime has no half precision here"),
+    ],
+)
+def test_what_a_runtime_cannot_do_is_refused(name, runtime, half, words):
+    """Before the file is looked for."""
+    with pytest.raises(InputError, match=words):
+        load_exported(name, runtime, half)
+
+
+def test_auto_takes_the_fastest_runtime_that_is_installed(monkeypatch):
+    assert runtimes.choose_runtime(".onnx", "auto", half=False) == "openvino"
+    assert runtimes.choose_runtime(".onnx", "auto", half=True) == "openvino"
+    assert runtimes.choose_runtime(".pt2", "auto", half=False) == "torch"
+    there = ["onnxruntime"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name in there or None)
+    assert runtimes.choose_runtime(".onnx", "auto", half=False) == "onnxruntime"
+    there.clear()  # opening it says what to install
+    assert runtimes.choose_runtime(".onnx", "auto", half=False) == "onnxruntime"
 
 
 def test_the_check_tells_what_differs():
@@ -440,9 +469,11 @@ def test_every_head(tmp_path, head, format):
     assert set(os.listdir(tmp_path)) == names
     least = exported.metadata.min_side
     assert least == (160 if head == "retinanet" else 96)
-    for size in ((least, least), (least, 320)):
-        image = picture(*size)
-        compare(expected_outputs(model, image), exported.run(image), size)
+    for runtime in ["openvino", "onnxruntime"] if format == "onnx" else ["torch"]:
+        exported = load_exported(tmp_path / f"x.{format}", runtime)
+        for size in ((least, least), (least, 320)):
+            image = picture(*size)
+            compare(expected_outputs(model, image), exported.run(image), size)
     if format == "onnx":
         pixels = picture(100, 150).permute(1, 2, 0).to(torch.uint8).numpy()
         Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -455,6 +486,21 @@ def test_every_head(tmp_path, head, format):
         boxes = torch.tensor([record["bbox"] for record in records]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         assert torch.allclose(boxes, found, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_a_low_threshold_costs_little(tmp_path):
+    """NMS of a graph stops at the rows that are kept, which hold what the model finds."""
+    model = make(*HEADS["mask"])
+    as_predictor(model).set_score_threshold(0.0)
+    exported = export(model, tmp_path / "x.onnx")
+    for size in ((128, 192), (320, 256)):
+        image = picture(*size, seed=3)
+        compare(expected_outputs(model, image), exported.run(image), size)
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    limits = [values.get(n.input[2]) for n in graph.node if n.op_type == "NonMaxSuppression"]
+    assert limits[-1] == 30
 
 
 @pytest.mark.slow

@@ -94,8 +94,13 @@ def run_standalone(*arguments, folder):
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
 
 
-def test_the_script_runs_where_torch_is_not(made):
+runtimes = pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+
+
+@runtimes
+def test_the_script_runs_where_torch_is_not(made, runtime):
     files = ["--json", "found.json", "--image-id", "12", "--output", "drawn.png"]
+    files += ["--runtime", runtime]
     result = run_standalone("x.onnx", "photo.png", *files, folder=made)
     assert result.returncode == 0, result.stderr
     # Upright it is 60x40, which is resized to 96x64 and padded; the boxes move by blue's 8.
@@ -119,7 +124,7 @@ def test_the_script_runs_where_torch_is_not(made):
     assert drawn.shape == (40, 60, 3)
     assert (drawn[39, 59] == (200, 100, 8)).all()
     assert (drawn[15, 15] != (200, 100, 8)).any()
-    exported = load_exported(made / "x.onnx")
+    exported = load_exported(made / "x.onnx", runtime)
     pixels = np.array(Image.new("RGB", (96, 64), (8, 100, 200))).transpose(2, 0, 1)
     given = {"image": torch.from_numpy(pixels), "height": 40, "width": 60}
     found = exported([given])[0]["instances"]
@@ -173,16 +178,18 @@ def test_facts_of_another_version_are_refused(made, change, changes):
         load_exported(made / "x.onnx")
 
 
-def test_the_script_refuses_files_of_others(made):
+@runtimes
+def test_the_script_refuses_files_of_others(made, runtime):
     model = onnx.load(made / "x.onnx")
     del model.metadata_props[:]
     onnx.save(model, made / "x.onnx")
-    result = run_standalone("x.onnx", "photo.png", folder=made)
+    result = run_standalone("x.onnx", "photo.png", "--runtime", runtime, folder=made)
     assert result.returncode == 1
     assert result.stderr == "error: x.onnx was not written by `resnest-d2 export`\n"
 
 
-def test_a_file_that_reads_others_is_refused(made, monkeypatch):
+@runtimes
+def test_a_file_that_reads_others_is_refused(made, monkeypatch, runtime):
     """ONNX can keep weights in other files; in those of this package they are all inside."""
     monkeypatch.chdir(made)
     (made / "weights").write_bytes(bytes(48))
@@ -192,7 +199,7 @@ def test_a_file_that_reads_others_is_refused(made, monkeypatch):
     tensor.ClearField("raw_data")
     (made / "x.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match="x.onnx cannot be read as an ONNX model"):
-        load_exported(made / "x.onnx")
+        load_exported(made / "x.onnx", runtime)
 
 
 def test_the_script_reads_pictures_as_the_package_does(tmp_path):
@@ -260,7 +267,7 @@ def test_the_script_needs_little_memory_for_many_masks_of_a_large_photo(tmp_path
     masks = np.broadcast_to(1.5 - distance, (100, 28, 28)).copy()
     write_onnx(tmp_path / "x.onnx", boxes, scores, np.zeros(100, np.int64), masks)
     Image.new("RGB", (4000, 3000)).save(tmp_path / "photo.bmp")
-    files = ["--json", "found.json", "--output", "drawn.bmp"]
+    files = ["--json", "found.json", "--output", "drawn.bmp", "--runtime", "onnxruntime"]
     result = run_standalone("x.onnx", "photo.bmp", *files, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     records = json.loads((tmp_path / "found.json").read_text())
