@@ -30,7 +30,7 @@ SECTIONS = (
         "Boxes and masks",
         r"mask_|cascade_resnest|pointrend_",
         "The fast variants pool before the 3x3 convolution; 2s2x40d is radix 2, cardinality 2, "
-        "width 40.",
+        "width 40. `make demo` trains `mask_resnest14_digits`.",
     ),
     Section(
         "Keypoints, panoptic and semantic segmentation",
@@ -44,7 +44,6 @@ SECTIONS = (
         "Trained by MMDetection under its own recipe and converted. The cascades have "
         "`AveragingCascadeROIHeads`, with a mask head in each stage.",
     ),
-    Section("Digits demo", r"mask_resnest14_digits", "The model that `make demo` trains."),
 )
 # By the reference's footnote.
 MEASURED_ON = {"coco_2017_val": "", "coco_2017_test-dev": "measured on test-dev2019, multi-scale"}
@@ -75,7 +74,6 @@ INTRODUCTION = f"""\
 
 ```sh
 resnest-d2 predict --model mmdet/cascade_resnest101 --input photo.jpg --output drawn
-resnest-d2 train --config-file configs/mask_resnest50.yaml --num-gpus 8
 ```
 
 - **AP and PQ** are [the authors']({AUTHORS.page}) on COCO val2017, or
@@ -83,10 +81,9 @@ resnest-d2 train --config-file configs/mask_resnest50.yaml --num-gpus 8
 - **Weights**: a box AP links to them, and `resnest://COCO/<config>` [names](docs/weights.md) them.
   The authors' bucket has been [reported
   dead](https://github.com/zhanghang1989/ResNeSt/issues/152) since May 2021.
-- **Params** are weights and biases of the whole detector, frozen ones too.
-- **GFLOPs** count as fvcore does: one for each multiply-add of a convolution or fully connected
-  layer, two for each value of a batch norm. One image of {"x".join(map(str, IMAGE_SIZES[800]))},
-  1000 proposals in each box head, 100 detections in mask and keypoint heads.
+- **GFLOPs** count as fvcore does, a multiply-add as one, for one image of
+  {"x".join(map(str, IMAGE_SIZES[800]))}, 1000 proposals in each box head and 100 detections in mask
+  and keypoint heads.
 - The schedule is {ITERATIONS // 1000}k iterations of {IMAGES} images, the backbone has a feature
   pyramid. What differs is said above a table.
 
@@ -96,8 +93,7 @@ resnest-d2 train --config-file configs/mask_resnest50.yaml --num-gpus 8
 
 def section_of(name: str) -> Section:
     """The section that a model belongs to, by its name."""
-    matching = [section for section in SECTIONS if re.match(section.pattern, name)]
-    return matching[-1]  # the digits' name begins as another one's
+    return next(section for section in SECTIONS if re.match(section.pattern, name))
 
 
 def render() -> str:
