@@ -59,8 +59,7 @@ def test_everything_that_is_wrong_is_listed(nuclei):
         in lines
     )
     assert any(line.startswith(f"image {data['images'][7]['id']} is said to be") for line in lines)
-    number = "32 errors in 31 of 351 annotations, which --skip-bad-annotations leaves out:"
-    assert f"{nuclei / 'val.json'}: {number}" in lines
+    assert any(line.startswith(f"{nuclei}/val.json: 32 errors in 31 of 351 anno") for line in lines)
     assert any(line.startswith(f"{broken} cannot be read as a picture: ") for line in lines)
     assert not (nuclei / "repaired.json").exists()
 

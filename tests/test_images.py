@@ -118,7 +118,7 @@ def test_exif_of_all_orientations_and_of_what_is_none(tmp_path, ending, value):
         expected = np.asarray(ImageOps.exif_transpose(image))
         assert np.array_equal(from_pil(image), expected)  # after it was loaded
     assert read_header(file).size == expected.shape[1::-1]
-    assert read_header(file).stored == (WIDTH, HEIGHT)
+    assert read_header(file).is_turned == (value in range(5, 9))
 
 
 def test_exif_that_is_damaged_turns_nothing(tmp_path):
@@ -328,16 +328,15 @@ def test_labels_are_indices(tmp_path):
         read_labels(file)
 
 
-def test_of_several_pages_the_first(tmp_path):
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.jpg"])
+def test_of_several_pages_the_first(tmp_path, name, caplog):
+    _LOG_COUNTER.clear()
     pages = [Image.fromarray(a) for a in (COLOURS, COLOURS[::-1])]
-    for name in ("a.tif", "a.gif"):
-        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-        assert read_header(tmp_path / name).pages == 2
-    assert np.array_equal(read_image(tmp_path / "a.tif"), COLOURS)
-    pages[0].save(tmp_path / "a.mpo", save_all=True, append_images=pages[1:])
-    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.mpo").read_bytes())  # as telephones name them
-    assert read_header(tmp_path / "a.jpg").pages == 1
-    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - COLOURS).mean() < 30
+    kind = "MPO" if name == "a.jpg" else None  # as telephones name what holds previews, too
+    pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:])
+    assert np.abs(read_image(tmp_path / name).astype(int) - COLOURS).mean() < 30
+    assert ("a.tif has several pages, of which the first" in caplog.text) == (name == "a.tif")
+    assert ("has several pages" in caplog.text) == (name != "a.jpg")
 
 
 def mapper(kind, is_train=False, **arguments):
