@@ -4,7 +4,7 @@ import codecs
 import logging
 import reprlib
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -215,15 +215,17 @@ def load_entries(notes: Notes, annotated: bool = True, keypoints: bool = False) 
         "annotations": KeypointAnnotation if keypoints else AnnotationEntry,
     }
     read: dict[str, list[Any]] = {}
-    ids = {key: [_id_of(entry) for entry in content.get(key) or ()] for key in KINDS}
+    ids: dict[str, list[Any]] = {}
     for key, kind in KINDS.items():
-        if not ids[key] and key != "annotations":
+        entries = content.get(key) or []
+        if not entries and key != "annotations":
             notes.error(f"{key!r} is empty")
         adapter = TypeAdapter(types[key])
-        names = _names(ids[key])
+        ids[key] = [_id_of(entry) for entry in entries]
+        names = [f"number {at} of the list" if i is None else i for at, i in enumerate(ids[key], 1)]
         read[key] = [
             (name, _read_entry(notes, kind, name, entry, adapter))
-            for name, entry in zip(names, content.get(key) or (), strict=True)
+            for name, entry in zip(names, entries, strict=True)
         ]
     numbers = _annotation_ids(notes, ids["annotations"])
     return Entries(
@@ -274,16 +276,6 @@ def _id_of(entry: Any) -> int | str | None:
         return IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
     except ValidationError:
         return None
-
-
-def _names(ids: list[int | str | None]) -> list[int | str]:
-    """What messages call entries: their ids, or their places where an id is absent or double."""
-    counts = Counter(ids)
-    counts[None] = 0
-    return [
-        known if counts[known] == 1 else f"number {at} of the list"
-        for at, known in enumerate(ids, 1)
-    ]
 
 
 def _read_entry(

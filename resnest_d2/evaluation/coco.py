@@ -43,11 +43,6 @@ REQUIRED: dict[str, dict[str, Any]] = {
 }
 
 
-def implementation() -> str:
-    """The library that computes COCO's metrics: hotcoco if it is installed, else pycocotools."""
-    return "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
-
-
 class CocoEvaluator(DatasetEvaluator):
     """COCO's metrics of a registered data set, under the names of Detectron2's ``COCOEvaluator``.
 
@@ -60,7 +55,7 @@ class CocoEvaluator(DatasetEvaluator):
         output_dir: folder for ``coco_instances_results.json``.
         keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
         detections: so many of the most confident ones count in an image.
-        library: of :func:`implementation`, by default its answer.
+        library: "pycocotools" or "hotcoco", by default the latter if it is installed.
 
     Raises:
         FileError, InputError: the annotations cannot be read, or are not in COCO's format.
@@ -78,7 +73,8 @@ class CocoEvaluator(DatasetEvaluator):
         self.name, self.folder = dataset_name, Path(output_dir)
         self._sigmas, self._detections = list(keypoint_sigmas), detections
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._library = library or implementation()
+        has_hotcoco = importlib.util.find_spec("hotcoco") is not None
+        self._library = library or ("hotcoco" if has_hotcoco else "pycocotools")
         self._found: list[dict[str, Any]] = []
         self._tasks: set[str] = set()
         if not comm.is_main_process():
