@@ -293,16 +293,11 @@ def _match_categories(
             notes.add(kind, f"{key} {name!r} to {matched[key]} {theirs[matched[key]]!r}")
         elif key not in used:
             notes.add("left out {n} categories that the training set does not have", repr(name))
-        elif same:
-            two = " and ".join(map(str, same))
-            notes.error(
-                f"category {key} {name!r} can be any of the training set's {two}, which have this "
-                "name; --merge-classes makes them one"
-            )
         else:
             known = ", ".join(f"{i} {n}" for i, n in theirs.items())
             hint = did_you_mean(name, theirs.values())
-            notes.error(f"category {key} {name!r} is not one of the training set's: {known}{hint}")
+            which = "can be several" if same else "is not one"
+            notes.error(f"category {key} {name!r} {which} of the training set's: {known}{hint}")
     return {key: matched[number] for key, number in ids.items() if number in matched}
 
 

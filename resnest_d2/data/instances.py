@@ -182,7 +182,8 @@ def mask_area(mask: Mask, size: Size) -> float:
 
 def _has_hole(polygons: Polygons, area: float, size: Size) -> bool:
     """Whether an area is that of the largest polygon without the others, which lie inside of it."""
-    if len(polygons) == 1:
+    # First by boxes, of which one must be that of all: pixels take long.
+    if len(polygons) == 1 or mask_box(polygons) not in [mask_box([one]) for one in polygons]:
         return False
     areas = mask_util.area(mask_util.frPyObjects(polygons, size[1], size[0])).astype(float)
     inside = areas.sum() - areas.max()
