@@ -289,6 +289,8 @@ def test_all_errors_are_listed_at_once(folder, odd):
     assert (data.num_annotations, len(data.images)) == (49, 2)
     (other,) = errors(folder, odd, options=Options(skip_bad_annotations=True))
     assert other.startswith("image 5: ")
+    nothing = {"images": [], "annotations": [], "categories": []}
+    assert errors(folder, nothing) == ["'images' is empty", "'categories' is empty"]
 
 
 @pytest.mark.parametrize(
