@@ -276,31 +276,37 @@ def change(key, **values):
     return changed
 
 
-def double_ids(content):
-    for annotation in content["annotations"]:
-        annotation["id"] = 1 + annotation["id"] % 3
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("key", [lambda at: at, lambda at: 1 + at % 3, lambda at: f"x{at}"])
+def test_ids_of_annotations_do_not_count(evaluator, library, key):
+    """Neither from 0 on, nor double, nor text."""
+    data = RandomSet(4, 6)
+    expected = process(evaluator(data, library), data).evaluate()
+    for at, annotation in enumerate(data.annotations):
+        annotation["id"] = key(at)
+    found = process(evaluator(data, library), data).evaluate()
+    for task in expected:
+        assert found[task] == pytest.approx(expected[task], abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (double_ids, "annotations have an id that is below 1 or that others have ("),
-        (change("annotations", id="7"), "1 annotations have no usable 'id' (7)"),
-        (change("annotations", id=7, area=None), "1 annotations have no usable 'area' (7)"),
-        (change("annotations", id=7, iscrowd=None), "1 annotations have no usable 'iscrowd' (7)"),
-        (change("categories", id="3"), "1 categories have no usable 'id' (3)"),
-        (change("categories", name=None), "1 categories have no usable 'name' (3)"),
-        (change("images", id=None), "1 images have no usable 'id' (at 1)"),
-        (change("images", width="120"), "1 images have no usable 'width' (2)"),
-        (lambda content: content["images"].append(5), "1 images have no usable 'id' (at 7); 1 ima"),
+        (change("annotations", area=None), "are 'area' of annotations number 1. AP would depend"),
+        (change("annotations", iscrowd=None), "are 'iscrowd' of annotations number 1"),
+        (change("annotations", category_id="3"), "are 'category_id' of annotations number 1"),
+        (change("categories", id="3"), "are 'id' of categories number 1"),
+        (change("categories", name=None), "are 'name' of categories number 1"),
+        (change("images", id=None), "are 'id' of images number 1"),
+        (change("images", width="120"), "are 'width' of images number 1"),
+        (lambda content: content["images"].append(5), "are 'id' of images number 7, 'width' of"),
     ],
 )
 def test_what_libraries_read_differently_is_refused(evaluator, change, message):
     content = RandomSet(4, 6).dataset
     change(content)
-    with pytest.raises(ConfigError) as raised:
+    with pytest.raises(ConfigError, match=message):
         evaluator(content)
-    assert message in str(raised.value)
 
 
 def test_only_the_first_process_reads_the_truth(evaluator, monkeypatch):
@@ -311,7 +317,7 @@ def test_only_the_first_process_reads_the_truth(evaluator, monkeypatch):
 
 def test_a_mask_that_is_missing_is_said(evaluator):
     data = RandomSet(4, 6)
-    data.annotations[0].update(id=9, segmentation=[])
+    data.annotations[0].update(image_id=7, segmentation=[])
     one = process(evaluator(data), data)
-    with pytest.raises(InputError, match="annotations 9 of .* have no 'segmentation', which task"):
+    with pytest.raises(InputError, match="1 annotations of .* no 'segmentation', .* of images 7"):
         one.evaluate()

@@ -118,7 +118,7 @@ def test_exif_of_all_orientations_and_of_what_is_none(tmp_path, ending, value):
         expected = np.asarray(ImageOps.exif_transpose(image))
         assert np.array_equal(from_pil(image), expected)  # after it was loaded
     assert read_header(file).size == expected.shape[1::-1]
-    assert read_header(file).stored == (WIDTH, HEIGHT)
+    assert read_header(file).is_turned == (value in range(5, 9))
 
 
 def test_exif_that_is_damaged_turns_nothing(tmp_path):
@@ -143,14 +143,10 @@ def test_orientation_in_texts_of_a_png(tmp_path, text):
     else:
         profile = TURNED.tobytes()
         info.add_text("Raw profile type exif", f"\nexif\n{len(profile):8d}\n{profile.hex()}\n")
-    file = save(tmp_path, "a.png", COLOURS, pnginfo=info)
-    assert read_header(file).size == (HEIGHT, WIDTH)
-    assert np.array_equal(read_image(file), np.rot90(COLOURS, -1))
-
-
-def test_16_bits_are_turned_too(tmp_path):
-    file = save(tmp_path, "a.png", RAMP.astype(np.uint16) * 257, exif=TURNED)
-    assert np.array_equal(read_image(file), np.rot90(GRAY, -1))
+    for array, expected in ((COLOURS, COLOURS), (RAMP.astype(np.uint16) * 257, GRAY)):
+        file = save(tmp_path, "a.png", array, pnginfo=info)
+        assert read_header(file).size == (HEIGHT, WIDTH)
+        assert np.array_equal(read_image(file), np.rot90(expected, -1))
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR", "L", "YUV-BT.601"])
@@ -179,18 +175,14 @@ def test_colours_of_16_bits_take_no_range(tmp_path):
         read_image(file, pixel_range=PixelRange.of((0, 4095)))
 
 
-def test_a_black_picture_is_no_reason_to_warn(tmp_path, caplog):
-    _LOG_COUNTER.clear()
-    assert read_image(save(tmp_path, "a.png", np.zeros((4, 4), np.uint16))).max() == 0
-    assert "almost black" not in caplog.text
-
-
 TWELVE = (RAMP.astype(np.float64) / 255 * 4095).round()
 
 
 @pytest.mark.parametrize("name", ["a.tif", "a.png"])
 def test_twelve_bits_are_warned_of_and_spread(tmp_path, name, caplog):
     _LOG_COUNTER.clear()
+    assert read_image(save(tmp_path, name, np.zeros((4, 4), np.uint16))).max() == 0
+    assert "almost black" not in caplog.text  # which says nothing of its range
     file = save(tmp_path, name, TWELVE.astype(np.uint16))
     assert read_image(file).max() == 15
     assert "has values up to 4095, which become 15 of 255 at most, almost black" in caplog.text
@@ -328,16 +320,15 @@ def test_labels_are_indices(tmp_path):
         read_labels(file)
 
 
-def test_of_several_pages_the_first(tmp_path):
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.jpg"])
+def test_of_several_pages_the_first(tmp_path, name, caplog):
+    _LOG_COUNTER.clear()
     pages = [Image.fromarray(a) for a in (COLOURS, COLOURS[::-1])]
-    for name in ("a.tif", "a.gif"):
-        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-        assert read_header(tmp_path / name).pages == 2
-    assert np.array_equal(read_image(tmp_path / "a.tif"), COLOURS)
-    pages[0].save(tmp_path / "a.mpo", save_all=True, append_images=pages[1:])
-    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.mpo").read_bytes())  # as telephones name them
-    assert read_header(tmp_path / "a.jpg").pages == 1
-    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - COLOURS).mean() < 30
+    kind = "MPO" if name == "a.jpg" else None  # as telephones name what holds previews, too
+    pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:])
+    assert np.abs(read_image(tmp_path / name).astype(int) - COLOURS).mean() < 30
+    assert ("a.tif has several pages, of which the first" in caplog.text) == (name == "a.tif")
+    assert ("has several pages" in caplog.text) == (name != "a.jpg")
 
 
 def mapper(kind, is_train=False, **arguments):

@@ -15,6 +15,7 @@ from detectron2.data import build_detection_test_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import ProposalNetwork, SemanticSegmentor
 from detectron2.structures import Boxes, Instances
+from detectron2.utils.logger import _LOG_COUNTER
 from PIL import Image
 
 from resnest_d2 import Predictor, model_zoo
@@ -109,6 +110,7 @@ def test_pictures_are_read_as_in_training(tmp_path, caplog):
     Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(tmp_path / "16 bits.tif")
     pages = [Image.fromarray(p) for p in (pixels[..., :3], pixels[..., 1:])]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    _LOG_COUNTER.clear()  # the warning comes once
     predictor = Predictor(Camera(), augmentation=T.AugmentationList([]))
     mapper = Mapper(is_train=False, augmentations=[T.NoOpTransform()], image_format="BGR")
     for file in list_inputs([str(tmp_path)]):

@@ -274,7 +274,7 @@ def test_files_of_own_data_are_looked_for(dataset, tmp_path):
         (lambda: None, f"'made_up' needs {file}, which does not exist"),
         (lambda: file.write_text('{"a": [1, 2'), f"needs {images}, which does not exist"),
         (images.mkdir, f"{file} is no JSON: EOF"),
-        (lambda: file.write_text(json.dumps(content)), "1 annotations have no usable 'image_id'"),
+        (lambda: file.write_text(json.dumps(content)), "'image_id' of annotations number 1"),
     ):
         step()
         with pytest.raises(InputError, match=message):

@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
 from ..config import FileError, InputError, require_between, require_int
 from ..data.coco_json import read_coco
-from ..data.images import read_header, set_max_pixels
+from ..data.images import set_max_pixels
 from ..data.options import Options
 from ..data.schema import plain, some
 from ..files import check_writable, make_folder, write_text
@@ -128,7 +128,7 @@ def inputs(args: argparse.Namespace) -> tuple["Outputs", list[str]]:
         return outputs, []
     if len(args.input) != 1:
         raise InputError("--input-json needs one --input, the folder of its images")
-    reading = Options(merge_classes=True, skip_bad_images=True, has_range=True, offered=False)
+    reading = Options(merge_classes=True, skip_bad_images=True, has_range=True)
     listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
     outputs.annotations = args.input_json
     outputs.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
@@ -330,8 +330,7 @@ def _open_sink(target: Path, shape: tuple[int, ...], rate: float, stack: ExitSta
 def predict_inputs(predictor: Predictor, outputs: Outputs, batch_size: int = 1) -> list[Path]:
     """Run on the files that are planned for, and write what is wanted of them.
 
-    A file that cannot be read is named in the log and skipped. Of pictures with several pages the
-    first is read, which the log says.
+    A file that cannot be read is named in the log and skipped.
 
     Args:
         predictor: the detector.
@@ -359,8 +358,6 @@ def predict_inputs(predictor: Predictor, outputs: Outputs, batch_size: int = 1) 
                     skipped.extend([file] * video.is_cut)
                 else:
                     yield Pixels(predictor.read(file), file)
-                    if read_header(file, has_range=True).pages > 1:
-                        logger.warning("%s has several pages, of which the first is read", file)
             except InputError as error:
                 logger.error("Skipped: %s", error)
                 skipped.append(file)

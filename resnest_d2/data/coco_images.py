@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..config import InputError, MissingFileError
 from .images import IMAGE_ENDINGS, Header, read_header
 from .options import Options
-from .schema import Entries, ImageEntry, Notes, plain, some
+from .schema import ImageEntry, Notes, plain, some
 
 SHOW_PROGRESS = 2000  # from so many images on
 MOST_FOLDERS = 20  # of a name that are dropped in search of its file
@@ -25,30 +25,27 @@ class ImageFile:
     path: Path
     size: tuple[int, int]
     """Width and height of the upright picture."""
-    is_off: bool = False
-    """Whether the file has a width or height that is a pixel or two off."""
     is_exchanged: bool = False
     """Whether the file has the stored width and height of a picture that EXIF turns."""
 
 
-def read_images(notes: Notes, entries: Entries) -> dict[int, ImageEntry]:
-    """Return the entries by the ids that stand for theirs."""
-    images: dict[int, ImageEntry] = {}
-    for entry in entries.images:
-        key = entry["id"]
-        first = images.setdefault(entries.image_ids[key], entry)
+def unique_images(notes: Notes, entries: list[ImageEntry]) -> dict[int | str, ImageEntry]:
+    """Return the entries by their ids; two different ones of an id are an error."""
+    images: dict[int | str, ImageEntry] = {}
+    for entry in entries:
+        first = images.setdefault(entry["id"], entry)
         if first != entry:
             names = f"{first['file_name']!r} and {entry['file_name']!r}"
-            notes.error(f"image {key} is listed twice, differently: {names}")
+            notes.error(f"image {entry['id']} is listed twice, differently: {names}")
         elif first is not entry:
-            notes.add("{n} images are listed twice", key)
+            notes.add("{n} images are listed twice", entry["id"])
     return images
 
 
 def find_images(
-    notes: Notes, root: Path, entries: dict[int, ImageEntry], options: Options
-) -> tuple[dict[int, ImageFile], list[str]]:
-    """Find the pictures of entries that :func:`read_images` returned, and read their sizes.
+    notes: Notes, root: Path, entries: dict[int | str, ImageEntry], options: Options
+) -> tuple[dict[int | str, ImageFile], list[str]]:
+    """Find the pictures of entries, and read their sizes.
 
     Returns:
         the pictures that are there, by id; what is wrong with those that cannot be read.
@@ -68,10 +65,9 @@ def find_images(
         if image := _compare_sizes(notes, entries[number], path, header):
             images[number] = image
     if unreadable and not (options.skip_bad_images and images):
-        way = options.hint("training goes on without them with --skip-bad-images") if images else ""
-        notes.error(
-            f"{len(unreadable)} of {len(paths)} images cannot be read: {some(unreadable)}{way}"
-        )
+        way = "; training goes on without them with --skip-bad-images" if images else ""
+        number = f"{len(unreadable)} of {len(paths)}"
+        notes.error(f"{number} images cannot be read: {some(unreadable)}{way}")
     else:
         for problem in unreadable:
             notes.add("{n} images cannot be read and are left out", problem)
@@ -79,8 +75,8 @@ def find_images(
 
 
 def _find_files(
-    notes: Notes, root: Path, entries: dict[int, ImageEntry], options: Options
-) -> dict[int, Path]:
+    notes: Notes, root: Path, entries: dict[int | str, ImageEntry], options: Options
+) -> dict[int | str, Path]:
     """Return the paths of pictures that are there; note an error of those that are not."""
     if not root.is_dir():
         raise MissingFileError(f"there is no folder of images {root}")
@@ -97,10 +93,10 @@ def _find_files(
         for name in absent:
             notes.add(f"{{n}} of {len(names)} images are not in {root} and are left out", name)
     elif absent:
-        way = options.hint("--skip-missing goes on without them") if paths else ""
+        way = "; training goes on without them with --skip-missing" if paths else ""
         message = f"{len(absent)} of the {len(names)} images are not in {root}: {some(absent)}"
         notes.error(message + way)
-    owners: dict[str, int] = {}
+    owners: dict[str, int | str] = {}
     for number, path in paths.items():
         if (owner := owners.setdefault(os.path.normpath(path), number)) != number:
             both = f"{names[owner]!r} and {names[number]!r}"
@@ -108,7 +104,7 @@ def _find_files(
     return {number: paths[number] for number in names if number in paths}
 
 
-def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Path]:
+def _search(root: Path, names: dict[int | str, str], taken: set[Path]) -> dict[int | str, Path]:
     """Find pictures whose names on the disk are not quite those in the file.
 
     A name is first looked for as it stands, but for separators, case and an ending that it lacks.
@@ -136,21 +132,13 @@ def _search(root: Path, names: dict[int, str], taken: set[Path]) -> dict[int, Pa
     return found | max(tries, key=len, default={})
 
 
-def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def _walk(root: Path) -> Iterator[Path]:
     """The files below a folder, behind links too, which may lead in a circle."""
-    real = os.path.realpath(folder)
-    if real in above:
-        return
-    try:
-        with os.scandir(folder) as entries:
-            found = list(entries)
-    except OSError:  # a folder that this user may not read
-        return
-    for entry in found:
-        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
-            yield from _walk(Path(entry.path), (*above, real))
-        else:
-            yield Path(entry.path)
+    for folder, inner, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        above = [here, *here.parents]
+        inner[:] = [name for name in inner if not any(map((here / name).samefile, above))]
+        yield from (here / name for name in files)
 
 
 def _is_picture(path: Path) -> bool:
@@ -158,8 +146,8 @@ def _is_picture(path: Path) -> bool:
 
 
 def _without_folders(
-    parts: dict[int, list[str]], dropped: int, files: dict[str, list[Path]]
-) -> dict[int, Path]:
+    parts: dict[int | str, list[str]], dropped: int, files: dict[str, list[Path]]
+) -> dict[int | str, Path]:
     """The files of names that mean one each when so many leading folders are dropped."""
     found = {number: files.get("/".join(split[dropped:]), ()) for number, split in parts.items()}
     return {number: paths[0] for number, paths in found.items() if len(paths) == 1}
@@ -167,21 +155,15 @@ def _without_folders(
 
 def _compare_sizes(notes: Notes, entry: ImageEntry, path: Path, header: Header) -> ImageFile | None:
     """Compare a picture's size with the file's; None, and an error, if it is another one."""
-    if header.pages > 1:
-        notes.add("{n} images have several pages, of which the first is read", path.name)
     (width, height), number = header.size, entry["id"]
-    across, down = (
-        round(entry.get(k) or side) for k, side in (("width", width), ("height", height))
-    )
-    if (across, down) == header.size:
-        return ImageFile(path, header.size)
+    across, down = round(entry.get("width") or width), round(entry.get("height") or height)
     said = f"{number} ({across} x {down} is {width} x {height})"
-    if (across, down) == header.stored:
+    if header.is_turned and (across, down) == (height, width) != (width, height):
         notes.add("{n} images have the width and height of before EXIF turns them", said)
         return ImageFile(path, header.size, is_exchanged=True)
     if max(abs(width - across), abs(height - down)) <= CLIPPED:
-        kind = "{n} images have a width or height that is a pixel or two off; boxes are clipped"
-        notes.add(kind, said)
-        return ImageFile(path, header.size, is_off=True)
+        if (across, down) != header.size:
+            notes.add("{n} images have a width or height that is a pixel or two off", said)
+        return ImageFile(path, header.size)
     notes.error(f"image {number} is said to be {across} x {down}, but {path} is {width} x {height}")
     return None

@@ -17,15 +17,23 @@ from detectron2.structures import BoxMode
 
 from ..config import InputError, did_you_mean
 from ..files import make_folder, write_text
-from .coco_images import find_images, read_images
-from .instances import InstanceReader, read_keypoints
+from .coco_images import find_images, unique_images
+from .instances import InstanceReader
 from .options import Options
-from .schema import NAMES, PAIRS, Entries, Notes, load_entries, parse, plain
+from .schema import (
+    MUST,
+    AnnotationEntry,
+    CategoryEntry,
+    KeypointCategory,
+    Notes,
+    load_entries,
+    plain,
+    usable_ids,
+)
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 20  # so many errors are listed in a message
-SKIPPED = ", which --skip-bad-annotations leaves out"
 
 
 @dataclass
@@ -120,17 +128,17 @@ class CocoData:
         make_folder(file.parent)
         write_text(file, json.dumps(content))
 
-    def describe_errors(self, shown: int | None = SHOWN, way: str = SKIPPED) -> str:
+    def describe_errors(self, shown: int | None = SHOWN) -> str:
         """List what is wrong, a line each.
 
         Args:
             shown: so many lines at most, None for all.
-            way: the way out of wrong annotations.
         """
         number = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
-        wrong = {e.partition(":")[0] for e in self.errors if e.startswith("annotation ")}
-        share = f" in {len(wrong)} of {self.num_annotations} annotations{way}" if wrong else ""
-        lines = [f"{self.file}: {number}{share}:", *self.errors[:shown]]
+        if wrong := sum(error.startswith("annotation ") for error in self.errors):
+            number += f" in {wrong} of {self.num_annotations} annotations, which training leaves "
+            number += "out with --skip-bad-annotations"
+        lines = [f"{self.file}: {number}:", *self.errors[:shown]]
         if shown is not None and len(self.errors) > shown:
             lines.append(f"and {len(self.errors) - shown} more; resnest-d2 check-data lists all")
         return "\n".join(lines)
@@ -170,47 +178,37 @@ def read_coco(
     """
     file, options = Path(file), options or Options()
     notes = Notes(file, options.skip_bad_annotations)
-    entries = load_entries(notes, annotated)
-    used = {entry["category_id"] for entry in entries.annotations if entry is not None}
-    own, category_ids = _read_categories(notes, entries, used, options)
+    entries = load_entries(notes, annotated, keypoints)
+    used = {entry["category_id"] for _, _, entry in entries.annotations}
+    own, category_ids = _read_categories(notes, entries.categories, used, options)
     if categories is not None:
         category_ids = _match_categories(notes, own, category_ids, categories, used)
     data = CocoData(file, Path(image_root), dict(categories or own), errors=notes.errors)
-    data.num_annotations = len(entries.annotations)
+    data.num_annotations = entries.num_annotations
     if keypoints:
         data.keypoint_names, data.skeleton = _read_keypoint_names(
             notes, entries.categories, keypoint_names
         )
-    listed = read_images(notes, entries)
+    listed = unique_images(notes, entries.images)
     images, data.unreadable = find_images(notes, data.image_root, listed, options)
-    for number, image in images.items():
-        width, height = image.size
-        data.images.append(
-            {"id": number, "file_name": str(image.path), "width": width, "height": height}
-        )
-    reader = InstanceReader(notes, masks, options)
-    for at, (number, name) in enumerate(zip(entries.annotation_ids, entries.names, strict=True)):
-        entry, entries.annotations[at] = entries.annotations[at], None  # its memory is free again
-        if entry is None:
-            continue
-        for kind, key in (("categories", "category_id"), ("images", "image_id")):
-            if entry[key] not in entries.listed[kind]:
-                text = f"{key} {entry[key]!r} is none of the {kind}"
-                notes.error_in("annotation", name, text)
-        image = entries.image_ids.get(entry["image_id"])
-        category = category_ids.get(entry["category_id"])
-        if image not in images or category is None:
-            continue  # what is wrong with it was noted
+    image_ids = usable_ids(notes, "images", entries.images)
+    for key, image in images.items():
+        size = dict(zip(("width", "height"), image.size, strict=True))
+        data.images.append({"id": image_ids[key], "file_name": str(image.path), **size})
+    reader = InstanceReader(notes, masks, len(data.keypoint_names), options)
+    for name, number, entry in entries.annotations:
+        image_key, category_key = entry["image_id"], entry["category_id"]
         try:
-            found = reader.read(name, entry, images[image])
-            if found is not None and keypoints and data.keypoint_names:
-                found |= read_keypoints(entry, len(data.keypoint_names))
+            _check_references(entry, entries.listed)
+            if image_key not in images or category_key not in category_ids:
+                continue  # what is wrong with it was noted
+            found = reader.read(name, entry, images[image_key])
         except InputError as error:
             notes.error_in("annotation", name, str(error))
             continue
         if found is not None:
-            found |= {"id": number, "image_id": image, "category_id": category}
-            data.annotations.append(found)
+            ids = {"image_id": image_ids[image_key], "category_id": category_ids[category_key]}
+            data.annotations.append({"id": number, **ids, **found})
     reader.finish()
     notes.report()
     empty = len(data.images) - len({a["image_id"] for a in data.annotations})
@@ -219,28 +217,36 @@ def read_coco(
         *(file, len(data.images), empty, len(data.annotations), len(data.categories)),
     )
     if refuse and data.errors:
-        raise InputError(data.describe_errors(way=SKIPPED if options.offered else ""))
+        raise InputError(data.describe_errors())
     return data
 
 
+def _check_references(entry: AnnotationEntry, listed: Mapping[str, Collection[Any]]) -> None:
+    keys = {"category_id": "categories", "image_id": "images"}
+    if wrong := [key for key, kind in keys.items() if entry[key] not in listed[keys[key]]]:
+        raise InputError("; ".join(f"{k} {entry[k]!r} is none of the {keys[k]}" for k in wrong))
+
+
 def _read_categories(
-    notes: Notes, entries: Entries, used: Collection[Any], options: Options
+    notes: Notes, entries: Sequence[CategoryEntry], used: Collection[Any], options: Options
 ) -> tuple[dict[int, str], dict[Any, int]]:
     """Return names by id, in the order of the ids, and the id that stands for each of the file."""
     names: dict[Any, str] = {}
-    for entry in entries.categories:
+    for entry in entries:
         key, name = entry["id"], entry["name"]
         if key in names and names[key] == name:
             notes.add("{n} categories are listed twice", key)
         elif names.setdefault(key, name) != name:
             notes.error(f"category {key} is {names[key]!r} and {name!r}")
-    phantom = _phantom(entries.categories, names, used)
+    usable = usable_ids(notes, "categories", entries)
+    phantom = _phantom(entries, names, used)
     if phantom is not None:
         kind = "left out {n} category that no annotation has and that stands for all others"
         notes.add(kind, repr(names.pop(phantom)))
-    ids = {key: entries.category_ids[key] for key in names}
+    ids: dict[Any, int] = {}
     first: dict[str, int] = {}
-    for key, name in sorted(names.items(), key=lambda item: ids[item[0]]):
+    for key, name in sorted(names.items(), key=lambda item: usable[item[0]]):
+        ids[key] = usable[key]
         if first.setdefault(name, ids[key]) == ids[key]:
             continue
         listed = f"{name!r} ({first[name]} and {ids[key]})"
@@ -248,21 +254,17 @@ def _read_categories(
             ids[key] = first[name]
             notes.add("{n} categories of the same name became one class", listed)
         else:
-            way = options.hint("--merge-classes makes them one")
-            notes.add(f"{{n}} classes have another's name{way}", listed)
-    return dict(sorted((ids[key], name) for key, name in names.items())), ids
+            notes.add("{n} classes have another's name; --merge-classes makes them one", listed)
+    return {number: names[key] for key, number in ids.items()}, ids
 
 
 def _phantom(
-    entries: Sequence[dict[str, Any]], names: Mapping[Any, str], used: Collection[Any]
+    entries: Sequence[CategoryEntry], names: Mapping[Any, str], used: Collection[Any]
 ) -> Any:
     """The id of Roboflow's category 0: without annotations, the supercategory of all others."""
-    above = [entry.get("supercategory") for entry in entries]
     for key, name in names.items():
-        if key in used or name not in above:
-            continue
         others = [entry.get("supercategory") for entry in entries if entry["id"] != key]
-        if others and all(other == name for other in others):
+        if key not in used and others and all(other == name for other in others):
             return key
     return None
 
@@ -281,51 +283,34 @@ def _match_categories(
     used = {ids[key] for key in used if key in ids}
     matched = {}
     for key, name in own.items():
-        if theirs.get(key) == name:
+        exact = [other for other, known in theirs.items() if known == name]
+        same = exact or [other for other, known in theirs.items() if plain(known) == plain(name)]
+        if key in exact:
             matched[key] = key
-            continue
-        same = [other for other, theirs_name in theirs.items() if theirs_name == name]
-        same = same or [other for other, n in theirs.items() if plain(n) == plain(name)]
-        if len(same) == 1:
+        elif len(same) == 1:
             matched[key] = same[0]
             kind = "{n} categories were matched to the training set's by their names"
             notes.add(kind, f"{key} {name!r} to {matched[key]} {theirs[matched[key]]!r}")
         elif key not in used:
             notes.add("left out {n} categories that the training set does not have", repr(name))
-        elif same:
-            two = " and ".join(map(str, same))
-            notes.error(
-                f"category {key} {name!r} can be any of the training set's {two}, which have this "
-                "name; --merge-classes makes them one"
-            )
         else:
             known = ", ".join(f"{i} {n}" for i, n in theirs.items())
             hint = did_you_mean(name, theirs.values())
-            notes.error(f"category {key} {name!r} is not one of the training set's: {known}{hint}")
+            which = "can be several" if same else "is not one"
+            notes.error(f"category {key} {name!r} {which} of the training set's: {known}{hint}")
     return {key: matched[number] for key, number in ids.items() if number in matched}
 
 
 def _read_keypoint_names(
-    notes: Notes, categories: Sequence[dict[str, Any]], wanted: Sequence[str] | None
+    notes: Notes, categories: Sequence[KeypointCategory], wanted: Sequence[str] | None
 ) -> tuple[list[str], list[tuple[int, int]]]:
     """Return the names of keypoints that the categories share, and joined pairs, counted from 0."""
-    found = [entry for entry in categories if entry.get("keypoints")]
-    names: list[str] = []
-    skeleton: list[tuple[int, int]] = []
-    try:
-        if found:
-            category = f"category {found[0]['id']}"
-            must = f"{category}: 'keypoints' must be a list of names"
-            names = parse(NAMES, found[0]["keypoints"], must)
-            must = f"{category}: 'skeleton' must be pairs of numbers of its keypoints, from 1 on"
-            skeleton = parse(PAIRS, found[0].get("skeleton") or [], must)
-    except InputError as error:
-        notes.error(str(error))
-        return names, []
-    for other in found[1:]:
+    first, *others = [entry for entry in categories if entry.get("keypoints")] or [{}]
+    names, skeleton = first.get("keypoints") or [], first.get("skeleton") or []
+    for other in others:
         if other["keypoints"] != names:
             notes.error(
-                f"categories {found[0]['name']!r} and {other['name']!r} have different keypoints, "
+                f"categories {first['name']!r} and {other['name']!r} have different keypoints, "
                 "and a model finds one set of them"
             )
             return [], []
@@ -334,5 +319,7 @@ def _read_keypoint_names(
             f"its keypoints {names} are not those that the model is trained on, {list(wanted)}"
         )
     if any(not 1 <= at <= len(names) for pair in skeleton for at in pair):
-        notes.error(f"{must}, got {skeleton}")
+        notes.error(
+            f"category {first['id']}: 'skeleton' must be {MUST['skeleton']}, got {skeleton}"
+        )
     return names, [(a - 1, b - 1) for a, b in skeleton]

@@ -4,7 +4,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +29,11 @@ BACKGROUND = (255, 255, 255)
 UPRIGHT = {2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: Transpose.TRANSPOSE, 6: Transpose.ROTATE_270}
 UPRIGHT |= {7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90}
-WIDTH, HEIGHT = ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength
 # Where Pillow finds the orientation in a PNG; behind its pixels nothing is looked for.
 PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
 
 # Pillow warns from half its limit on, once a picture.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-
 
 LARGEST = 1e300  # of a range
 # Pictures of 16 bits whose values stay below become almost black, as those of cameras of 12 bits.
@@ -92,16 +89,13 @@ class PixelRange(NamedTuple):
         return (255 * scaled).round().astype(np.uint8)
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """Facts that the beginning of a picture's file tells."""
 
     size: tuple[int, int]
     """Width and height of the upright picture."""
-    stored: tuple[int, int]
-    """Width and height of before EXIF turns it."""
-    pages: int
-    """Pages or frames, of which the first is read."""
+    is_turned: bool
+    """Whether EXIF exchanges the width and height that are stored."""
 
 
 def set_max_pixels(number: int | None) -> None:
@@ -139,6 +133,12 @@ def read_image(
         MissingFileError: there is no such file.
     """
     with _open(file) as image:
+        with _damage():
+            # Telephones write several JPEGs into one, of which the others are previews.
+            is_longer = image.format != "MPO" and getattr(image, "is_animated", False)
+        if is_longer:
+            message = f"{file} has several pages, of which the first is read, as of all such files"
+            log_first_n(logging.WARNING, message, name=__name__, key="caller")
         return from_pil(image, image_format, pixel_range)
 
 
@@ -160,7 +160,7 @@ def from_pil(
         )
     with _damage():
         image.load()
-        if orientation in UPRIGHT:
+        if orientation in UPRIGHT and image.format != "TIFF":  # which Pillow turns itself
             image = image.transpose(UPRIGHT[orientation])
         if bits == 8:
             if image.has_transparency_data:
@@ -222,14 +222,9 @@ def read_header(file: str | Path, has_range: bool = False) -> Header:
     with _open(file) as image:
         if not has_range:
             _require_range(image)
-        size = stored = image.size
-        if _orientation(image) >= 5:
-            size = stored[::-1]
-        with _damage():
-            if image.format == "TIFF":
-                stored = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]
-            pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        return Header(size, stored, pages)
+        is_turned = _orientation(image) >= 5
+        turns_late = is_turned and image.format != "TIFF"
+        return Header(image.size[::-1] if turns_late else image.size, is_turned)
 
 
 @contextmanager
@@ -270,8 +265,6 @@ def _open(file: str | Path) -> Iterator[Image.Image]:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; what is none of these, or damaged, turns nothing."""
-    if image.format == "TIFF":
-        return 1  # Pillow turns it itself, and its size is that of the upright picture
     if image.format == "PNG" and not PNG_EXIF & image.info.keys():
         return 1  # Pillow would decode all pixels to look behind them
     try:

@@ -1,48 +1,27 @@
 """Boxes, masks and keypoints of annotations: repaired where they have one meaning, or refused."""
 
 import re
-from itertools import chain
-from typing import Annotated, Any
+from typing import Any
 
 import pycocotools.mask as mask_util
-from pydantic import AfterValidator, Field, NonNegativeInt, StrictStr, TypeAdapter
-from typing_extensions import TypedDict
 
 from ..config import InputError
 from .coco_images import CLIPPED, ImageFile
 from .options import Options
-from .schema import COORDINATES, MOST_PIXELS, Coordinate, Notes, parse, some
+from .schema import MOST_PIXELS, AnnotationEntry, Notes, Rle, some
 
 Box = list[float]  # x, y, width, height
+Size = tuple[int, int]  # width, height
 Polygons = list[list[float]]
-Mask = Polygons | dict[str, Any]
-
-
-class Rle(TypedDict):
-    """A run-length encoded mask."""
-
-    size: tuple[NonNegativeInt, NonNegativeInt]
-    counts: StrictStr | list[NonNegativeInt]
-
-
-Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2)]
-Polygon = (
-    list[Coordinate]
-    | Annotated[list[Point], AfterValidator(lambda points: [*chain.from_iterable(points)])]
-)
-RLE = TypeAdapter(Rle)
-# A single polygon may stand without its outer list, and its points may be pairs.
-POLYGONS = TypeAdapter(
-    Annotated[
-        Annotated[Polygon, AfterValidator(lambda polygon: [polygon])] | list[Polygon],
-        Field(union_mode="left_to_right"),
-    ]
-)
-RLE_MUST = "its RLE must be 'size' [height, width] and 'counts', a list of numbers or a string"
-POLYGONS_MUST = "'segmentation' must be RLE or a list of polygons, [[x1, y1, x2, ...], ...]"
+Mask = Polygons | Rle
 
 STRANGE = 0.2  # from this share on, boxes that mean something else are no single mistakes
-BEYOND = "reach beyond their images"
+ARE_STRANGE = "are not those of their masks, or reach beyond their images"
+NO_MASK = (
+    "left out {n} annotations that have no mask, neither a polygon of three points nor RLE with "
+    "pixels, so that these objects count as background; a faster_ or cascade_box_ config takes "
+    "their boxes"
+)
 BEFORE_EXIF = (
     "is of a picture as it is stored, before EXIF turns it; remove the tag from the files: "
     "exiftool -Orientation= FOLDER"
@@ -50,179 +29,143 @@ BEFORE_EXIF = (
 
 
 class InstanceReader:
-    """Reads box, mask, area and crowd flag of a file's annotations, one after the other.
+    """Reads a file's annotations, one after the other.
 
-    Where ``masks`` are needed, annotations without one are left out.
+    Args:
+        notes: of the file.
+        masks: whether annotations without a mask are left out.
+        num_keypoints: that each gets; 0 reads none.
+        options: the user's decisions.
     """
 
-    def __init__(self, notes: Notes, masks: bool, options: Options) -> None:
+    def __init__(self, notes: Notes, masks: bool, num_keypoints: int, options: Options) -> None:
         self.notes, self.masks, self.options = notes, masks, options
-        self.num_compared = self.num_alone = 0
-        """Boxes with a mask, and without one."""
-        self.strange: list[Any] = []
-        """Annotations whose boxes are not their masks'."""
-        self.beyond: list[Any] = []
-        """Annotations without a mask whose boxes reach beyond their images."""
+        self.num_keypoints = num_keypoints
+        self._num_boxes = 0
+        self._strange: list[Any] = []
+        """Annotations whose boxes are not their masks' or, without one, leave their images."""
 
-    def read(self, name: Any, entry: dict[str, Any], image: ImageFile) -> dict[str, Any] | None:
-        """Return "bbox", "area", "iscrowd" and "segmentation"; None if it is left out.
+    def read(
+        self, name: int | str, entry: AnnotationEntry, image: ImageFile
+    ) -> dict[str, Any] | None:
+        """Return all but the ids of an annotation; None if it is left out.
 
         Raises:
             InputError: it contradicts itself or its picture; the message does not name it.
         """
-        mask, lack = self._mask(name, entry.get("segmentation"), image)
-        of_mask = None if mask is None else mask_box(mask)
+        mask = _read_mask(entry.get("segmentation"), image.size)
+        of_mask = mask_box(mask) if mask else None
         for bounds in (entry.get("bbox"), of_mask):
             if bounds and image.is_exchanged and _excess(bounds, image.size) > CLIPPED:
                 raise InputError(BEFORE_EXIF)
-        if of_mask and _is_outside(of_mask, image.size):
-            mask = of_mask = None
-            lack = "have a mask outside of their image"
-        box = self._box(name, entry.get("bbox"), image, of_mask and _clip(of_mask, image.size))
+        box = self._box(name, entry.get("bbox"), image.size, of_mask)
         if box is None:
             return None
         if self.masks and mask is None:
-            self.notes.add(
-                f"left out {{n}} annotations that {lack}, so that these objects count as "
-                "background; a faster_ or cascade_box_ config takes their boxes",
-                name,
-            )
+            self.notes.add(NO_MASK, name)
             return None
         area = entry.get("area") or 0
-        if isinstance(mask, list) and area > 0 and _has_hole(mask, area):
+        if isinstance(mask, list) and area > 0 and _has_hole(mask, area, image.size):
             kind = "{n} masks have a polygon inside of another and an area as if it were a hole"
             self.notes.add(f"{kind}, which COCO's format fills; RLE has holes", name)
         if not 0 < area < MOST_PIXELS:
-            area = box[2] * box[3] if mask is None else mask_area(mask, image.size)
+            area = mask_area(mask, image.size) if mask else box[2] * box[3]
         found = {"bbox": box, "area": area, "iscrowd": self._is_crowd(name, entry)}
-        return found | ({} if mask is None else {"segmentation": mask})
+        if mask:
+            found["segmentation"] = mask
+        if self.num_keypoints:
+            found |= read_keypoints(entry, self.num_keypoints)
+        return found
 
-    def _is_crowd(self, name: Any, entry: dict[str, Any]) -> int:
+    def _is_crowd(self, name: int | str, entry: AnnotationEntry) -> int:
         if not entry.get("iscrowd"):
             return 0
         if self.options.crowd_as_instances:
             self.notes.add("{n} crowds were taken as objects", name)
             return 0
-        way = self.options.hint("--crowd-as-instances takes them as objects")
         kind = "{n} annotations are crowds (iscrowd 1), which are not learned, and on which "
-        self.notes.add(f"{kind}detections do not count{way}", name)
+        kind += "detections do not count; in training --crowd-as-instances takes them as objects"
+        self.notes.add(kind, name)
         return 1
 
-    def _mask(self, name: Any, value: Any, image: ImageFile) -> tuple[Mask | None, str]:
-        """The mask in the picture's pixels, or what is wrong with it."""
-        if not value:
-            return None, "have no 'segmentation'"
-        try:
-            mask = parse_mask(value, image)
-        except InputError:
-            if self.masks:
-                raise
-            self.notes.add("{n} masks cannot be read, and are not needed", name)
-            return None, ""
-        if isinstance(mask, dict):
-            return (mask, "") if mask_util.area(mask) else (None, "have an empty RLE")
-        # Detectron2's readers, and pycocotools, refuse the others.
-        kept = [p for p in mask if len(p) >= 6 and len(p) % 2 == 0]
-        if not kept:
-            return None, "have no polygon of three points or more, each with x and y"
-        if len(kept) < len(mask):
-            self.notes.add("left out polygons of fewer than three points, of {n} annotations", name)
-        return kept, ""
-
     def _box(
-        self, name: Any, given: Box | None, image: ImageFile, of_mask: Box | None
+        self, name: int | str, given: Box | None, size: Size, of_mask: Box | None
     ) -> Box | None:
-        """The box in the picture's pixels, clipped; None if there is none."""
-        if given is None and of_mask is None:
-            self.notes.add("left out {n} annotations that have neither box nor mask", name)
-            return None
+        """The part of the box that lies in the picture; None if there is none."""
+        box = given
         if of_mask and (given is None or self.options.boxes_from_masks or min(given[2:]) <= 0):
             self.notes.add("{n} boxes were computed from their masks", name)
             box = of_mask
-        else:
-            box = given
-        if min(box[2:]) <= 0:
-            self.notes.add("left out {n} annotations that have a box without area", name)
+        if box is None or min(box[2:]) <= 0 or min(_clip(box, size)[2:]) <= 0:
+            kind = "left out {n} annotations that have neither box nor mask in their image"
+            self.notes.add(kind, name)
             return None
-        if _is_outside(box, image.size):
-            self.notes.add("left out {n} annotations that lie outside of their image", name)
-            return None
-        excess = _excess(box, image.size)
-        if of_mask is None:
-            self.num_alone += 1
-            if excess > CLIPPED:
-                self.beyond.append(name)
-        elif box is given:
-            self.num_compared += 1
-            if mask_util.iou([box], [of_mask], [False])[0, 0] < 0.5:
-                self.strange.append(name)
-            if excess > CLIPPED:
-                self.notes.add(f"{{n}} boxes {BEYOND} and were clipped", name)
-        clips = excess > CLIPPED or (excess > 0 and image.is_off)
-        return _clip(box, image.size) if clips else box
+        excess = _excess(box, size)
+        is_strange = is_beyond = excess > CLIPPED
+        if box is given:
+            self._num_boxes += 1
+            if of_mask:
+                is_strange = mask_util.iou([box], [of_mask], [False])[0, 0] < 0.5
+            if is_strange:
+                self._strange.append(name)
+            elif is_beyond:
+                self.notes.add("{n} boxes reach beyond their images and were clipped", name)
+        return _clip(box, size) if excess > 0 else box
 
     def finish(self) -> None:
         """See that the boxes of the file mean what COCO's mean; note an error if many do not."""
-        new = "--boxes-from-masks makes new ones, --boxes-as-given keeps them"
-        clip = "--boxes-as-given clips them"
-        for wrong, number, what, way, done in (
-            (self.strange, self.num_compared, "are not those of their masks", new, "stay"),
-            (self.beyond, self.num_alone, BEYOND, clip, "were clipped"),
-        ):
-            if len(wrong) > STRANGE * number and not self.options.boxes_as_given:
-                self.notes.error(
-                    f"{len(wrong)} of {number} boxes {what} (annotations {some(wrong)}); COCO's "
-                    f"are x, y, width, height in pixels{self.options.hint(way)}"
-                )
-                continue
-            for name in wrong:
-                self.notes.add(f"{{n}} boxes {what} and {done}", name)
+        number = len(self._strange)
+        if number > STRANGE * self._num_boxes and not self.options.boxes_as_given:
+            self.notes.error(
+                f"{number} of {self._num_boxes} boxes {ARE_STRANGE} (annotations "
+                f"{some(self._strange)}); COCO's are x, y, width, height in pixels; in training "
+                "--boxes-from-masks makes new ones, --boxes-as-given keeps and clips them"
+            )
+            return
+        for name in self._strange:
+            self.notes.add(f"{{n}} boxes {ARE_STRANGE}; they stay, clipped", name)
 
 
 def read_keypoints(entry: dict[str, Any], number: int) -> dict[str, Any]:
     """Return so many "keypoints" of an annotation, and "num_keypoints".
 
     Raises:
-        InputError: it has another number of them, or these are none.
+        InputError: it has another number of them.
     """
-    must = f"'keypoints' must be {number} times x, y and visibility, as many as its category names"
     # All instances must have as many; without a label they count for nothing.
-    values = parse(COORDINATES, entry.get("keypoints") or [0] * 3 * number, must)
+    values = entry.get("keypoints") or [0] * 3 * number
     if len(values) != 3 * number:
-        raise InputError(f"{must}, got {len(values)} numbers")
+        raise InputError(
+            f"'keypoints' must be {number} times x, y and visibility, as many as its category "
+            f"names, got {len(values)} numbers"
+        )
     return {"keypoints": values, "num_keypoints": sum(v > 0 for v in values[2::3])}
 
 
-def _excess(box: Box, size: tuple[int, int]) -> float:
-    """By how many pixels a box reaches beyond an image of this width and height."""
+def _excess(box: Box, size: Size) -> float:
+    """By how many pixels a box reaches beyond an image."""
     x, y, width, height = box
     return max(-x, -y, x + width - size[0], y + height - size[1])
 
 
-def _is_outside(box: Box, size: tuple[int, int]) -> bool:
-    x, y, width, height = box
-    return x >= size[0] or y >= size[1] or x + width <= 0 or y + height <= 0
-
-
-def _clip(box: Box, size: tuple[int, int]) -> Box:
-    """The part of a box that lies in an image of this width and height."""
+def _clip(box: Box, size: Size) -> Box:
+    """The part of a box that lies in an image; outside of it its sides are not above 0."""
     x, y, width, height = box
     left, top = max(x, 0), max(y, 0)
     return [left, top, min(x + width, size[0]) - left, min(y + height, size[1]) - top]
 
 
-def parse_mask(value: Any, image: ImageFile) -> Mask:
-    """Return polygons, or a compressed RLE of the picture's size; either may be empty."""
+def _read_mask(value: Mask | None, size: Size) -> Mask | None:
+    """Return polygons, or a compressed RLE of the picture's size; None if nothing is in it."""
     if isinstance(value, dict):
-        return _read_rle(parse(RLE, value, RLE_MUST), image.size)
-    polygons = parse(POLYGONS, value, POLYGONS_MUST)
-    if not image.is_off:
-        return polygons
-    return [[min(max(v, 0), image.size[i % 2]) for i, v in enumerate(p)] for p in polygons]
+        rle = _read_rle(value, size)
+        return rle if mask_util.area(rle) else None
+    # Detectron2's readers, and pycocotools, refuse the others.
+    return [p for p in value or () if len(p) >= 6 and len(p) % 2 == 0] or None
 
 
 def mask_box(mask: Mask) -> Box:
-    """Return the box (x, y, width, height) of polygons or a compressed RLE."""
+    """Return the box of polygons or a compressed RLE."""
     if isinstance(mask, dict):
         return mask_util.toBbox(mask).tolist()
     xs = [x for polygon in mask for x in polygon[::2]]
@@ -230,38 +173,26 @@ def mask_box(mask: Mask) -> Box:
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
 
 
-def mask_area(mask: Mask, size: tuple[int, int]) -> float:
-    """Return a mask's pixels, in an image of this width and height."""
+def mask_area(mask: Mask, size: Size) -> float:
+    """Return a mask's pixels in an image."""
     if isinstance(mask, list):
         mask = mask_util.merge(mask_util.frPyObjects(mask, size[1], size[0]))
     return float(mask_util.area(mask))
 
 
-def _has_hole(polygons: Polygons, area: float) -> bool:
-    """Whether an area is that of the largest polygon without those in its bounds."""
-    if len(polygons) == 1:
+def _has_hole(polygons: Polygons, area: float, size: Size) -> bool:
+    """Whether an area is that of the largest polygon without the others, which lie inside of it."""
+    # First by boxes, of which one must be that of all: pixels take long.
+    if len(polygons) == 1 or mask_box(polygons) not in [mask_box([one]) for one in polygons]:
         return False
-    areas = [_polygon_area(polygon) for polygon in polygons]
-    at = areas.index(max(areas))
-    left, top, width, height = mask_box([polygons[at]])
-    inside = 0.0
-    for polygon, part in zip(polygons, areas, strict=True):
-        x, y, across, down = mask_box([polygon])
-        is_within = left <= x and x + across <= left + width and top <= y
-        if polygon is not polygons[at] and is_within and y + down <= top + height:
-            inside += part
-    return inside > 0 and abs(areas[at] - inside - area) < inside / 2
+    areas = mask_util.area(mask_util.frPyObjects(polygons, size[1], size[0])).astype(float)
+    inside = areas.sum() - areas.max()
+    lie_inside = mask_area(polygons, size) == areas.max()
+    return bool(inside > 0 and lie_inside and abs(areas.max() - inside - area) < inside / 2)
 
 
-def _polygon_area(polygon: list[float]) -> float:
-    """The area by the shoelace formula."""
-    xs, ys = polygon[::2], polygon[1::2]
-    pairs = zip(xs, ys, xs[1:] + xs[:1], ys[1:] + ys[:1], strict=True)
-    return abs(sum(x * next_y - next_x * y for x, y, next_x, next_y in pairs)) / 2
-
-
-def _read_rle(rle: Rle, size: tuple[int, int]) -> dict[str, Any]:
-    """Return a compressed RLE of a picture's width and height."""
+def _read_rle(rle: Rle, size: Size) -> Rle:
+    """Return a compressed RLE of a picture."""
     (width, height), counts = size, rle["counts"]
     if rle["size"] != (height, width):
         given = [*rle["size"]]

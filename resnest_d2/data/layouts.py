@@ -6,16 +6,15 @@ Known are Roboflow's exports (``train/_annotations.coco.json`` beside its pictur
 or one file for all, beside ``images/`` or the pictures.
 """
 
-import mmap
+import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from ..config import InputError, MissingFileError
 from .images import IMAGE_ENDINGS
+from .schema import load_json
 
 # Words in the name of a file, or of its folder, that say which part of a data set it describes.
 PARTS = {"training": "train", "valid": "val", "validation": "val"}
@@ -24,9 +23,6 @@ WORD = re.compile(r"(?<![a-z])(train|training|val|valid|validation|test)(?:\d{4}
 OTHERS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 # How a file in COCO's format begins: the first key of its object.
 BEGINNING = re.compile(rb'\s*\{\s*"(info|licenses|type|images|annotations|categories)"')
-PICTURE = re.compile(rb'"file_name"\s*:\s*"([^"\\]*)"')  # names with escapes are passed over
-ANNOTATION = re.compile(rb'"category_id"\s*:')
-MASK = re.compile(rb'"segmentation"\s*:\s*(?:\[\s*[^\s\]]|\{)')  # neither null nor empty
 TRIED = 20  # pictures of a file that are looked for
 
 
@@ -95,32 +91,22 @@ def _part_of(name: Path) -> str:
 
 
 def has_masks(file: Path) -> bool:
-    """Whether half or more of a file's annotations have a mask, by its text, without reading JSON.
+    """Whether half or more of a file's annotations have a mask.
 
     Raises:
-        InputError: the file is empty.
+        FileError, InputError: it cannot be read, or is not in COCO's format.
     """
-    with _text(file) as text:
-        masks = sum(1 for _ in MASK.finditer(text))
-        annotations = sum(1 for _ in ANNOTATION.finditer(text))
-    return 2 * masks >= annotations > 0
-
-
-@contextmanager
-def _text(file: Path) -> Iterator[mmap.mmap]:
-    if not file.stat().st_size:
-        raise InputError(f"{file} is empty")
-    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        yield text
+    annotations = [one for one in load_json(file)["annotations"] if isinstance(one, dict)]
+    masks = sum(bool(annotation.get("segmentation")) for annotation in annotations)
+    return 2 * masks >= len(annotations) > 0
 
 
 def _read_part(root: Path, file: Path) -> Part:
-    with _text(file) as text:
-        found = islice(PICTURE.finditer(text), TRIED)
-        names = [match[1].decode("utf-8", "replace") for match in found]
+    images = load_json(file, annotated=False)["images"][:TRIED]
+    names = [str(image.get("file_name")) for image in images if isinstance(image, dict)]
     folders = list(_folders(root, file))
     for folder in folders:
-        if any((folder / name).is_file() for name in names):
+        if any(os.path.isfile(folder / name) for name in names):
             return Part(file, folder)
     # The reader of annotations knows names with other separators, folders and endings.
     for folder in folders:

@@ -2,12 +2,12 @@
 
 import codecs
 import logging
-import re
 import reprlib
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +16,9 @@ from pydantic import (
     BeforeValidator,
     Field,
     FiniteFloat,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
+    NonNegativeInt,
     TypeAdapter,
     ValidationError,
-    WrapValidator,
 )
 from pydantic_core import from_json
 from typing_extensions import Required, TypedDict
@@ -33,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 LISTED = 5  # so many examples are named in a message
 LONGEST = 200  # characters of an example
-LISTS = ("images", "annotations", "categories")
+KINDS = {"images": "image", "categories": "category", "annotations": "annotation"}
 CONVERTING = "docs/own_data.md has commands that convert from other tools"
 GREATEST_ID = 2**53  # JSON's integers are exact up to here
 # Width times height below this: pycocotools counts the pixels of a mask in 32 bits.
@@ -43,37 +40,41 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 80
 
 
-def _identity(value: float | str) -> int | str:
-    """An id that is no integer: an integer where it stands for one ("1", 1.0), else text."""
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else str(value)
-    if not value.strip():
-        raise ValueError("an empty text is no id")
-    is_integer = re.fullmatch(r"\s*-?\d+(\.0*)?\s*", value, re.ASCII) and len(value) < 1000
-    return int(value.partition(".")[0]) if is_integer else value
+def _no_underscore(value: Any) -> Any:
+    """Keep names as "1_11" from becoming the number 111, as Python reads them."""
+    if isinstance(value, str) and "_" in value:
+        raise ValueError("it is a name")
+    return value
 
 
-def _or_none(value: Any, handler: Any) -> Any:
-    """Read a value that may as well be absent where it cannot be read."""
-    try:
-        return handler(value)
-    except ValidationError:
-        return None
-
-
+# An integer where a value stands for one ("1", 1.0), else text.
+Text = Annotated[str, Field(pattern=r"\S")]
 Identity = Annotated[
-    StrictInt | Annotated[StrictFloat | StrictStr, AfterValidator(_identity)],
-    Field(union_mode="left_to_right"),
+    Annotated[int, BeforeValidator(_no_underscore)] | Text, Field(union_mode="left_to_right")
 ]
-Side = Annotated[Annotated[float, Field(gt=0.5, lt=MOST_PIXELS)] | None, WrapValidator(_or_none)]
-Text = Annotated[StrictStr, Field(pattern=r"\S")]
-Name = Annotated[
-    Text, BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value)
-]
+NothingIsNone = BeforeValidator(lambda value: None if value in ("", [], {}) else value)
 # pycocotools takes memory in proportion to the length of an outline.
 Coordinate = Annotated[float, Field(gt=-1e6, lt=1e6)]
-Box = Annotated[list[Coordinate], Field(min_length=4, max_length=4)]
-NothingIsNone = BeforeValidator(lambda value: None if value in ("", []) else value)
+Point = Annotated[list[Coordinate], Field(min_length=2, max_length=2)]
+Polygon = (
+    list[Coordinate]
+    | Annotated[list[Point], AfterValidator(lambda points: [*chain.from_iterable(points)])]
+)
+Side = Annotated[Annotated[float, Field(ge=0, lt=MOST_PIXELS)] | None, NothingIsNone]
+
+
+class Rle(TypedDict):
+    """A run-length encoded mask."""
+
+    size: tuple[NonNegativeInt, NonNegativeInt]
+    counts: str | list[NonNegativeInt]
+
+
+# A single polygon may stand without its outer list, and its points may be pairs.
+Segmentation = Annotated[
+    Rle | Annotated[Polygon, AfterValidator(lambda polygon: [polygon])] | list[Polygon],
+    Field(union_mode="left_to_right"),
+]
 
 
 class ImageEntry(TypedDict, total=False):
@@ -86,43 +87,50 @@ class ImageEntry(TypedDict, total=False):
 
 
 class CategoryEntry(TypedDict, total=False):
-    """An entry of "categories"; keypoints are looked at where a model learns them."""
+    """An entry of "categories"."""
 
     id: Required[Identity]
-    name: Required[Name]
+    name: Required[Annotated[Text, Field(coerce_numbers_to_str=True)]]
     supercategory: Any
-    keypoints: Any
-    skeleton: Any
 
 
 class AnnotationEntry(TypedDict, total=False):
-    """An entry of "annotations"; masks and keypoints are looked at by those who need them."""
+    """An entry of "annotations"; its id is read apart, for it may be absent."""
 
     image_id: Required[Identity]
     category_id: Required[Identity]
-    bbox: Annotated[Box | None, NothingIsNone]
+    bbox: Annotated[
+        Annotated[list[Coordinate], Field(min_length=4, max_length=4)] | None, NothingIsNone
+    ]
     area: Annotated[FiniteFloat | None, NothingIsNone]
     iscrowd: Annotated[bool | None, NothingIsNone]
-    segmentation: Any
-    keypoints: Any
+    segmentation: Annotated[Segmentation | None, NothingIsNone]
 
 
-ENTRIES = {
-    "images": TypeAdapter(ImageEntry),
-    "categories": TypeAdapter(CategoryEntry),
-    "annotations": TypeAdapter(AnnotationEntry),
-}
-IDENTITY = TypeAdapter(Annotated[Identity | None, WrapValidator(_or_none)])
-COORDINATES = TypeAdapter(list[Coordinate])
-NAMES = TypeAdapter(list[StrictStr])
-PAIRS = TypeAdapter(list[tuple[int, int]])
+class KeypointCategory(CategoryEntry, total=False):
+    """A category where keypoints are needed."""
 
+    keypoints: Annotated[list[str] | None, NothingIsNone]
+    skeleton: Annotated[list[tuple[int, int]] | None, NothingIsNone]
+
+
+class KeypointAnnotation(AnnotationEntry, total=False):
+    """An annotation where keypoints are needed."""
+
+    keypoints: Annotated[list[Coordinate] | None, NothingIsNone]
+
+
+IDENTITY = TypeAdapter(Identity)
 MUST = {
-    **dict.fromkeys(("id", "image_id", "category_id"), "a number or a text"),
+    **dict.fromkeys(("id", "image_id", "category_id"), "an integer or a text"),
     **dict.fromkeys(("file_name", "name"), "a text that is not empty"),
+    **dict.fromkeys(("width", "height", "area"), "a number"),
     "bbox": "four numbers (x, y, width, height)",
-    "area": "a number",
     "iscrowd": "0 or 1",
+    "segmentation": "RLE, 'size' [height, width] and 'counts', a list of numbers or a text; or a "
+    "list of polygons, [[x1, y1, x2, ...], ...]",
+    "keypoints": "a list of names in categories, of x, y and visibility in annotations",
+    "skeleton": "pairs of numbers of its keypoints, from 1 on",
 }
 
 
@@ -136,7 +144,6 @@ class Notes:
 
     def __init__(self, file: Path, skip_annotations: bool = False) -> None:
         self.file, self._skip = file, skip_annotations
-        self._skipped: set[Any] = set()
         self.kinds: dict[str, list[Any]] = defaultdict(list)
         self.errors: list[str] = []
         """What is wrong, a line each, which begins with the entry's kind and id."""
@@ -150,11 +157,9 @@ class Notes:
         self.errors.append(text)
 
     def error_in(self, kind: str, name: Any, text: str) -> None:
-        """Note what is wrong with an entry of a list."""
+        """Note what is wrong with an entry of a list, which is left out."""
         if self._skip and kind == "annotation":
-            if name not in self._skipped:
-                self.add("{n} annotations are wrong and are left out", f"{name} ({text})")
-            self._skipped.add(name)
+            self.add("{n} annotations are wrong and are left out", f"{name} ({text})")
         else:
             self.error(f"{kind} {name}: {text}")
 
@@ -184,48 +189,55 @@ class Entries:
 
     images: list[ImageEntry]
     categories: list[CategoryEntry]
-    annotations: list[AnnotationEntry | None]
-    """None where an annotation is wrong."""
-    image_ids: dict[int | str, int]
-    """For each id in the file one that pycocotools and hotcoco read."""
-    category_ids: dict[int | str, int]
-    annotation_ids: list[int]
-    """An id for each annotation."""
-    names: list[int | str]
-    """What messages call each annotation: its id in the file, or its place."""
-    listed: dict[str, set[int | str]]
+    annotations: list[tuple[int | str, int, AnnotationEntry]]
+    """What messages call each, an id that pycocotools and hotcoco read, and the entry."""
+    listed: dict[str, set[int | str | None]]
     """The ids in each list, those of wrong entries too."""
+    num_annotations: int
+    """Annotations of the file, wrong ones too."""
 
 
-def load_entries(notes: Notes, annotated: bool = True) -> Entries:
+def load_entries(notes: Notes, annotated: bool = True, keypoints: bool = False) -> Entries:
     """Load a file and see that its entries have the shape of COCO's.
 
     Args:
-        notes: of the file; they get an error for each field that is wrong.
+        notes: of the file; they get an error for each entry that is wrong.
         annotated: whether it must have a list of annotations; COCO's test sets have none.
+        keypoints: whether fields of keypoints are looked at.
 
     Raises:
         FileError, InputError: as :func:`load_json`.
     """
-    loaded = load_json(notes.file, annotated)
-    content = {key: loaded.get(key) or [] for key in LISTS}
-    ids = {key: [_id_of(entry) for entry in content[key]] for key in LISTS}
-    names = {key: _names(ids[key]) for key in LISTS}
-    for key in LISTS:
-        if not content[key] and key != "annotations":
+    content = load_json(notes.file, annotated)
+    types = {
+        "images": ImageEntry,
+        "categories": KeypointCategory if keypoints else CategoryEntry,
+        "annotations": KeypointAnnotation if keypoints else AnnotationEntry,
+    }
+    read: dict[str, list[Any]] = {}
+    ids: dict[str, list[Any]] = {}
+    for key, kind in KINDS.items():
+        entries = content.get(key) or []
+        if not entries and key != "annotations":
             notes.error(f"{key!r} is empty")
-        _check_entries(notes, key, content[key], names[key])
-    images = [entry for entry in content["images"] if entry is not None]
-    categories = [entry for entry in content["categories"] if entry is not None]
+        adapter = TypeAdapter(types[key])
+        ids[key] = [_id_of(entry) for entry in entries]
+        names = [f"number {at} of the list" if i is None else i for at, i in enumerate(ids[key], 1)]
+        read[key] = [
+            (name, _read_entry(notes, kind, name, entry, adapter))
+            for name, entry in zip(names, entries, strict=True)
+        ]
+    numbers = _annotation_ids(notes, ids["annotations"])
     return Entries(
-        images,
-        categories,
-        content["annotations"],
-        _usable_ids(notes, "images", images),
-        _usable_ids(notes, "categories", categories),
-        _annotation_ids(notes, ids["annotations"]),
-        names["annotations"],
-        {key: set(known) for key, known in ids.items()},
+        images=[entry for _, entry in read["images"] if entry],
+        categories=[entry for _, entry in read["categories"] if entry],
+        annotations=[
+            (name, number, entry)
+            for number, (name, entry) in zip(numbers, read["annotations"], strict=True)
+            if entry
+        ],
+        listed={key: set(known) for key, known in ids.items()},
+        num_annotations=len(numbers),
     )
 
 
@@ -249,7 +261,7 @@ def load_json(file: Path, annotated: bool = True) -> dict[str, Any]:
         if text.startswith(LFS_POINTER):
             raise InputError(f"{file} is {IS_POINTER}") from None
         raise InputError(f"{file} is no JSON: {error}; {CONVERTING}") from None
-    for key in LISTS:
+    for key in KINDS:
         value = content.get(key) if isinstance(content, dict) else None
         may_lack = key == "annotations" and not annotated and value is None
         if not isinstance(value, list) and not may_lack:
@@ -260,36 +272,24 @@ def load_json(file: Path, annotated: bool = True) -> dict[str, Any]:
 
 
 def _id_of(entry: Any) -> int | str | None:
-    return IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
+    try:
+        return IDENTITY.validate_python(entry.get("id")) if isinstance(entry, dict) else None
+    except ValidationError:
+        return None
 
 
-def _check_entries(notes: Notes, key: str, entries: list[Any], names: list[Any]) -> None:
-    """Read the fields of a list's entries, in place; a wrong entry is noted and becomes None."""
-    kind = {"categories": "category"}.get(key, key[:-1])
-    adapter = ENTRIES[key]
-    for index, entry in enumerate(entries):
-        try:
-            entries[index] = adapter.validate_python(entry)
-        except ValidationError as error:
-            entries[index] = None
-            if not isinstance(entry, dict):
-                text = f"it must be an object, got {_short.repr(entry)}"
-                notes.error_in(kind, names[index], text)
-                continue
-            for field in dict.fromkeys(str(e["loc"][0]) for e in error.errors()):
-                given = _short.repr(entry.get(field))
-                text = f"{field!r} must be {MUST[field]}, got {given}"
-                notes.error_in(kind, names[index], text)
-
-
-def _names(ids: list[int | str | None]) -> list[int | str]:
-    """What messages call entries: their ids, or their places where an id is absent or double."""
-    counts = Counter(ids)
-    counts[None] = 0
-    return [
-        known if counts[known] == 1 else f"number {at} of the list"
-        for at, known in enumerate(ids, 1)
-    ]
+def _read_entry(
+    notes: Notes, kind: str, name: int | str, entry: Any, adapter: TypeAdapter
+) -> dict[str, Any] | None:
+    """Read the fields of an entry; None, and an error that names the wrong ones, if it is wrong."""
+    try:
+        return adapter.validate_python(entry)
+    except ValidationError as error:
+        fields = dict.fromkeys(e["loc"][0] for e in error.errors() if e["loc"])
+        wrong = [f"{f!r} must be {MUST[f]}, got {_short.repr(entry.get(f))}" for f in fields]
+        text = "; ".join(wrong) or f"it must be an object, got {_short.repr(entry)}"
+        notes.error_in(kind, name, text)
+        return None
 
 
 def _is_usable(number: int | str | None) -> bool:
@@ -297,7 +297,7 @@ def _is_usable(number: int | str | None) -> bool:
     return isinstance(number, int) and 0 <= number < GREATEST_ID
 
 
-def _usable_ids(notes: Notes, key: str, entries: list[Any]) -> dict[int | str, int]:
+def usable_ids(notes: Notes, key: str, entries: Sequence[Any]) -> dict[int | str, int]:
     """Map a list's ids to usable ones: all are numbered if some are text, negative or huge."""
     ids = dict.fromkeys(entry["id"] for entry in entries)
     odd = [known for known in ids if not _is_usable(known)]
@@ -308,21 +308,8 @@ def _usable_ids(notes: Notes, key: str, entries: list[Any]) -> dict[int | str, i
 
 def _annotation_ids(notes: Notes, ids: list[int | str | None]) -> list[int]:
     """Ids of annotations; all are numbered if some are no different numbers."""
-    if len(set(ids)) < len(ids) or not all(map(_is_usable, ids)):
-        for known in ids:
-            notes.add("{n} annotations were numbered, for ids are absent, double or text", known)
-        return list(range(1, len(ids) + 1))
+    is_odd = len(set(ids)) < len(ids) or not all(map(_is_usable, ids))
+    if is_odd:
+        notes.add("annotations were numbered, for ids are absent, double or text", len(ids))
     # pycocotools takes 0 for "not matched".
-    return [known + 1 for known in ids] if 0 in ids else ids
-
-
-def parse(adapter: TypeAdapter, value: Any, must: str) -> Any:
-    """Read a value.
-
-    Raises:
-        InputError: it is of another shape; the message begins with "must", what it has to be.
-    """
-    try:
-        return adapter.validate_python(value)
-    except ValidationError:
-        raise InputError(f"{must}, got {_short.repr(value)}") from None
+    return list(range(1, len(ids) + 1)) if is_odd or 0 in ids else ids

@@ -5,7 +5,6 @@ import importlib.util
 import io
 import json
 import logging
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "images": {"id": int | str, "width": int, "height": int},
     "categories": {"id": int, "name": str},
     "annotations": {
-        **{"id": int, "image_id": int | str, "category_id": int},
-        **{"area": int | float, "iscrowd": int},
+        **{"image_id": int | str, "category_id": int, "area": int | float, "iscrowd": int},
     },
 }
-
-
-def implementation() -> str:
-    """The library that computes COCO's metrics: hotcoco if it is installed, else pycocotools."""
-    return "hotcoco" if importlib.util.find_spec("hotcoco") else "pycocotools"
 
 
 class CocoEvaluator(DatasetEvaluator):
@@ -55,14 +48,14 @@ class CocoEvaluator(DatasetEvaluator):
 
     hotcoco and pycocotools get the same annotations and detections, and the metrics are means over
     the table of precisions that both compute, so that they do not depend on which is installed.
-    What the two read differently, such as two annotations of one id, is refused.
+    What the two read differently, such as annotations without an area, is refused.
 
     Args:
         dataset_name: a registered data set. One without a ``json_file`` gets one.
         output_dir: folder for ``coco_instances_results.json``.
         keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
         detections: so many of the most confident ones count in an image.
-        library: of :func:`implementation`, by default its answer.
+        library: "pycocotools" or "hotcoco", by default the latter if it is installed.
 
     Raises:
         FileError, InputError: the annotations cannot be read, or are not in COCO's format.
@@ -80,7 +73,8 @@ class CocoEvaluator(DatasetEvaluator):
         self.name, self.folder = dataset_name, Path(output_dir)
         self._sigmas, self._detections = list(keypoint_sigmas), detections
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._library = library or implementation()
+        has_hotcoco = importlib.util.find_spec("hotcoco") is not None
+        self._library = library or ("hotcoco" if has_hotcoco else "pycocotools")
         self._found: list[dict[str, Any]] = []
         self._tasks: set[str] = set()
         if not comm.is_main_process():
@@ -168,11 +162,11 @@ class CocoEvaluator(DatasetEvaluator):
     def _precision(self, found: list[dict[str, Any]], task: str) -> np.ndarray:
         """Precision at (IoU threshold, recall, class, area, number of detections), -1 if none."""
         field = FIELDS[task]
-        lacking = [one["id"] for one in self._truth["annotations"] if not one.get(field)]
+        lacking = [one["image_id"] for one in self._truth["annotations"] if not one.get(field)]
         if lacking:
             raise InputError(
-                f"annotations {some(lacking)} of {self._file} have no {field!r}, which task "
-                f"{task!r} evaluates"
+                f"{len(lacking)} annotations of {self._file} have no {field!r}, which {task!r} "
+                f"evaluates, of images {some(lacking)}"
             )
         if task == "segm":
             # Where there is a box, its area and not the mask's would decide what is small or large.
@@ -191,7 +185,7 @@ class CocoEvaluator(DatasetEvaluator):
         # Licences, file names and the like are left out: hotcoco wants them of certain types.
         keys = ("id", "width", "height")
         truth = self._truth | {"images": [{k: i[k] for k in keys} for i in self._truth["images"]]}
-        truth = {key: truth[key] for key in ("images", "annotations", "categories")}
+        truth = {key: truth[key] for key in REQUIRED}
         if self._library == "hotcoco":
             hotcoco = importlib.import_module("hotcoco")
             coco = hotcoco.COCO(truth)
@@ -226,29 +220,26 @@ def _mean(precision: np.ndarray, threshold: int | None = None, area: int = 0) ->
 
 
 def load_truth(file: Path) -> dict[str, Any]:
-    """Load annotations, and refuse what hotcoco and pycocotools do not read, or read differently.
+    """Load annotations, numbered anew, and refuse what hotcoco and pycocotools do not read alike.
 
     Raises:
         FileError, InputError: the file cannot be read, or is not in COCO's format.
         ConfigError: the message names the entries.
     """
     truth = load_json(file, annotated=False)
-    problems: dict[str, list[Any]] = defaultdict(list)
-    for key, fields in REQUIRED.items():
-        for at, entry in enumerate(truth.get(key) or (), 1):
-            entry = entry if isinstance(entry, dict) else {}
-            for field, kind in fields.items():
-                if not isinstance(entry.get(field), kind):
-                    problems[f"{key} have no usable {field!r}"].append(entry.get("id", f"at {at}"))
-    if not problems:
-        counts = Counter(entry["id"] for entry in truth.get("annotations") or ())
-        # pycocotools takes 0 for "not matched".
-        if odd := [number for number, count in counts.items() if count > 1 or number < 1]:
-            problems["annotations have an id that is below 1 or that others have"] = odd
-    if problems:
-        listed = "; ".join(f"{len(ids)} {kind} ({some(ids)})" for kind, ids in problems.items())
+    wrong = [
+        f"{field!r} of {key} number {at}"
+        for key, fields in REQUIRED.items()
+        for at, entry in enumerate(truth.get(key) or (), 1)
+        for field, kind in fields.items()
+        if not (isinstance(entry, dict) and isinstance(entry.get(field), kind))
+    ]
+    if wrong:
         raise ConfigError(
-            f"{file}: {listed}. AP would depend on the library that computes it; `resnest-d2 "
-            "check-data --json ... --output FILE` writes the file anew"
+            f"{file}: absent or of another type are {some(wrong)}. AP would depend on the library "
+            "that computes it; `resnest-d2 check-data --json ... --output FILE` mends the file"
         )
+    # Of annotations with one id, and of the id 0, the libraries count different ones.
+    for number, annotation in enumerate(truth.get("annotations") or (), 1):
+        annotation["id"] = number
     return truth

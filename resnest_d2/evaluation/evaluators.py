@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -29,13 +30,11 @@ logger = logging.getLogger(__name__)
 PATHS = ("json_file", "panoptic_json", "image_root", "panoptic_root", "sem_seg_root")
 
 
-def _coco(
-    name: str, folder: str, sigmas: Sequence[float] = (), detections: int = COCO_DETECTIONS
-) -> DatasetEvaluator:
+def _coco(name: str, folder: str, detections: int, **options: Any) -> DatasetEvaluator:
     number = COCO_DETECTIONS if name.startswith("coco_") else max(COCO_DETECTIONS, detections)
     if number > COCO_DETECTIONS:
         logger.info("AP on data set %r counts %d detections an image", name, number)
-    return CocoEvaluator(name, folder, sigmas, number)
+    return CocoEvaluator(name, folder, detections=number, **options)
 
 
 def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
@@ -44,25 +43,16 @@ def _sem_seg(name: str, folder: str) -> DatasetEvaluator:
     return SemSegEvaluator(name, distributed=True, output_dir=folder, sem_seg_loading_fn=read)
 
 
-def _require_panopticapi() -> None:
-    if importlib.util.find_spec("panopticapi") is None:
-        raise MissingPackageError(
-            "panoptic quality is computed by panopticapi, which is not installed: pip install "
-            "--no-deps panopticapi-lite"
-        )
-
-
-def _panoptic(name: str, folder: str) -> DatasetEvaluator:
-    _require_panopticapi()
-    return COCOPanopticEvaluator(name, folder)
-
-
 INSTANCES, PIXELS = ("bbox", "segm", "keypoints"), ("sem_seg",)
 # By the type of a data set, MetadataCatalog.get(name).evaluator_type: tasks, as metrics name them,
 # and what evaluates them.
 EVALUATORS: dict[str, dict[tuple[str, ...], Callable[..., DatasetEvaluator]]] = {
     "coco": {INSTANCES: _coco},
-    "coco_panoptic_seg": {PIXELS: _sem_seg, INSTANCES: _coco, ("panoptic_seg",): _panoptic},
+    "coco_panoptic_seg": {
+        PIXELS: _sem_seg,
+        INSTANCES: _coco,
+        ("panoptic_seg",): COCOPanopticEvaluator,
+    },
     "sem_seg": {PIXELS: _sem_seg},
     "lvis": {INSTANCES[:2]: lambda name, folder: LVISEvaluator(name, output_dir=folder)},
     "pascal_voc": {INSTANCES[:1]: lambda name, folder: PascalVOCDetectionEvaluator(name)},
@@ -103,7 +93,7 @@ def build_evaluator(
     factories = list(_evaluators(dataset_name).values())
     if instances_only and _coco in factories:
         factories = [_coco]
-    options = {_coco: {"sigmas": keypoint_sigmas, "detections": detections_per_image}}
+    options = {_coco: {"detections": detections_per_image, "keypoint_sigmas": keypoint_sigmas}}
     evaluators = [make(dataset_name, output_dir, **options.get(make, {})) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
@@ -160,8 +150,11 @@ def _check_dataset(key: str, name: str) -> None:
 
 def _check_evaluation(name: str) -> None:
     evaluators = _evaluators(name).values()
-    if _panoptic in evaluators:
-        _require_panopticapi()
+    if COCOPanopticEvaluator in evaluators and not importlib.util.find_spec("panopticapi"):
+        raise MissingPackageError(
+            "panoptic quality is computed by panopticapi, which is not installed: pip install "
+            "--no-deps panopticapi-lite"
+        )
     file = MetadataCatalog.get(name).get("json_file", None)
     if _coco in evaluators and file and os.path.isfile(file):
         load_truth(Path(file))
