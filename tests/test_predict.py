@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from resnest_d2 import Predictor, model_zoo
-from resnest_d2.commands.predict import Outputs, inputs, list_inputs, main, make_parser
+from resnest_d2.commands.predict import Outputs, list_inputs, main, make_parser, read_list
 from resnest_d2.commands.predict import predict_inputs as run_on
 from resnest_d2.config import InputError
 from resnest_d2.data.images import read_header
@@ -65,10 +65,16 @@ def photo(tmp_path):
     return tmp_path / "photos/colours.png"
 
 
-def predict_inputs(predictor, files, folder, batch_size=1, **choices):
-    outputs = Outputs(folder, **choices)
+def outputs_of(folder, *words, listed=None):
+    """What the command would write with these options."""
+    given = ["--input", "x", "--output", folder, *words]
+    return Outputs(make_parser().parse_args(list(map(str, given))), listed)
+
+
+def predict_inputs(predictor, files, folder, *words):
+    outputs = outputs_of(folder, *words)
     outputs.plan(files)
-    return run_on(predictor, outputs, batch_size)
+    return run_on(predictor, outputs)
 
 
 def command(*words):
@@ -90,7 +96,8 @@ def test_the_model_gets_the_colours_that_its_config_names(
     options = ["INPUT.FORMAT", fmt, "INPUT.MIN_SIZE_TEST", 40]
     predictor, shown = Predictor(small_detector, options=options), []
     predictor.model.register_forward_pre_hook(lambda _, args: shown.append(args[0][0]["image"]))
-    assert predict_inputs(predictor, [photo], tmp_path / "out", least=1) == []
+    predictor.set_score_threshold(1)
+    assert predict_inputs(predictor, [photo], tmp_path / "out") == []
     (image,) = shown
     assert image.shape == (3, 40, 60)
     assert (image[red, :, :25] == 255).all()
@@ -133,8 +140,8 @@ def video(tmp_path, request):
 def test_video(camera, video, photo, tmp_path, caplog):
     """The drawing has the frames and the rate of its input, read by another library, PyAV."""
     path, rate = video
-    files, choices = [photo, path], {"per_image": True, "crops": True}
-    assert predict_inputs(camera, files, tmp_path / "out", 2, **choices) == []
+    words = ["--json-per-image", "--save-crops", "--batch-size", 2]
+    assert predict_inputs(camera, [photo, path], tmp_path / "out", *words) == []
     blue, green, red = camera.model.shown.mean((1, 2)).tolist()
     assert red > 240
     assert max(green, blue) < 15
@@ -155,7 +162,7 @@ def test_video(camera, video, photo, tmp_path, caplog):
     crops = [f"clip.mp4_{number:06d}_0.png" for number in range(5)]
     assert names_in(tmp_path / "out/crops/7") == [*crops, "colours_0.png"]
     path.write_bytes(path.read_bytes()[: round(0.9 * path.stat().st_size)])
-    assert predict_inputs(camera, files, tmp_path / "out") == [path]
+    assert predict_inputs(camera, [photo, path], tmp_path / "out") == [path]
     assert f"{path} is damaged: only 2 of its 5 frames were read" in caplog.text
 
 
@@ -163,8 +170,8 @@ def test_json_is_written_where_a_drawing_cannot_be(camera, video, photo, tmp_pat
     path, _ = video
     folder = tmp_path / "out"
     (folder / "clip.mp4").mkdir(parents=True)
-    choices = {"per_image": True, "json": tmp_path / "all.json"}
-    assert predict_inputs(camera, [path, photo], folder, **choices) == [path]
+    words = ["--json-per-image", "--json", tmp_path / "all.json"]
+    assert predict_inputs(camera, [path, photo], folder, *words) == [path]
     assert f"Not drawn: cannot write the video {folder / 'clip.mp4'}" in caplog.text
     assert len(json.loads((folder / "clip.json").read_text())["annotations"]) == 5
     assert len(json.loads((tmp_path / "all.json").read_text())) == 6
@@ -190,9 +197,8 @@ def test_names_of_outputs(detector, camera, photo, tmp_path):
     files = [photo, other / "colours.png", other / "colours.jpg", other / "clip.jpeg~"]
     for file in files[1:]:
         Image.open(photo).save(file, format="JPEG")
-    outputs = Outputs(tmp_path / "out", per_image=True, crops=True)
-    outputs.plan(files)
-    assert run_on(detector, outputs) == []
+    words = ["--json-per-image", "--save-crops", "--confidence-threshold", 0]
+    assert predict_inputs(detector, files, tmp_path / "out", *words) == []
     drawn = ["clip.png", "colours.png", "colours_2.png", "colours_3.jpg"]
     notes = [f"{Path(name).stem}.json" for name in drawn]
     assert names_in(tmp_path / "out") == sorted([*drawn, *notes, "crops"])
@@ -235,7 +241,7 @@ def test_a_folder_of_crops_that_cannot_be_made(camera, photo, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/crops").touch()
     with pytest.raises(InputError, match="cannot make the folder .*out/crops/7: "):
-        predict_inputs(camera, [photo], tmp_path / "out", crops=True)
+        predict_inputs(camera, [photo], tmp_path / "out", "--save-crops")
 
 
 @pytest.mark.parametrize(
@@ -316,10 +322,10 @@ def test_thresholds(small_detector, photo, tmp_path, monkeypatch, words, model, 
     seen = []
     original = Outputs.write
 
-    def write(self, results, rate):
+    def write(self, results):
         results = list(results)
         seen.append([results[0].instances.scores, results[0].above(self.least).instances.scores])
-        return original(self, results, rate)
+        return original(self, results)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Outputs, "write", write)
@@ -378,8 +384,10 @@ def test_json_of_classes_that_the_annotation_file_lacks(detector, photo, tmp_pat
     """They are left out, with a warning; the others stay."""
     result = detector(photo)
     name = result.names[0]
-    outputs = Outputs(tmp_path, draw=False, json=tmp_path / "r.json", category_ids={name: 9})
+    outputs = outputs_of(tmp_path, "--no-draw", "--json", tmp_path / "r.json")
+    outputs.category_ids = {name: 9}
     outputs.plan([photo])
+    outputs.check_model(detector)
     assert run_on(detector, outputs) == []
     assert "Detections of 9 classes that --input-json lacks are not in the JSON" in caplog.text
     found = json.loads((tmp_path / "r.json").read_text())
@@ -401,9 +409,16 @@ def test_a_list_of_images_without_annotations(photo, tmp_path, caplog):
         "categories": [{"id": 5, "name": "Digit 0 "}, {"id": 9, "name": "Digit 0 "}],
     }
     (tmp_path / "test.json").write_text(json.dumps(content))
-    words = ["--input", photo.parent, "--output", tmp_path, "--input-json", tmp_path / "test.json"]
-    args = make_parser().parse_args(map(str, [*words, "--json", tmp_path / "r.json"]))
-    outputs, unreadable = inputs(args)
+    words = ["--input", photo.parent, "--input-json", tmp_path / "test.json"]
+    words += ["--json", tmp_path / "r.json"]
+
+    def planned():
+        listed = read_list(outputs_of(tmp_path, *words).args)
+        outputs = outputs_of(tmp_path, *words, listed=listed)
+        outputs.plan(outputs.image_ids)
+        return outputs, listed.unreadable
+
+    outputs, unreadable = planned()
     assert not unreadable
     assert list(outputs.targets) == files
     assert list(outputs.image_ids.values()) == [1, 2]
@@ -411,7 +426,7 @@ def test_a_list_of_images_without_annotations(photo, tmp_path, caplog):
     assert [image["id"] for image in repaired["images"]] == [1, 2]
     assert repaired["categories"] == [{"id": 5, "name": "Digit 0 "}]  # a name has one id in results
     photo.write_text("")
-    outputs, (problem,) = inputs(args)
+    outputs, (problem,) = planned()
     assert list(outputs.targets) == files[1:]
     assert problem.startswith(f"{photo} cannot be read as a picture")
     outputs.check_model(Predictor(Camera(), classes=["digit 0"]))
@@ -432,18 +447,18 @@ def test_a_run_that_is_interrupted_leaves_its_json(detector, photo, tmp_path, mo
     files = [photo, photo.with_name("other.png")]
     files[1].write_bytes(photo.read_bytes())
     with pytest.raises(KeyboardInterrupt):
-        predict_inputs(detector, files, tmp_path / "out", draw=False, json=tmp_path / "r.json")
+        predict_inputs(
+            detector, files, tmp_path / "out", "--no-draw", "--json", tmp_path / "r.json"
+        )
     found = json.loads((tmp_path / "r.json").read_text())
     assert {Path(one["file_name"]).name for one in found} == {"colours.png"}
 
 
 @pytest.mark.parametrize("kind", [SemanticSegmentor, ProposalNetwork])
-@pytest.mark.parametrize("option", ["json", "per_image", "crops"])
-def test_a_model_without_instances_has_nothing_for_json(kind, option, photo, tmp_path):
+@pytest.mark.parametrize("option", [["--json", "r.json"], ["--json-per-image"], ["--save-crops"]])
+def test_a_model_without_instances_has_nothing_for_json(kind, option, tmp_path):
     """It is refused before anything is computed."""
     predictor = Predictor(Camera())
     predictor.model = kind.__new__(kind)  # none of it is called
-    choices = {option: tmp_path / "r.json" if option == "json" else True}
     with pytest.raises(InputError, match="finds no instances: leave out --json, --json-per-image"):
-        predict_inputs(predictor, [photo], tmp_path / "out", **choices)
-    assert not (tmp_path / "out").exists()
+        outputs_of(tmp_path, *option).check_model(predictor)

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from ..config import InputError, MissingFileError, import_extra
-from ..data.images import IMAGE_ENDINGS, PixelRange, from_pil, read_image
+from ..data.images import IMAGE_ENDINGS, PixelRange, from_pil, read_header, read_image
 from ..files import PathManager
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def require_pictures(source: Any) -> None:
 def read_picture(
     source: Picture, color: str = "RGB", pixel_range: PixelRange | None = None
 ) -> np.ndarray:
-    """Read one picture.
+    """Read one picture; the log says if a file has several pages, of which the first is read.
 
     Args:
         source: a file's path; an address, which Detectron2's PathManager fetches once and keeps;
@@ -92,16 +93,19 @@ def read_picture(
     if color not in ("RGB", "BGR"):
         raise InputError(f'color must be "RGB" or "BGR", got {color!r}')
     if isinstance(source, np.ndarray):
-        is_grey = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 1)
-        is_color = source.ndim == 3 and source.shape[2] == 3
-        if not (is_grey or is_color) or source.dtype != np.uint8 or not source.size:
+        is_grey = source.ndim == 2 or source.shape[2:] == (1,)
+        if source.dtype != np.uint8 or not source.size or not (is_grey or source.shape[2:] == (3,)):
             found = f"{source.shape} {source.dtype}"
             raise InputError(f"expected an {color} image (H, W, 3) or (H, W) uint8, got {found}")
         if is_grey:
             return np.repeat(source.reshape(*source.shape[:2], 1), 3, axis=2)
         return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
-    read = from_pil if isinstance(source, Image.Image) else read_image
-    return read(source, pixel_range=pixel_range)
+    if isinstance(source, Image.Image):
+        return from_pil(source, pixel_range=pixel_range)
+    image = read_image(source, pixel_range=pixel_range)
+    if read_header(source, has_range=True).pages > 1:
+        logger.warning("%s has several pages, of which the first is read", source)
+    return image
 
 
 def fetch(file: str | Path) -> str:
@@ -136,34 +140,45 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def each_picture(
-    source: Any, read: Callable[[Picture], np.ndarray] = read_picture
+    source: Any,
+    read: Callable[[Picture], np.ndarray] = read_picture,
+    skipped: list[Any] | None = None,
+    show_progress: bool = False,
 ) -> Iterator[Pixels]:
     """Read the pictures of a source as they are asked for.
 
-    A picture or video of a folder that cannot be read is named in a warning and left out. What a
-    caller lists one by one must be readable.
+    A picture or video of a folder that cannot be read is named in the log and left out. What a
+    caller lists one by one must be readable, unless ``skipped`` is given.
 
     Args:
         source: a picture, a folder, a video or an iterable of these.
         read: reads one picture.
+        skipped: gets what cannot be read, which is then no error, and videos that were cut short.
+        show_progress: show a bar of the frames of each video.
 
     Raises:
         InputError, MissingFileError: as ``read`` and :func:`require_pictures`.
     """
     if is_picture(source):
         yield Pixels(read(source), source if isinstance(source, str | Path) else None)
-    elif is_video(source):
-        yield from Video(source)
-    elif isinstance(source, str | Path):
-        for file in list_folder(Path(source)):
-            try:
-                yield from each_picture(file, read)
-            except InputError as error:
-                logger.warning("Skipped: %s", error)
-    else:
-        for part in source:
+        return
+    if is_video(source):
+        video, bar = Video(source), {"desc": Path(source).name, "unit": "frame"}
+        yield from tqdm(video, total=video.frames or None, disable=not show_progress, **bar)
+        if video.is_cut and skipped is not None:
+            skipped.append(source)
+        return
+    if isinstance(source, str | Path):
+        source, skipped = list_folder(Path(source)), [] if skipped is None else skipped
+    for part in source:
+        try:
             require_pictures(part)
-            yield from each_picture(part, read)
+            yield from each_picture(part, read, skipped, show_progress)
+        except InputError as error:
+            if skipped is None:
+                raise
+            logger.error("Skipped: %s", error)
+            skipped.append(part)
 
 
 class Video:
