@@ -1,4 +1,4 @@
-"""Run a trained detector on images, folders and videos: drawings, COCO's results, crops."""
+"""Run a trained detector on images, folders and videos: drawings and COCO's results."""
 
 import argparse
 import json
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .. import data  # noqa: F401  (class names of the data sets that come with the package)
-from ..config import FileError, InputError, require_between, require_int
-from ..data.coco_json import CocoData, read_coco
+from ..config import FileError, InputError, require_int
+from ..data.coco_json import read_coco
 from ..data.images import set_max_pixels
 from ..data.options import Options
 from ..data.schema import plain, some
@@ -47,11 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--input", required=True, nargs="+", metavar="PATH", help="images, folders or videos")
     add("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    text = "least score of a detection, 0 to 1 (default: 0.5 in drawings and crops, the model's in "
-    text += "JSON)"
+    text = "least score of a detection, 0 to 1 (default: 0.5 in drawings, the model's in JSON)"
     add("--confidence-threshold", type=float, metavar="SCORE", help=text)
     add("--json", type=Path, metavar="FILE", help="write all detections as COCO's results")
-    add("--json-per-image", action="store_true", help="write a JSON file for each input")
     text = "run on the images of this COCO file, which --input is the folder of, and take ids of "
     text += "images and classes from it"
     add("--input-json", type=Path, metavar="FILE", help=text)
@@ -59,7 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--no-labels", action="store_true", help="draw no names and scores")
     add("--masks-only", action="store_true", help="draw masks, without boxes and labels")
     add("--line-width", type=int, metavar="PIXELS", help="of boxes (default: by size)")
-    add("--save-crops", action="store_true", help="write each detection's part of the picture")
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size")
     add("--overlap", type=float, help="of tiles, 0 to 0.9 (default: 0.2)")
@@ -78,27 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with running():
         set_max_pixels(args.max_pixels)
         check(args)
-        listed = read_list(args) if args.input_json else None
-        outputs = Outputs(args, listed)
-        outputs.plan(outputs.image_ids if listed else list_inputs(args.input))
+        outputs = Outputs(args)
+        outputs.plan(outputs.image_ids if args.input_json else list_inputs(args.input))
         options = {name: getattr(args, name) for name in ("device", "optimize", "half", "tile")}
         options["overlap"] = 0.2 if args.overlap is None else args.overlap
         predictor = load_predictor(args, **options)
         if args.confidence_threshold is not None:
             predictor.set_score_threshold(args.confidence_threshold)
-        elif not outputs.has_json:  # masks that nobody sees take time
+        elif not args.json:  # masks that nobody sees take time
             predictor.set_score_threshold(outputs.least, only_raise=True)
         outputs.check_model(predictor)
-        unreadable = listed.unreadable if listed else []
-        for problem in unreadable:
+        for problem in outputs.unreadable:
             logger.error("Skipped: %s", problem)
         skipped = predict_inputs(predictor, outputs)
     what, number = "written" if args.no_draw else "drawn", len(outputs.targets)
-    total = number + len(unreadable)
+    total = number + len(outputs.unreadable)
     print(f"{number - len(skipped)} of {total} inputs {what} to {args.output}")
     if skipped:
         print(f"Not {what}, or not to their end: {', '.join(map(str, skipped))}")
-    return 1 if skipped or unreadable else 0
+    return 1 if skipped or outputs.unreadable else 0
 
 
 def check(args: argparse.Namespace) -> None:
@@ -108,13 +103,11 @@ def check(args: argparse.Namespace) -> None:
         InputError: a number is out of range, or nothing would be written.
         FileError: a file cannot be written.
     """
-    if args.confidence_threshold is not None:
-        require_between("--confidence-threshold", args.confidence_threshold, 0, 1)
     require_int("--batch-size", args.batch_size, least=1)
     if args.line_width is not None:
         require_int("--line-width", args.line_width, least=1)
-    if args.no_draw and not (args.json or args.json_per_image or args.save_crops):
-        raise InputError("--no-draw leaves nothing to write: add --json FILE or --json-per-image")
+    if args.no_draw and not args.json:
+        raise InputError("--no-draw leaves nothing to write: add --json FILE")
     if args.overlap is not None and args.tile is None:
         raise InputError("--overlap is of tiles: add --tile PIXELS")
     if args.input_json and len(args.input) != 1:
@@ -124,16 +117,6 @@ def check(args: argparse.Namespace) -> None:
     if args.json:
         make_folder(args.json.parent)
         check_writable(args.json)
-
-
-def read_list(args: argparse.Namespace) -> CocoData:
-    """Read the images of ``--input-json``.
-
-    Raises:
-        InputError: as :func:`read_coco`.
-    """
-    reading = Options(merge_classes=True, skip_bad_images=True, has_range=True, offered=False)
-    return read_coco(args.input_json, args.input[0], annotated=False, options=reading)
 
 
 def list_inputs(paths: Sequence[str]) -> list[Path]:
@@ -155,23 +138,32 @@ class Outputs:
     """What is written for each file.
 
     Attributes:
-        least: least score in drawings and crops; JSON has all that the model finds.
-        targets: the drawing of each file; JSON and crops are called alike.
+        least: least score in drawings; JSON has all that the model finds.
+        targets: the drawing of each file.
         image_ids: of the pictures of ``--input-json``; others are numbered.
-        category_ids: of classes in ``--input-json`` by their names; without it the model's count.
+        unreadable: what is wrong with other pictures of that file.
+        category_ids: of classes in that file by their names; without it the model's count.
         results: what the one file of results will hold.
+
+    Raises:
+        InputError: as :func:`read_coco`.
     """
 
-    def __init__(self, args: argparse.Namespace, listed: CocoData | None = None) -> None:
+    def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.least = 0.5 if args.confidence_threshold is None else 0.0  # the model keeps to it
-        self.has_json = bool(args.json or args.json_per_image)
         self.targets: dict[Path, Path] = {}
         self.image_ids: dict[Path, int] = {}
         self.category_ids: Mapping[str, int] | None = None
         self.results: list[dict[str, Any]] = []
-        self._listed, self._numbers = listed, count(1)
-        if listed:
+        self.unreadable: list[str] = []
+        self._listed, self._numbers = None, count(1)
+        if args.input_json:
+            reading = Options(
+                merge_classes=True, skip_bad_images=True, has_range=True, offered=False
+            )
+            listed = read_coco(args.input_json, args.input[0], annotated=False, options=reading)
+            self._listed, self.unreadable = listed, listed.unreadable
             self.image_ids = {Path(image["file_name"]): image["id"] for image in listed.images}
             self.category_ids = {name: number for number, name in listed.categories.items()}
 
@@ -187,8 +179,7 @@ class Outputs:
         """
         args, folder, stems = self.args, self.args.output.resolve(), set()
         for file in files:
-            parents = file.resolve().parents
-            if folder == parents[0] or (args.save_crops and folder / "crops" in parents):
+            if folder == file.resolve().parent:
                 raise InputError(f"--output: {args.output} holds {file}: take another folder")
             stem, numbers = file.stem, count(2)
             while stem in stems:
@@ -197,8 +188,6 @@ class Outputs:
             ending = file.suffix if file.suffix.lower() in DRAWN else ".png"
             self.targets[file] = args.output / f"{stem}{'.mp4' if is_video(file) else ending}"
         outputs = [*self.targets.values(), *([args.json] if args.json else [])]
-        if args.json_per_image:
-            outputs += [drawing.with_suffix(".json") for drawing in self.targets.values()]
         as_read = None
         if args.json and self._listed:
             as_read = args.json.with_name(f"{args.json.stem}_annotations.json")
@@ -220,10 +209,8 @@ class Outputs:
         Raises:
             InputError: it finds no instances, or the two have no class in common.
         """
-        if not predictor.finds_instances and (self.has_json or self.args.save_crops):
-            raise InputError(
-                "the model finds no instances: leave out --json, --json-per-image and --save-crops"
-            )
+        if self.args.json and not predictor.finds_instances:
+            raise InputError("the model finds no instances: leave out --json")
         if self.category_ids is None:
             return
         names, ids = predictor.metadata.get("thing_classes", None) or (), self.category_ids
@@ -243,29 +230,25 @@ class Outputs:
             )
 
     def write(self, results: Iterable[Result]) -> bool:
-        """Write what was found in a picture, or in the frames of a video.
+        """Draw what was found in a picture, or in the frames of a video, and keep it for the JSON.
 
         Returns:
-            whether all was drawn; the log says why not, and JSON and crops are written still.
+            whether all was drawn; the log says why not, and JSON has all of it still.
 
         Raises:
-            InputError: detections are asked for, and the model finds no instances.
-            FileError: JSON or a crop cannot be written.
+            InputError: the output has nothing that can be drawn.
         """
-        args, found, number, sink, is_drawn = self.args, [], 0, None, True
-        style = {"labels": not args.no_labels, "masks_only": args.masks_only}
+        args, number, sink, is_drawn = self.args, 0, None, True
+        style = {name: getattr(args, name) for name in ("masks_only", "line_width")}
         with ExitStack() as stack:
             for result in results:
-                target = self.targets[result.source]
-                if self.has_json:
-                    found += self._add_entries(result)
-                shown = result.above(self.least)
+                if args.json:
+                    self._keep(result)
+                shown, target = result.above(self.least), self.targets[result.source]
                 number += len(shown)
-                if args.save_crops:
-                    self._write_crops(shown, target)
                 if args.no_draw or not is_drawn:
                     continue
-                drawn = shown.plot(threshold=self.least, line_width=args.line_width, **style)
+                drawn = shown.plot(threshold=self.least, labels=not args.no_labels, **style)
                 try:
                     if result.frame is None:
                         write_picture(Image.fromarray(drawn), target)
@@ -276,34 +259,21 @@ class Outputs:
                     is_drawn = False
                 else:
                     sink.write_frame(np.ascontiguousarray(drawn[:, :, ::-1]))  # in BGR
-        if args.json_per_image:
-            height, width = result.image.shape[:2]
-            facts = {"file_name": str(result.source), "width": width, "height": height}
-            text = json.dumps({**facts, "annotations": found}, indent=1)
-            write_text(target.with_suffix(".json"), text)
         if "instances" in result:
             logger.info("%s: %d instances", result.source, number)
         return is_drawn
 
-    def _add_entries(self, result: Result) -> list[dict[str, Any]]:
-        """Add what was found in a picture or a frame to the results, and return it."""
+    def _keep(self, result: Result) -> None:
+        """Add what was found in a picture or a frame to the results."""
         number = self.image_ids[result.source] if self.image_ids else next(self._numbers)
         ids, which = self.category_ids, {"file_name": str(result.source)}
         if result.frame is not None:
             which["frame"] = result.frame
-        entries = [{**entry, **which} for entry in result.to_coco(number)]
-        if ids is not None:
-            entries = [entry for entry in entries if entry["category_name"] in ids]
-            for entry in entries:
-                entry["category_id"] = ids[entry["category_name"]]
-        self.results += entries
-        return entries
-
-    def _write_crops(self, shown: Result, target: Path) -> None:
-        start = target.stem if shown.frame is None else f"{target.name}_{shown.frame:06d}"
-        for index, (name, crop) in enumerate(zip(shown.names, shown.crops(), strict=True)):
-            safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in name)
-            write_picture(crop, self.args.output / "crops" / safe / f"{start}_{index}.png")
+        for entry in result.to_coco(number):
+            if ids is not None:
+                entry["category_id"] = ids.get(entry["category_name"])
+            if entry["category_id"] is not None:
+                self.results.append({**entry, **which})
 
 
 def _open_sink(frame: Result, target: Path, stack: ExitStack) -> Any:

@@ -181,7 +181,8 @@ class Result:
         Args:
             scale: of the picture.
             threshold: the score.
-            style: ``labels``, ``masks_only``, ``line_width``, see :func:`~.drawing.draw`.
+            style: ``labels=False`` leaves out names and scores, ``masks_only=True`` all but masks;
+                ``line_width`` is that of boxes, in pixels of the drawing.
 
         Returns:
             shape (H * scale, W * scale, 3), uint8, RGB.
