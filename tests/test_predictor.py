@@ -27,7 +27,7 @@ from resnest_d2.config.load import load_config
 from resnest_d2.export import export_model
 from resnest_d2.inference.predictor import predict_tiles
 from resnest_d2.inference.result import Result
-from resnest_d2.inference.sources import Video, each_picture
+from resnest_d2.inference.sources import each_picture, video_info
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights import UntrainedParametersError
 from resnest_d2.weights import files as files_of_weights
@@ -143,7 +143,7 @@ def make_video(path, frames, rate=10):
             sink.write_frame(frame)
 
 
-def test_a_video(predictor, tmp_path, caplog):
+def test_a_video(predictor, tmp_path, caplog, monkeypatch):
     """One that was cut short is named; some files tell a little more frames than they have."""
     path, rng = tmp_path / "clip.avi", np.random.default_rng(0)
     make_video(path, [np.full((48, 64, 3), (255, 0, 0), np.uint8)] * 3)  # blue, in OpenCV's order
@@ -152,13 +152,21 @@ def test_a_video(predictor, tmp_path, caplog):
     assert results[0].image[..., 2].mean() > 240
     assert results[0].image[..., 0].mean() < 15
     make_video(path, rng.integers(0, 255, (20, 48, 64, 3), np.uint8))
-    video = Video(path)
-    video.frames = 21
-    assert (video.rate, len(list(video)), video.is_cut) == (10, 20, False)
+    told = supervision.VideoInfo(64, 48, 10, 21)
+    monkeypatch.setattr(supervision.VideoInfo, "from_video_path", lambda path: told)
+    assert len(list(each_picture(path))) == 20
     assert "damaged" not in caplog.text
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert 0 < len(list(each_picture(path))) < 20
     assert "clip.avi is damaged: only" in caplog.text
+
+
+@pytest.mark.parametrize(("told", "rate"), [(0, 25), (90000, 25), (66.667, 66.667), (1000, 1000)])
+def test_a_video_that_does_not_tell_its_rate_has_a_usual_one(tmp_path, monkeypatch, told, rate):
+    info = supervision.VideoInfo(64, 48, told, -1)
+    monkeypatch.setattr(supervision.VideoInfo, "from_video_path", lambda path: info)
+    found = video_info(tmp_path / "clip.avi")
+    assert (found.fps, found.total_frames) == (rate, None)
 
 
 def test_the_first_prediction_says_nothing_of_others(small_detector, files):

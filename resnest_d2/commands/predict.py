@@ -24,12 +24,12 @@ from ..files import check_writable, make_folder, write_text
 from ..inference import Predictor, Result
 from ..inference.drawing import import_supervision, write_picture
 from ..inference.sources import (
-    Video,
     each_picture,
     fetch,
     is_video,
+    kind_of,
     list_folder,
-    require_pictures,
+    video_info,
 )
 from . import add_max_pixels, add_model_arguments, load_predictor, running
 
@@ -128,9 +128,8 @@ def list_inputs(paths: Sequence[str]) -> list[Path]:
     """
     files: list[Path] = []
     for name in paths:
-        require_pictures(name)
-        path = Path(fetch(name))
-        files += list_folder(path) if path.is_dir() else [path]
+        is_folder = kind_of(name) == "folder"
+        files += list_folder(Path(name)) if is_folder else [Path(fetch(name))]
     return list(dict.fromkeys(files))
 
 
@@ -282,7 +281,7 @@ def _open_sink(frame: Result, target: Path, stack: ExitStack) -> Any:
     Raises:
         FileError: the file cannot be written.
     """
-    library, rate = import_supervision(), Video(frame.source).rate
+    library, rate = import_supervision(), video_info(frame.source).fps
     height, width = frame.image.shape[:2]
     # OpenCV writes a rate as a fraction with a power of ten below.
     decimals = next(places for places in (3, 2, 1) if rate * 10**places < MPEG4_CLOCK)

@@ -28,7 +28,7 @@ from ..weights.files import ENDINGS
 from ..weights.stored_config import config_to_use
 from .drawing import import_supervision
 from .result import Result
-from .sources import Picture, Pixels, each_picture, is_picture, read_picture, require_pictures
+from .sources import Picture, Pixels, each_picture, kind_of, read_picture
 
 if TYPE_CHECKING:
     import supervision
@@ -115,10 +115,10 @@ class Predictor:
             _refuse(f"{model} is exported as it is and", changes)
             sizes = self._open_exported(Path(model))
         else:
-            given = {"MODEL.WEIGHTS": weights, "MODEL.DEVICE": device}
-            changes = [*options, *(part for pair in given.items() if pair[1] for part in pair)]
-            cfg, checkpoint = _open(model, config_file, [str(one) for one in changes])
-            choose_device(cfg, required="MODEL.DEVICE" in changes[::2])
+            options = [*options, *(["MODEL.WEIGHTS", weights] if weights else [])]
+            options += [] if device is None else ["MODEL.DEVICE", device]
+            cfg, checkpoint = _open(model, config_file, [str(option) for option in options])
+            choose_device(cfg, required="MODEL.DEVICE" in options[::2])
             if cfg.TEST.AUG.ENABLED:
                 logger.warning("TEST.AUG.ENABLED: evaluation alone augments, predictions do not")
             self.model = build_detector(cfg).eval()
@@ -199,10 +199,10 @@ class Predictor:
             InputError: as :func:`read_picture`.
         """
         require_int("batch_size", batch_size, least=1)
-        require_pictures(source)
+        kind = kind_of(source)
         pictures = each_picture(source, lambda picture: self.read(picture, color))
         results = self.run_each(pictures, batch_size)
-        if is_picture(source):
+        if kind == "picture":
             return next(results)
         return list(results) if isinstance(source, list | tuple) else results
 

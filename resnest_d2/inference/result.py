@@ -50,8 +50,7 @@ class Result:
 
     Raises:
         InputError: instances are asked for, by themselves or in any form, and the model finds none.
-        MissingPackageError: a drawing, supervision's form or a table is asked for without the
-            package that makes it.
+        MissingPackageError: the package that draws or makes a table is not installed.
     """
 
     output: Mapping[str, Any]
@@ -189,7 +188,6 @@ class Result:
 
         Raises:
             InputError: the output has nothing that can be drawn.
-            MissingPackageError: supervision is not installed.
         """
         return draw(self.above(threshold), scale, **style)
 
