@@ -1,51 +1,54 @@
 #!/usr/bin/env python3
 """Show what a detector looks at in a picture: weights of split attention, Grad-CAM of a detection.
 
-``pip install 'resnest_d2[examples]'``, then
 ``examples/attention.py photo.jpg --model output/demo --output looked``.
 """
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
-from pytorch_grad_cam import GradCAM, HiResCAM
-from pytorch_grad_cam.utils.image import show_cam_on_image
 from torch import nn
+from torch.nn import functional as F
 
 from resnest_d2 import Predictor, SplitAttentionConv2d
 from resnest_d2.inference import Result
 
 
+@contextmanager
+def recording(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple]]:
+    """The argument and the output of each module in the block, by its name."""
+    kept: dict[str, tuple] = {}
+
+    def keep(name: str, _: nn.Module, taken: tuple, given: object) -> None:
+        kept[name] = taken[0], given
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(partial(keep, name)))
+        yield kept
+
+
 def split_attention_weights(predictor: Predictor, image: np.ndarray) -> dict[str, torch.Tensor]:
     """Weights of the splits by the names of the layers, each of shape (radix, channels)."""
-    pooled: dict[str, torch.Tensor] = {}
     named = predictor.model.named_modules()
     layers = {name: one for name, one in named if isinstance(one, SplitAttentionConv2d)}
-    hooks = [
-        layer.fc1.register_forward_pre_hook(
-            lambda _, args, name=name: pooled.update({name: args[0]})
-        )
-        for name, layer in layers.items()
-    ]
-    predictor.run([image])
-    for hook in hooks:
-        hook.remove()
+    with recording({name: layer.fc1 for name, layer in layers.items()}) as kept:
+        predictor.run([image])
     with torch.no_grad():
-        return {name: layers[name].attention(one)[0, :, :, 0, 0] for name, one in pooled.items()}
+        return {n: layers[n].attention(pooled)[0, :, :, 0, 0] for n, (pooled, _) in kept.items()}
 
 
 def draw_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     """Draw the distribution of each split's weight over the channels, block by block."""
-    figure = Figure((max(6, len(weights)), 4), layout="constrained")
-    axis = figure.subplots()
+    axis = Figure((max(6, len(weights)), 4), layout="constrained").subplots()
     for place, one in enumerate(weights.values()):
         for split, values in enumerate(one.cpu().numpy()):
             at = place + (split - (len(one) - 1) / 2) * 0.8 / len(one)
@@ -55,70 +58,39 @@ def draw_weights(weights: Mapping[str, torch.Tensor], file: Path) -> None:
     labels = [".".join(re.findall(r"res\d|\d+(?=\.conv2)", name)) for name in weights]
     axis.set_xticks(range(len(weights)), labels, rotation=90)
     axis.set(ylabel="weight of a channel", ylim=(0, 1), title="one colour a split")
-    figure.savefig(file)
-
-
-class Detector(nn.Module):
-    """A detector as grad-cam calls it: padded pixels in, instances out."""
-
-    def __init__(self, predictor: Predictor, image: np.ndarray) -> None:
-        super().__init__()
-        self.model, self.inputs = predictor.model, predictor.prepare(image)
-        height, width = self.inputs["image"].shape[1:]
-        divisor = self.model.backbone.size_divisibility or 32
-        self.padding = (0, -width % divisor, 0, -height % divisor)
-
-    def forward(self, padded: torch.Tensor) -> list[Instances]:
-        height, width = self.inputs["image"].shape[1:]
-        image = padded[0, :, :height, :width]
-        return [output["instances"] for output in self.model([{**self.inputs, "image": image}])]
+    axis.figure.savefig(file)
 
 
 def grad_cam(
-    predictor: Predictor, image: np.ndarray, detection: Instances
+    predictor: Predictor, image: np.ndarray, number: int
 ) -> tuple[dict[str, np.ndarray], str]:
-    """Maps of where a feature raises the score of a detection.
+    """Maps of where a feature raises the score of a detection, by its number in this image.
 
     Grad-CAM (arXiv:1610.02391) weights channels by the mean of their gradients, which is often high
     where the score of a box depends on nothing; HiResCAM (arXiv:2011.08891) is 0 there.
-
-    Args:
-        predictor: the detector.
-        image: shape (H, W, 3), uint8, RGB.
-        detection: one of the model's in this image.
 
     Returns:
         a map of the picture's height and width, 0 to 1, by method; and the feature, which is the
         level of the pyramid, or the stage, that the score depends on most.
     """
-
-    def score(found: Instances) -> torch.Tensor:
-        apart = (found.pred_boxes.tensor - detection.pred_boxes.tensor).abs().sum(1)
-        others = found.pred_classes != detection.pred_classes
-        return found.scores[apart.masked_fill(others, torch.inf).argmin()]
-
-    detector = Detector(predictor, image)
-    pixels = nn.functional.pad(detector.inputs["image"][None], detector.padding).requires_grad_()
-    features, hooks = {}, []
-    for name, module in predictor.model.named_modules():
-        if re.fullmatch(r"backbone\.(fpn_output\d|res\d)", name):
-            keep = partial(lambda name, _, __, output: features.update({name: output}), name)
-            hooks.append(module.register_forward_hook(keep))
-    target = score(detector(pixels)[0])
-    for hook in hooks:
-        hook.remove()
-    gradients = torch.autograd.grad(target, list(features.values()), allow_unused=True)
-    sizes = [0.0 if one is None else one.abs().max().item() for one in gradients]
-    layer = list(features)[int(np.argmax(sizes))]
-    height, width = detector.inputs["image"].shape[1:]
-    maps = {}
-    for method in (GradCAM, HiResCAM):
-        with method(detector, [predictor.model.get_submodule(layer)]) as cam:
-            heat = Image.fromarray(cam(pixels, [score])[0, :height, :width])
-        maps[method.__name__] = np.asarray(
-            heat.resize(image.shape[1::-1], Image.Resampling.BILINEAR)
-        )
-    predictor.model.zero_grad()
+    named = predictor.model.named_modules()
+    levels = {n: one for n, one in named if re.fullmatch(r"backbone\.(fpn_output\d|res\d)", n)}
+    inputs = predictor.prepare(image)
+    inputs["image"].requires_grad_()  # features of frozen stages have gradients then
+    with recording(levels) as kept:
+        score = predictor.model([inputs])[0]["instances"].scores[number]
+    features = [given for _, given in kept.values()]
+    gradients = torch.autograd.grad(score, features, materialize_grads=True)
+    triples = zip(kept, features, gradients, strict=True)
+    layer, feature, gradient = max(triples, key=lambda triple: triple[2].abs().max())
+    height, width = inputs["image"].shape[1:]
+    padded = predictor.model.preprocess_image([inputs]).tensor.shape[2:]
+    ways, maps = {"gradcam": gradient.mean((2, 3), True), "hirescam": gradient}, {}
+    for name, weight in ways.items():
+        heat = (weight * feature).sum(1, keepdim=True).relu().detach()
+        heat = F.interpolate(heat, padded, mode="bilinear")[:, :, :height, :width]
+        heat = F.interpolate(heat / heat.max().clamp(min=1e-12), image.shape[:2], mode="bilinear")
+        maps[name] = heat[0, 0].cpu().numpy()
     return maps, layer
 
 
@@ -136,14 +108,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw_weights(weights, args.output / "weights.png")
     if not result:
         raise SystemExit(f"{args.image} has no detection to explain")
-    best = result.instances[result.instances.scores.argmax()[None]]
-    maps, layer = grad_cam(predictor, result.image, best)
+    maps, layer = grad_cam(predictor, result.image, 0)
+    best = result.instances[0]
     if best.has("pred_masks"):  # they would hide the maps
         best.remove("pred_masks")
     for name, heat in maps.items():
-        over = show_cam_on_image(np.float32(result.image) / 255, heat, use_rgb=True)
-        scale = max(1.0, 512 / max(over.shape))
-        file = args.output / f"{name.lower()}.png"
+        over = np.uint8(0.5 * result.image + 127.5 * colormaps["jet"](heat)[:, :, :3])
+        file, scale = args.output / f"{name}.png", max(1.0, 512 / max(over.shape))
         Result({"instances": best}, over, predictor.metadata).save(file, scale, threshold=0)
         print(f"{file}: where {layer} raises the score of the best detection")
 

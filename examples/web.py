@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Serve a page on which detectors are tried on pictures, in a browser; ``make web`` runs this.
 
-``pip install 'resnest_d2[examples]'``, then ``examples/web.py [MODEL ...]``: checkpoints,
-folders of trainings or exported files are offered before the zoo's models.
+``examples/web.py [MODEL ...]`` offers checkpoints, trainings or exported files before the zoo.
 """
 
 import argparse
@@ -26,14 +25,10 @@ from resnest_d2.model_zoo.published import PUBLICATIONS
 DEMO = Path("output/demo")  # where `make demo` leaves its model
 MAX_PIXELS, MAX_FILE_SIZE = 50_000_000, "30mb"
 LEGIBLE = 640  # pixels of a drawing's longer side, at least
-COLUMNS = ["class", "score", "left", "top", "right", "bottom"]
 
 
 def as_dropped(preprocess: Callable[[Any], str | None], payload: Any) -> str | None:
-    """Give the file that Gradio has put into its own folder, a broken one too, as it is.
-
-    Gradio's own ``preprocess`` would open it; this page says what is wrong with it.
-    """
+    """Give Gradio's file as it is, so that this page can say what is wrong with a broken one."""
     return payload.path if payload and payload.path else preprocess(payload)
 
 
@@ -44,11 +39,7 @@ def load(model: str) -> Predictor:
 
 
 def detect(model: str, file: str | None) -> Iterator[tuple[str, Result | None]]:
-    """Run a model on a picture.
-
-    Yields:
-        what is being done or is wrong, and the result at the end.
-    """
+    """Run a model on a picture; say what is being done or is wrong, and give the result last."""
     yield f"Running {model}; the first time this loads it, and may download its weights.", None
     try:
         if not file:
@@ -78,13 +69,12 @@ def build_page(models: Sequence[str]) -> gr.Blocks:
     # Those of the reference come last: their bucket is reported dead.
     zoo = sorted(PUBLICATIONS.keys() & set(model_zoo.names()))
     zoo.sort(key=lambda name: "wasabisys" in model_zoo.get_checkpoint_url(name))
-    choices = [*models, *zoo]
     with gr.Blocks(analytics_enabled=False, title="ResNeSt detectors") as page:
         gr.Markdown("# ResNeSt detectors\nPictures stay on the machine that serves this page.")
         result = gr.State()
         with gr.Row():
             with gr.Column():
-                model = gr.Dropdown(choices, value=choices[0], label="Model")
+                model = gr.Dropdown([*models, *zoo], label="Model")
                 picture = gr.Image(type="filepath", sources=["upload", "webcam"], label="Picture")
                 picture.preprocess = partial(as_dropped, picture.preprocess)
                 button = gr.Button("Detect", variant="primary")
@@ -92,14 +82,15 @@ def build_page(models: Sequence[str]) -> gr.Blocks:
             with gr.Column():
                 status = gr.Markdown("Drop a picture.", elem_id="status")
                 drawn = gr.Image(format="png", label="Detections", elem_id="drawn")
-                table = gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="table")
+                headers = ["class", "score", "left", "top", "right", "bottom"]
+                table = gr.Dataframe(headers=headers, interactive=False, elem_id="table")
                 coco = gr.Code(language="json", label="COCO's results", elem_id="json")
         shown = [drawn, table, coco]
         run = button.click(detect, [model, picture], [status, result], api_name="detect")
         run.then(show, [result, threshold], shown, show_progress="hidden", api_name="show")
-        # By mouse, by keys or typed; while one is drawn, only the last of many counts.
-        options = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        threshold.change(show, [result, threshold], shown, **options)
+        # While one is drawn, only the last of many changes counts.
+        last = {"show_progress": "hidden", "trigger_mode": "always_last"}
+        threshold.change(show, [result, threshold], shown, **last)
     return page
 
 
@@ -116,12 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(args.models or [str(DEMO)] * (DEMO / "model_final.pth").is_file())
         page.queue(default_concurrency_limit=1)
-        server = {
-            "server_name": args.host,
-            "server_port": args.port,
-            "max_file_size": MAX_FILE_SIZE,
-        }
-        page.launch(**server, quiet=True, prevent_thread_lock=True)
+        address = {"server_name": args.host, "server_port": args.port}
+        page.launch(**address, max_file_size=MAX_FILE_SIZE, quiet=True, prevent_thread_lock=True)
         print(f"The page is at http://{args.host}:{args.port}; Ctrl-C ends it", flush=True)
         try:
             page.block_thread()

@@ -50,16 +50,34 @@ def test_masks_have_their_class_colour_and_keep_their_holes():
     assert (drawn[100:] == 100).all()
 
 
-def test_labels_have_name_and_score(monkeypatch):
+@pytest.fixture
+def written(monkeypatch):
+    """The labels of each drawing, and the boxes that they are written at."""
     seen = []
 
     def annotate(self, scene, detections, labels):
-        seen.extend(zip(labels, detections.xyxy.tolist(), strict=True))
+        seen.append((labels, detections.xyxy.tolist()))
         return scene
 
     monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", annotate)
+    return seen
+
+
+def test_labels_have_name_and_score(written):
     Result({"instances": instances_of([1, 7], [0.875, 0.5])}, GREY, THINGS).plot(2)
-    assert seen == [("dog 88%", [20, 100, 80, 160]), ("7 50%", [110, 100, 170, 160])]
+    assert written == [(["dog 88%", "7 50%"], [[20, 100, 80, 160], [110, 100, 170, 160]])]
+
+
+def test_labels_of_a_crowded_picture_make_way_for_their_numbers(written):
+    """One label a class in the corner, where the labels would cover the objects."""
+    names = Metadata(name="long names", thing_classes=["domestic cat", "domestic dog"])
+    result = Result({"instances": instances_of([1, 0, 1, 1], [0.9] * 4)}, GREY, names)
+    result.plot()
+    result.plot(4)  # room for all of them
+    (crowded, corners), (all_of_them, _) = written
+    assert crowded == ["3 x domestic dog", "1 x domestic cat"]
+    assert [left for left, *_ in corners] == [0, 0]
+    assert all_of_them == [f"domestic {name} 90%" for name in ("dog", "cat", "dog", "dog")]
 
 
 def test_truth_and_prediction_have_the_same_colours():
@@ -100,23 +118,6 @@ def test_names_are_text(name):
     other = Result({"instances": instances_of([0], [0.9])}, GREY, THINGS).plot()
     assert named.shape == GREY.shape
     assert (named != other).any()
-
-
-def test_labels_of_a_crowded_picture_make_way_for_their_numbers(monkeypatch):
-    """One label a class in the corner, where the labels would cover the objects."""
-    seen = []
-
-    def annotate(self, scene, detections, labels):
-        seen.append((labels, detections.xyxy[:, 0].tolist()))
-        return scene
-
-    monkeypatch.setattr(supervision.RichLabelAnnotator, "annotate", annotate)
-    names = Metadata(name="long names", thing_classes=["domestic cat", "domestic dog"])
-    result = Result({"instances": instances_of([1, 0, 1, 1], [0.9] * 4)}, GREY, names)
-    result.plot()
-    result.plot(4)  # room for all of them
-    assert seen[0] == (["3 x domestic dog", "1 x domestic cat"], [0, 0])
-    assert seen[1][0] == [f"domestic {name} 90%" for name in ("dog", "cat", "dog", "dog")]
 
 
 def test_what_is_drawn_can_be_chosen():

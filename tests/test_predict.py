@@ -19,7 +19,7 @@ from detectron2.utils.logger import _LOG_COUNTER
 from PIL import Image
 
 from resnest_d2 import Predictor, model_zoo
-from resnest_d2.commands.predict import Outputs, inputs, list_inputs, main, make_parser
+from resnest_d2.commands.predict import Outputs, list_inputs, main, make_parser
 from resnest_d2.commands.predict import predict_inputs as run_on
 from resnest_d2.config import InputError
 from resnest_d2.data.images import read_header
@@ -66,10 +66,16 @@ def photo(tmp_path):
     return tmp_path / "photos/colours.png"
 
 
-def predict_inputs(predictor, files, folder, batch_size=1, **choices):
-    outputs = Outputs(folder, **choices)
+def outputs_of(folder, *words):
+    """What the command would write with these options."""
+    given = ["--input", "x", "--output", folder, *words]
+    return Outputs(make_parser().parse_args(list(map(str, given))))
+
+
+def predict_inputs(predictor, files, folder, *words):
+    outputs = outputs_of(folder, *words)
     outputs.plan(files)
-    return run_on(predictor, outputs, batch_size)
+    return run_on(predictor, outputs)
 
 
 def command(*words):
@@ -91,7 +97,8 @@ def test_the_model_gets_the_colours_that_its_config_names(
     options = ["INPUT.FORMAT", fmt, "INPUT.MIN_SIZE_TEST", 40]
     predictor, shown = Predictor(small_detector, options=options), []
     predictor.model.register_forward_pre_hook(lambda _, args: shown.append(args[0][0]["image"]))
-    assert predict_inputs(predictor, [photo], tmp_path / "out", least=1) == []
+    predictor.set_score_threshold(1)
+    assert predict_inputs(predictor, [photo], tmp_path / "out") == []
     (image,) = shown
     assert image.shape == (3, 40, 60)
     assert (image[red, :, :25] == 255).all()
@@ -135,8 +142,8 @@ def video(tmp_path, request):
 def test_video(camera, video, photo, tmp_path, caplog):
     """The drawing has the frames and the rate of its input, read by another library, PyAV."""
     path, rate = video
-    files, choices = [photo, path], {"per_image": True, "crops": True}
-    assert predict_inputs(camera, files, tmp_path / "out", 2, **choices) == []
+    words = ["--json", tmp_path / "found.json", "--batch-size", 2]
+    assert predict_inputs(camera, [photo, path], tmp_path / "out", *words) == []
     blue, green, red = camera.model.shown.mean((1, 2)).tolist()
     assert red > 240
     assert max(green, blue) < 15
@@ -151,13 +158,12 @@ def test_video(camera, video, photo, tmp_path, caplog):
     right = frames[4][30:, 40:].mean((0, 1))
     assert right[0] > 230
     assert right[1:].max() < 25
-    found = json.loads((tmp_path / "out/clip.json").read_text())
-    assert (found["file_name"], found["width"], found["height"]) == (str(path), 64, 48)
-    assert [one["frame"] for one in found["annotations"]] == [*range(5)]
-    crops = [f"clip.mp4_{number:06d}_0.png" for number in range(5)]
-    assert names_in(tmp_path / "out/crops/7") == [*crops, "colours_0.png"]
+    of_photo, *found = json.loads((tmp_path / "found.json").read_text())
+    assert (of_photo["file_name"], "frame" in of_photo) == (str(photo), False)
+    assert [(one["file_name"], one["frame"]) for one in found] == [(str(path), n) for n in range(5)]
+    assert [one["image_id"] for one in (of_photo, *found)] == [*range(1, 7)]
     path.write_bytes(path.read_bytes()[: round(0.9 * path.stat().st_size)])
-    assert predict_inputs(camera, files, tmp_path / "out") == [path]
+    assert predict_inputs(camera, [photo, path], tmp_path / "out") == [path]
     assert f"{path} is damaged: only 2 of its 5 frames were read" in caplog.text
 
 
@@ -165,10 +171,9 @@ def test_json_is_written_where_a_drawing_cannot_be(camera, video, photo, tmp_pat
     path, _ = video
     folder = tmp_path / "out"
     (folder / "clip.mp4").mkdir(parents=True)
-    choices = {"per_image": True, "json": tmp_path / "all.json"}
-    assert predict_inputs(camera, [path, photo], folder, **choices) == [path]
+    words = ["--json", tmp_path / "all.json"]
+    assert predict_inputs(camera, [path, photo], folder, *words) == [path]
     assert f"Not drawn: cannot write the video {folder / 'clip.mp4'}" in caplog.text
-    assert len(json.loads((folder / "clip.json").read_text())["annotations"]) == 5
     assert len(json.loads((tmp_path / "all.json").read_text())) == 6
     assert (folder / "colours.png").is_file()
 
@@ -185,20 +190,16 @@ def test_a_defect_of_the_model_is_not_skipped(camera, photo, tmp_path, monkeypat
         predict_inputs(camera, [photo], tmp_path / "out")
 
 
-def test_names_of_outputs(detector, camera, photo, tmp_path):
+def test_names_of_outputs(camera, photo, tmp_path):
     """Different for each input, also where only folders or endings differ."""
     other = photo.parent / "other"
     other.mkdir()
     files = [photo, other / "colours.png", other / "colours.jpg", other / "clip.jpeg~"]
     for file in files[1:]:
         Image.open(photo).save(file, format="JPEG")
-    outputs = Outputs(tmp_path / "out", per_image=True, crops=True)
-    outputs.plan(files)
-    assert run_on(detector, outputs) == []
+    assert predict_inputs(camera, files, tmp_path / "out") == []
     drawn = ["clip.png", "colours.png", "colours_2.png", "colours_3.jpg"]
-    notes = [f"{Path(name).stem}.json" for name in drawn]
-    assert names_in(tmp_path / "out") == sorted([*drawn, *notes, "crops"])
-    assert len(list((tmp_path / "out/crops").rglob("*.png"))) == 4 * 12
+    assert names_in(tmp_path / "out") == drawn
 
 
 @pytest.mark.parametrize(
@@ -207,12 +208,9 @@ def test_names_of_outputs(detector, camera, photo, tmp_path):
         (["--output", "photos"], "--output: photos holds photos/colours.png: take another folder"),
         (["--output", "photos/colours.png"], "--output: photos/colours.png is not a folder"),
         (["--output", "photos/colours.png/x"], "cannot make the folder photos/colours.png/x"),
-        (["--save-crops", "--input", "out/crops/7/a.png"], "out holds out/crops/7/a.png"),
         (["--json", "photos/colours.png"], "photos/colours.png is an input and would be overwr"),
         (["--json", "photos/colours.png/x.json"], "cannot make the folder photos/colours.png: "),
         (["--json", "out/colours.png"], "out/colours.png is another output and would be overwr"),
-        (["--json-per-image", "--json", "out/colours.json"], "out/colours.json is another output"),
-        (["--json-per-image", "--input-json", "out/colours.json"], "out/colours.json is an input"),
         (["--json", "val.json", "--input-json", "val.json"], "val.json is an input"),
         (["--json", "r.json", "--input-json", "r_annotations.json"], "r_annotations.json is an in"),
     ],
@@ -220,11 +218,9 @@ def test_names_of_outputs(detector, camera, photo, tmp_path):
 def test_what_is_read_is_not_overwritten(words, message, photo, tmp_path, monkeypatch, capsys):
     """Neither by drawings nor by what goes beside them, before anything is computed."""
     monkeypatch.chdir(tmp_path)
-    Path("out/crops/7").mkdir(parents=True)
-    Path("out/crops/7/a.png").write_bytes(photo.read_bytes())
     image = {"id": 1, "file_name": "colours.png"}
     listed = json.dumps({"images": [image], "categories": [{"id": 1, "name": "7"}]})
-    for name in ("val.json", "r_annotations.json", "photos/colours.json", "out/colours.json"):
+    for name in ("val.json", "r_annotations.json"):
         Path(name).write_text(listed)
     before = {path: path.read_bytes() for path in Path().rglob("*.*")}
     given = ["--input", "photos", "--output", "out", *words, "--allow-untrained"]
@@ -233,26 +229,16 @@ def test_what_is_read_is_not_overwritten(words, message, photo, tmp_path, monkey
     assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
 
 
-def test_a_folder_of_crops_that_cannot_be_made(camera, photo, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/crops").touch()
-    with pytest.raises(InputError, match="cannot make the folder .*out/crops/7: "):
-        predict_inputs(camera, [photo], tmp_path / "out", crops=True)
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max-pixels", "0"], "--max-pixels must be at least 1, got 0"),
-        (["--confidence-threshold", "5"], "--confidence-threshold must be between 0 and 1, got 5"),
-        (
-            ["--confidence-threshold", "nan"],
-            "--confidence-threshold must be between 0 and 1, got n",
-        ),
         (["--input", "absent.png"], "there is no file or folder absent.png"),
-        (["--input", "/proc/self/fd"], "folder /proc/self/fd holds no image or video"),
-        (["--model", "mask_resnest5"], "no model 'mask_resnest5'; did you mean"),
         ([], "MODEL.WEIGHTS is empty and leaves"),
+        (
+            ["--allow-untrained", "--confidence-threshold", "5"],
+            "the score threshold must be between 0 and 1, got 5",
+        ),
         (
             ["--output", "/proc/none", "--allow-untrained"],
             "cannot make the folder /proc/none: No such file",
@@ -318,10 +304,10 @@ def test_thresholds(small_detector, photo, tmp_path, monkeypatch, words, model, 
     seen = []
     original = Outputs.write
 
-    def write(self, results, rate):
+    def write(self, results):
         results = list(results)
         seen.append([results[0].instances.scores, results[0].above(self.least).instances.scores])
-        return original(self, results, rate)
+        return original(self, results)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Outputs, "write", write)
@@ -345,7 +331,7 @@ def test_json_of_the_command_is_that_of_evaluation(small_detector, registered_di
     (tmp_path / "val.json").write_text(json.dumps(content))
     result = run_command(
         *("predict", "--input", root / "val", "--input-json", tmp_path / "val.json"),
-        *("--output", tmp_path / "out", "--json", tmp_path / "results.json", "--json-per-image"),
+        *("--output", tmp_path / "out", "--json", tmp_path / "results.json"),
         *("--batch-size", 2, "--opts", "MODEL.WEIGHTS", small_detector),
     )
     assert result.returncode == 0, result.stderr
@@ -368,20 +354,17 @@ def test_json_of_the_command_is_that_of_evaluation(small_detector, registered_di
     assert len(written) == 3 * 12
     assert written == comparable(tmp_path / "evaluated/coco_instances_results.json")
     assert (tmp_path / "results_annotations.json").is_file()
-    pictures = names_in(root / "val")
-    drawn = names_in(tmp_path / "out")
-    assert [name for name in drawn if not name.endswith(".json")] == pictures
-    per_image = [json.loads(p.read_text()) for p in sorted((tmp_path / "out").glob("*.json"))]
-    assert sum(len(one["annotations"]) for one in per_image) == 3 * 12
-    assert Path(per_image[0]["file_name"]).is_file()
+    assert names_in(tmp_path / "out") == names_in(root / "val")
 
 
 def test_json_of_classes_that_the_annotation_file_lacks(detector, photo, tmp_path, caplog):
     """They are left out, with a warning; the others stay."""
     result = detector(photo)
     name = result.names[0]
-    outputs = Outputs(tmp_path, draw=False, json=tmp_path / "r.json", category_ids={name: 9})
+    outputs = outputs_of(tmp_path, "--no-draw", "--json", tmp_path / "r.json")
+    outputs.category_ids = {name: 9}
     outputs.plan([photo])
+    outputs.check_model(detector)
     assert run_on(detector, outputs) == []
     assert "Detections of 9 classes that --input-json lacks are not in the JSON" in caplog.text
     found = json.loads((tmp_path / "r.json").read_text())
@@ -403,18 +386,21 @@ def test_a_list_of_images_without_annotations(photo, tmp_path, caplog):
         "categories": [{"id": 5, "name": "Digit 0 "}, {"id": 9, "name": "Digit 0 "}],
     }
     (tmp_path / "test.json").write_text(json.dumps(content))
-    words = ["--input", photo.parent, "--output", tmp_path, "--input-json", tmp_path / "test.json"]
-    args = make_parser().parse_args(map(str, [*words, "--json", tmp_path / "r.json"]))
-    outputs, unreadable = inputs(args)
-    assert not unreadable
+    words = ["--input", photo.parent, "--input-json", tmp_path / "test.json"]
+    words += ["--json", tmp_path / "r.json"]
+
+    outputs = outputs_of(tmp_path, *words)
+    outputs.plan(outputs.image_ids)
+    assert not outputs.unreadable
     assert list(outputs.targets) == files
     assert list(outputs.image_ids.values()) == [1, 2]
     repaired = json.loads((tmp_path / "r_annotations.json").read_text())
     assert [image["id"] for image in repaired["images"]] == [1, 2]
     assert repaired["categories"] == [{"id": 5, "name": "Digit 0 "}]  # a name has one id in results
     photo.write_text("")
-    outputs, (problem,) = inputs(args)
-    assert list(outputs.targets) == files[1:]
+    outputs = outputs_of(tmp_path, *words)
+    assert list(outputs.image_ids) == files[1:]
+    (problem,) = outputs.unreadable
     assert problem.startswith(f"{photo} cannot be read as a picture")
     outputs.check_model(Predictor(Camera(), classes=["digit 0"]))
     assert outputs.category_ids == {"digit 0": 5}
@@ -434,18 +420,17 @@ def test_a_run_that_is_interrupted_leaves_its_json(detector, photo, tmp_path, mo
     files = [photo, photo.with_name("other.png")]
     files[1].write_bytes(photo.read_bytes())
     with pytest.raises(KeyboardInterrupt):
-        predict_inputs(detector, files, tmp_path / "out", draw=False, json=tmp_path / "r.json")
+        predict_inputs(
+            detector, files, tmp_path / "out", "--no-draw", "--json", tmp_path / "r.json"
+        )
     found = json.loads((tmp_path / "r.json").read_text())
     assert {Path(one["file_name"]).name for one in found} == {"colours.png"}
 
 
 @pytest.mark.parametrize("kind", [SemanticSegmentor, ProposalNetwork])
-@pytest.mark.parametrize("option", ["json", "per_image", "crops"])
-def test_a_model_without_instances_has_nothing_for_json(kind, option, photo, tmp_path):
+def test_a_model_without_instances_has_nothing_for_json(kind, tmp_path):
     """It is refused before anything is computed."""
     predictor = Predictor(Camera())
     predictor.model = kind.__new__(kind)  # none of it is called
-    choices = {option: tmp_path / "r.json" if option == "json" else True}
-    with pytest.raises(InputError, match="finds no instances: leave out --json, --json-per-image"):
-        predict_inputs(predictor, [photo], tmp_path / "out", **choices)
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match="the model finds no instances: leave out --json"):
+        outputs_of(tmp_path, "--json", "r.json").check_model(predictor)

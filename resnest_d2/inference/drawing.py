@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from detectron2.data import Metadata
-from detectron2.structures import Instances
 from PIL import Image
 
 from ..config import InputError, import_extra
@@ -19,6 +17,8 @@ from ..files import make_folder, replacing
 
 if TYPE_CHECKING:
     import supervision
+
+    from .result import Result
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,9 @@ PADDING = 2  # pixels around a label's text
 
 
 def draw(
-    output: Mapping[str, Any],
-    image: np.ndarray,
-    metadata: Metadata,
-    *,
+    result: "Result",
     scale: float = 1.0,
+    *,
     labels: bool = True,
     masks_only: bool = False,
     line_width: int | None = None,
@@ -45,9 +43,7 @@ def draw(
     label a class in the corner says how many there are.
 
     Args:
-        output: of a Detectron2 model.
-        image: the picture, shape (H, W, 3), uint8, RGB.
-        metadata: names of classes.
+        result: all of it is drawn.
         scale: of the picture; small images become legible when they are drawn larger.
         labels: write names and scores.
         masks_only: draw masks alone, without boxes, keypoints and labels.
@@ -62,21 +58,24 @@ def draw(
     """
     library = import_supervision()
     has_boxes = False
-    if "panoptic_seg" in output:
-        found = _panoptic(*output["panoptic_seg"], metadata)
-    elif "instances" in output:
-        found = _instances(output["instances"].to("cpu"), metadata)
+    if "panoptic_seg" in result:
+        found = _segments(result, *result["panoptic_seg"])
+    elif "instances" in result:
+        found = _instances(result)
         has_boxes = not masks_only
         if masks_only and found.mask is None:
             raise InputError("the model finds no masks, which alone were to be drawn")
-    elif "sem_seg" in output:
-        found = _semantic(output["sem_seg"], metadata)
+    elif "sem_seg" in result:
+        classes = result["sem_seg"].argmax(0)
+        numbers = classes.unique().tolist()
+        info = [{"id": one, "category_id": one, "isthing": False} for one in numbers]
+        found = _segments(result, classes, info)
     else:
-        raise InputError(f"a model's output of {', '.join(output)} cannot be drawn")
+        raise InputError(f"a model's output of {', '.join(result.output)} cannot be drawn")
     colors = [class_color(number) for number in range(max(found.class_id, default=0) + 1)]
     palette = library.ColorPalette([library.Color(*color) for color in colors])
 
-    canvas = np.ascontiguousarray(image[:, :, ::-1])  # supervision draws in BGR
+    canvas = np.ascontiguousarray(result.image[:, :, ::-1])  # supervision draws in BGR
     canvas = library.MaskAnnotator(palette).annotate(canvas, found)
     if scale != 1:
         size = round(canvas.shape[1] * scale), round(canvas.shape[0] * scale)
@@ -86,8 +85,8 @@ def draw(
     found.xyxy, found.mask = found.xyxy * scale, None
     if has_boxes:
         canvas = library.BoxAnnotator(palette, thickness).annotate(canvas, found)
-        if output["instances"].has("pred_keypoints"):
-            _draw_keypoints(canvas, output, metadata, scale, thickness)
+        if result["instances"].has("pred_keypoints"):
+            _draw_keypoints(canvas, result, scale, thickness)
     if labels and not masks_only and len(found):
         position = library.Position.TOP_LEFT if has_boxes else library.Position.CENTER
         canvas = _draw_labels(canvas, found, palette, position, max(10, round(side / 60)))
@@ -116,17 +115,6 @@ def class_color(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def class_name(names: Sequence[str] | None, number: int) -> str:
-    """The name of a class, or its number where there is no name."""
-    return names[number] if names and number < len(names) else str(number)
-
-
-def class_names(instances: Instances, metadata: Metadata) -> list[str]:
-    """The class of each instance by its name, or by its number where there is no name."""
-    known = metadata.get("thing_classes", None)
-    return [class_name(known, number) for number in instances.pred_classes.tolist()]
-
-
 def import_supervision() -> Any:
     """Import the library supervision.
 
@@ -136,10 +124,58 @@ def import_supervision() -> Any:
     return import_extra("supervision", "draw", "drawing detections")
 
 
-def _text_color(color: "supervision.Color") -> "supervision.Color":
-    """Black or white, which is easier to read on a colour, by its luminance."""
-    is_light = 0.299 * color.r + 0.587 * color.g + 0.114 * color.b > 128
-    return type(color).BLACK if is_light else type(color).WHITE
+def _instances(result: "Result") -> "supervision.Detections":
+    """Boxes, masks, names and labels; annotations have no scores."""
+    library, names = import_supervision(), result.names
+    instances = result.instances.to("cpu")
+    scores = instances.scores.tolist() if instances.has("scores") else [None] * len(names)
+    return library.Detections(
+        xyxy=instances.pred_boxes.tensor.numpy(),
+        mask=instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None,
+        class_id=instances.pred_classes.numpy(),
+        data=_texts(names, scores),
+    )
+
+
+def _segments(
+    result: "Result", segments: torch.Tensor, info: Sequence[Mapping[str, Any]]
+) -> "supervision.Detections":
+    """Segments in Detectron2's panoptic format; colours of stuff come after those of things."""
+    library, ids = import_supervision(), segments.cpu().numpy()
+    kinds = ["thing_classes" if one["isthing"] else "stuff_classes" for one in info]
+    pairs = list(zip(info, kinds, strict=True))
+    shift = len(result.metadata.get("thing_classes", None) or ())
+    numbers = [one["category_id"] + shift * (kind == "stuff_classes") for one, kind in pairs]
+    names = [result.class_name(one["category_id"], kind) for one, kind in pairs]
+    masks = np.reshape([ids == one["id"] for one in info], (-1, *ids.shape)).astype(bool)
+    return library.Detections(
+        xyxy=library.mask_to_xyxy(masks),
+        mask=masks,
+        class_id=np.array(numbers, int),
+        data=_texts(names, [one.get("score") for one in info]),
+    )
+
+
+def _texts(names: Sequence[str], scores: Sequence[float | None]) -> dict[str, np.ndarray]:
+    pairs = zip(names, scores, strict=True)
+    labels = [name if score is None else f"{name} {score:.0%}" for name, score in pairs]
+    return {"name": np.array(names, dtype=str), "label": np.array(labels, dtype=str)}
+
+
+def _draw_keypoints(canvas: np.ndarray, result: "Result", scale: float, thickness: int) -> None:
+    """Draw keypoints and the lines between them in place."""
+    library = import_supervision()
+    points = library.KeyPoints.from_detectron2(result.output)
+    if not len(points):
+        return
+    points.xy = points.xy * scale
+    points.visible = points.keypoint_confidence > LEAST_KEYPOINT
+    names = list(result.metadata.get("keypoint_names", None) or ())
+    rules = result.metadata.get("keypoint_connection_rules", None) or ()
+    lines = [(1 + names.index(start), 1 + names.index(end)) for start, end, _ in rules]
+    if lines:
+        library.EdgeAnnotator(library.Color.WHITE, thickness, lines).annotate(canvas, points)
+    library.VertexAnnotator(library.Color.RED, 1 + thickness).annotate(canvas, points)
 
 
 def _draw_labels(
@@ -171,6 +207,12 @@ def _draw_labels(
     return annotator.annotate(canvas, found, labels=texts)
 
 
+def _text_color(color: "supervision.Color") -> "supervision.Color":
+    """Black or white, which is easier to read on a colour, by its luminance."""
+    is_light = 0.299 * color.r + 0.587 * color.g + 0.114 * color.b > 128
+    return type(color).BLACK if is_light else type(color).WHITE
+
+
 @lru_cache(maxsize=1024)
 def _find_font(characters: frozenset[str]) -> str | None:
     """The file of the font that has most of these characters, with a warning if not all.
@@ -182,94 +224,22 @@ def _find_font(characters: frozenset[str]) -> str | None:
         return None
     import matplotlib
     from matplotlib.font_manager import findSystemFonts
-    from matplotlib.ft2font import FT2Font
 
     files = [*findSystemFonts(matplotlib.get_data_path()), *findSystemFonts()]
-    files = [file for file in files if "LastResort" not in file]  # it has boxes for all characters
-    best, missing = None, {code for code in wanted if code > 255}
-    # Of a family the regular style has the shortest name.
-    for file in sorted(files, key=lambda file: len(Path(file).name)):
-        try:
-            lacks = wanted - FT2Font(file).get_charmap().keys()
-        except RuntimeError:  # FreeType's, of a file that it cannot read
-            continue
-        if len(lacks) < len(missing):
-            best, missing = file, lacks
-    if missing:
-        text = "".join(map(chr, sorted(missing)))
+    # Of a family the regular style has the shortest name; LastResort has boxes for all characters.
+    files.sort(key=lambda file: len(Path(file).name))
+    lacks = {file: wanted - _characters(file) for file in files if "LastResort" not in file}
+    best = min(lacks, key=lambda file: len(lacks[file]))
+    if lacks[best]:
+        text = "".join(map(chr, sorted(lacks[best])))
         logger.warning("No font here has %s: install one, on Debian fonts-noto-cjk, say", text)
     return best
 
 
-def _instances(instances: Instances, metadata: Metadata) -> "supervision.Detections":
-    names = labels = class_names(instances, metadata)
-    if instances.has("scores"):  # annotations have none
-        labels = [f"{n} {s:.0%}" for n, s in zip(names, instances.scores.tolist(), strict=True)]
-    masks = instances.pred_masks.numpy().astype(bool) if instances.has("pred_masks") else None
-    return import_supervision().Detections(
-        xyxy=instances.pred_boxes.tensor.numpy(),
-        mask=masks,
-        class_id=instances.pred_classes.numpy(),
-        data={"label": np.array(labels, dtype=str), "name": np.array(names, dtype=str)},
-    )
+def _characters(font: str) -> set[int]:
+    from matplotlib.ft2font import FT2Font
 
-
-def _panoptic(
-    segments: torch.Tensor, info: Sequence[Mapping[str, Any]], metadata: Metadata
-) -> "supervision.Detections":
-    segments, rows = segments.cpu().numpy(), []
-    things, stuff = metadata.get("thing_classes", None), metadata.get("stuff_classes", None)
-    for one in info:
-        is_thing, number = one["isthing"], one["category_id"]
-        name = class_name(things if is_thing else stuff, number)
-        label = f"{name} {one['score']:.0%}" if is_thing and "score" in one else name
-        shift = 0 if is_thing else len(things or ())
-        rows.append((segments == one["id"], number + shift, name, label))
-    return _segments(rows, segments.shape)
-
-
-def _semantic(scores: torch.Tensor, metadata: Metadata) -> "supervision.Detections":
-    classes, names = scores.argmax(0).cpu().numpy(), metadata.get("stuff_classes", None)
-    shift, rows = len(metadata.get("thing_classes", None) or ()), []
-    for number in np.unique(classes).tolist():
-        name = class_name(names, number)
-        rows.append((classes == number, number + shift, name, name))
-    return _segments(rows, classes.shape)
-
-
-def _segments(
-    rows: Sequence[tuple[np.ndarray, int, str, str]], shape: tuple[int, ...]
-) -> "supervision.Detections":
-    """Segments, whose labels are written in the middle of their boxes.
-
-    Args:
-        rows: of each the pixels, shape (H, W), bool; the number of its colour; name and label.
-        shape: of the picture, (H, W).
-    """
-    library = import_supervision()
-    masks = np.reshape([pixels for pixels, *_ in rows], (-1, *shape)).astype(bool)
-    names = {"name": [row[2] for row in rows], "label": [row[3] for row in rows]}
-    return library.Detections(
-        xyxy=library.mask_to_xyxy(masks),
-        mask=masks,
-        class_id=np.array([number for _, number, *_ in rows], int),
-        data={key: np.array(values, dtype=str) for key, values in names.items()},
-    )
-
-
-def _draw_keypoints(
-    canvas: np.ndarray, output: Mapping[str, Any], metadata: Metadata, scale: float, thickness: int
-) -> None:
-    """Draw keypoints and the lines between them in place."""
-    library = import_supervision()
-    points = library.KeyPoints.from_detectron2(output)
-    if not len(points):
-        return
-    points.xy = points.xy * scale
-    points.visible = points.keypoint_confidence > LEAST_KEYPOINT
-    names = list(metadata.get("keypoint_names", None) or ())
-    rules = metadata.get("keypoint_connection_rules", None) or ()
-    lines = [(1 + names.index(start), 1 + names.index(end)) for start, end, _ in rules]
-    if lines:
-        library.EdgeAnnotator(library.Color.WHITE, thickness, lines).annotate(canvas, points)
-    library.VertexAnnotator(library.Color.RED, 1 + thickness).annotate(canvas, points)
+    try:
+        return {*FT2Font(font).get_charmap()}
+    except RuntimeError:  # FreeType's, of a file that it cannot read
+        return set()

@@ -57,11 +57,9 @@ def truth_of(entry: dict[str, Any], image: np.ndarray) -> dict[str, Instances]:
     """
     annotations, size = entry["annotations"], image.shape[:2]
     has_masks = bool(annotations) and all("segmentation" in one for one in annotations)
-    if not has_masks:
-        annotations = [
-            {key: one[key] for key in ("bbox", "bbox_mode", "category_id")} for one in annotations
-        ]
-    true = annotations_to_instances(annotations, size, mask_format="bitmask")
+    keys = ("bbox", "bbox_mode", "category_id", *["segmentation"] * has_masks)
+    known = [{key: one[key] for key in keys} for one in annotations]
+    true = annotations_to_instances(known, size, mask_format="bitmask")
     found = Instances(size, pred_boxes=true.gt_boxes, pred_classes=true.gt_classes)
     if has_masks:
         found.pred_masks = true.gt_masks.tensor

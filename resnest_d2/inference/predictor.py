@@ -19,7 +19,7 @@ from torch import nn
 
 from .. import model_zoo
 from ..config import InputError, require_between, require_int, require_one_of
-from ..config.load import choose_device, merge_options
+from ..config.load import choose_device, load_config, merge_options
 from ..data.images import PixelRange
 from ..modeling.detector import build_detector
 from ..optimize import optimize_for_inference
@@ -28,7 +28,7 @@ from ..weights.files import ENDINGS
 from ..weights.stored_config import config_to_use
 from .drawing import import_supervision
 from .result import Result
-from .sources import Picture, Pixels, each_picture, is_picture, read_picture, require_pictures
+from .sources import Picture, Pixels, each_picture, kind_of, read_picture
 
 if TYPE_CHECKING:
     import supervision
@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 CONFIGS = (".yaml", ".yml")
 EXPORTED = (".onnx", ".pt2")
-# Of models that somebody instantiated: Detectron2's own sizes at test.
+# The shortest side that pictures are resized to and the longest that they may have then, of models
+# that somebody instantiated: Detectron2's own.
 DEFAULT_SIZES = (800, 1333)
 SAME_OBJECT = 0.5  # two detections in tiles overlap by so much of the smaller one
 
@@ -104,18 +105,28 @@ class Predictor:
         changes = {"config_file": config_file, "options": options}
         if isinstance(model, nn.Module):
             _refuse("a model that is built", changes)
-            sizes = self._take(model, weights, device, allow_untrained)
+            self.model = model.eval() if device is None else model.eval().to(device)
+            self.input_format = getattr(model, "input_format", None) or "BGR"  # Detectron2's
+            sizes = DEFAULT_SIZES
+            if weights:
+                self._load(open_weights(weights), allow_untrained)
         elif isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
             changes |= {"weights": weights, "device": device, "optimize": optimize, "half": half}
             _refuse(f"{model} is exported as it is and", changes)
             sizes = self._open_exported(Path(model))
         else:
-            cfg, checkpoint = _load(model, config_file, str(weights or ""), options)
-            asked = device is not None or "MODEL.DEVICE" in options[::2]
-            if device is not None:
-                cfg.MODEL.DEVICE = str(device)
-            choose_device(cfg, required=asked)
-            sizes = self._build(cfg, checkpoint, allow_untrained)
+            options = [*options, *(["MODEL.WEIGHTS", weights] if weights else [])]
+            options += [] if device is None else ["MODEL.DEVICE", device]
+            cfg, checkpoint = _open(model, config_file, [str(option) for option in options])
+            choose_device(cfg, required="MODEL.DEVICE" in options[::2])
+            if cfg.TEST.AUG.ENABLED:
+                logger.warning("TEST.AUG.ENABLED: evaluation alone augments, predictions do not")
+            self.model = build_detector(cfg).eval()
+            self.input_format, self.pixel_range = cfg.INPUT.FORMAT, PixelRange.of_config(cfg)
+            if names := [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]:
+                self.metadata = MetadataCatalog.get(names[0])
+            sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+            self._load(checkpoint, allow_untrained)
         # Detectron2's leaves a picture as it is where the shorter side is to be 0.
         self.augmentation = augmentation or T.ResizeShortestEdge([sizes[0]] * 2, sizes[1])
         if classes is not None:
@@ -127,23 +138,15 @@ class Predictor:
             dtype = (torch.float16 if on_gpu else torch.bfloat16) if half else None
             self.model = optimize_for_inference(self.model, optimize == "compile", dtype=dtype)
 
-    # Each of these sets the model and its facts, and returns the shortest side that a picture is
-    # resized to and the longest that it may have then.
-
-    def _take(
-        self, model: nn.Module, weights: Any, device: Any, allow_untrained: bool
-    ) -> tuple[int, int]:
-        if weights:
-            checkpoint = open_weights(weights)
-            load_weights(model, checkpoint, allow_untrained)
-            self.metadata = Metadata(name="classes of the checkpoint", **checkpoint.classes)
-        if device is not None:
-            model.to(device)
-        self.model = model.eval()
-        self.input_format = getattr(model, "input_format", None) or "BGR"  # Detectron2's default
-        return DEFAULT_SIZES
+    def _load(self, checkpoint: Checkpoint | None, allow_untrained: bool) -> None:
+        """Load weights, and the names of the classes that they were trained on."""
+        load_weights(self.model, checkpoint or "", allow_untrained)
+        known = checkpoint.classes if checkpoint else {}
+        if any(self.metadata.get(key, None) != value for key, value in known.items()):
+            self.metadata = Metadata(name="classes of the checkpoint", **known)
 
     def _open_exported(self, file: Path) -> tuple[int, int]:
+        """Open an exported file; return the sides that its facts name."""
         from ..export import load_exported
 
         self.model = load_exported(file)
@@ -154,22 +157,6 @@ class Predictor:
             ids = {number: index for index, number in enumerate(facts.category_ids)}
             self.metadata.thing_dataset_id_to_contiguous_id = ids
         return facts.min_size, facts.max_size
-
-    def _build(
-        self, cfg: CfgNode, checkpoint: Checkpoint | None, allow_untrained: bool
-    ) -> tuple[int, int]:
-        if cfg.TEST.AUG.ENABLED:
-            logger.warning("TEST.AUG.ENABLED: evaluation alone augments, predictions do without")
-        self.model = build_detector(cfg).eval()
-        load_weights(self.model, checkpoint or "", allow_untrained)
-        self.input_format = cfg.INPUT.FORMAT
-        self.pixel_range = PixelRange.of_config(cfg)
-        names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        self.metadata = MetadataCatalog.get(names[0]) if names else self.metadata
-        known = checkpoint.classes if checkpoint else {}
-        if any(self.metadata.get(key, None) != value for key, value in known.items()):
-            self.metadata = Metadata(name="classes of the checkpoint", **known)
-        return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
 
     def _check_names(self) -> None:
         """Name classes by their numbers, with a warning, if there are not as many names."""
@@ -212,10 +199,10 @@ class Predictor:
             InputError: as :func:`read_picture`.
         """
         require_int("batch_size", batch_size, least=1)
-        require_pictures(source)
+        kind = kind_of(source)
         pictures = each_picture(source, lambda picture: self.read(picture, color))
         results = self.run_each(pictures, batch_size)
-        if is_picture(source):
+        if kind == "picture":
             return next(results)
         return list(results) if isinstance(source, list | tuple) else results
 
@@ -291,34 +278,36 @@ def _refuse(what: str, changes: dict[str, Any]) -> None:
         raise InputError(f"{what} cannot be changed: {' and '.join(given)} must be left out")
 
 
-def _load(
-    model: str | Path | CfgNode, config_file: str, weights: str, options: Sequence[Any]
+def _open(
+    model: str | Path | CfgNode, config_file: str, options: Sequence[str]
 ) -> tuple[CfgNode, Checkpoint | None]:
     """Read the config and the weights that a predictor is made of."""
-    options = [str(option) for option in options]
-    weights = weights or dict(zip(options[::2], options[1::2], strict=False)).get(
-        "MODEL.WEIGHTS", ""
-    )
+    weights = dict(zip(options[::2], options[1::2], strict=False)).get("MODEL.WEIGHTS", "")
+    is_file = not isinstance(model, CfgNode) and Path(model).is_file()
+    is_config = Path(model).suffix in CONFIGS if is_file else isinstance(model, CfgNode)
+    if is_config and config_file:
+        raise InputError("model is a config, and config_file is another: leave one of them out")
     if isinstance(model, CfgNode):
-        if config_file:
-            raise InputError("a config and config_file are given: leave one of them out")
         cfg = model.clone()
         cfg.defrost()
         merge_options(cfg, options)
-        weights = weights or cfg.MODEL.WEIGHTS
-        return cfg, open_weights(weights) if weights else None
-    own_config, own_weights = _find(str(model), weights) if model else ("", "")
-    if own_config and config_file:
-        raise InputError(f"{model} is a config, and config_file is another: leave one of them out")
-    config_file, weights = own_config or config_file, weights or own_weights
+        return cfg, open_weights(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else None
+    if is_config:
+        config_file = str(model)
+    elif model:
+        own_config, weights = _find(str(model), weights)
+        config_file = config_file or own_config
     if config_file and not weights:
-        weights = config_to_use(config_file, options, None).MODEL.WEIGHTS
+        weights = load_config(config_file, options).MODEL.WEIGHTS
     checkpoint = open_weights(weights) if weights else None
     return config_to_use(config_file, options, checkpoint), checkpoint
 
 
 def _find(name: str, weights: str) -> tuple[str, str]:
-    """The config file and the weights that a name, a file or a folder stands for, "" for none."""
+    """The config file, "" for none, and the weights of a checkpoint, a folder or the zoo's name.
+
+    Other weights that are named count in place of them.
+    """
     path = Path(name)
     if path.is_dir():
         final = path / "model_final.pth"
@@ -327,11 +316,9 @@ def _find(name: str, weights: str) -> tuple[str, str]:
             names = ", ".join(sorted(file.name for file in found)) or "none"
             reason = "must hold model_final.pth or one file of weights"
             raise InputError(f"{name} {reason}, has {names}")
-        return "", str(found[0])
-    if path.suffix in CONFIGS and path.is_file():
-        return name, ""
+        return "", weights or str(found[0])
     if path.suffix in ENDINGS or "://" in name:
-        return "", name
+        return "", weights or name
     config_file = model_zoo.get_config_file(name)
     return config_file, weights or model_zoo.get_config(name, trained=True).MODEL.WEIGHTS
 

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from PIL import Image
 
 from ..config import InputError, import_extra
-from .drawing import class_names, draw, import_supervision, write_picture
+from .drawing import draw, import_supervision, write_picture
 
 if TYPE_CHECKING:
     import pandas
@@ -47,6 +47,10 @@ class Result:
     ``result["instances"]``, and the like, is a part of the output in Detectron2's format.
     ``len(result)`` is the number of instances of any score, so that a result without any is false;
     iterating gives each as a :class:`Detection`, and ``print(result)`` counts those that are drawn.
+
+    Raises:
+        InputError: instances are asked for, by themselves or in any form, and the model finds none.
+        MissingPackageError: the package that draws or makes a table is not installed.
     """
 
     output: Mapping[str, Any]
@@ -95,11 +99,7 @@ class Result:
 
     @property
     def instances(self) -> Instances:
-        """Boxes in pixels of the picture, scores, classes; masks and keypoints of models with them.
-
-        Raises:
-            InputError: the model finds no instances.
-        """
+        """Boxes in pixels of the picture, scores, classes; of some models masks and keypoints."""
         if "instances" not in self:
             has = ", ".join(self.output)
             raise InputError(f"the model finds no instances; its output has {has}")
@@ -107,8 +107,13 @@ class Result:
 
     @property
     def names(self) -> list[str]:
-        """The class of each instance by its name, or by its number where there is no name."""
-        return class_names(self.instances, self.metadata)
+        """The class of each instance, see :meth:`class_name`."""
+        return [self.class_name(number) for number in self.instances.pred_classes.tolist()]
+
+    def class_name(self, number: int, kind: str = "thing_classes") -> str:
+        """The name of a class, or its number where there is no name."""
+        names = self.metadata.get(kind, None) or ()
+        return names[number] if number < len(names) else str(number)
 
     def above(self, threshold: float) -> "Result":
         """The result with the instances, and panoptic things, of at least this score.
@@ -128,85 +133,63 @@ class Result:
         return replace(self, output=output)
 
     def to_coco(self, image_id: int = 0) -> list[dict[str, Any]]:
-        """The instances as COCO's results, a list of dicts that ``COCO.loadRes`` takes.
+        """The instances as COCO's results with ``category_name``; ``COCO.loadRes`` takes them.
 
         Boxes are x, y, width and height in pixels, masks compressed RLE. Ids of classes are those
         of the training data, and without any the classes' numbers.
 
         Args:
             image_id: of the picture in an annotation file.
-
-        Raises:
-            InputError: the model finds no instances.
         """
         from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 
         contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
         original = {number: given for given, number in contiguous.items()}
         results = instances_to_coco_json(self.instances.to("cpu"), image_id)
-        for result in results:
+        for result, name in zip(results, self.names, strict=True):
             result["category_id"] = original.get(result["category_id"], result["category_id"])
+            result["category_name"] = name
         return results
 
     def to_supervision(self) -> "supervision.Detections":
-        """The instances as ``supervision.Detections``, with names in ``data["class_name"]``.
-
-        Raises:
-            InputError: the model finds no instances.
-            MissingPackageError: supervision is not installed.
-        """
+        """The instances as ``supervision.Detections``, with names in ``data["class_name"]``."""
         on_cpu = {"instances": self.instances.to("cpu")}
         detections = import_supervision().Detections.from_detectron2(on_cpu)
         detections.data["class_name"] = np.array(self.names, dtype=str)
         return detections
 
     def to_json(self, image_id: int = 0) -> str:
-        """The instances as COCO's results in JSON, with each one's name and area in pixels.
-
-        Raises:
-            InputError: the model finds no instances.
-        """
+        """What :meth:`to_coco` returns, and each instance's area in pixels, as JSON."""
         rows = zip(self.to_coco(image_id), self, strict=True)
-        entries = [{**entry, "area": one.area, "category_name": one.name} for entry, one in rows]
-        return json.dumps(entries)
+        return json.dumps([{**entry, "area": one.area} for entry, one in rows])
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A row for each instance: file, frame, name, score; area, x, y, width, height in pixels.
-
-        Raises:
-            InputError: the model finds no instances.
-            MissingPackageError: pandas is not installed.
-        """
+        """A row an instance: file, frame, name, score; area, x, y, width and height in pixels."""
         library = import_extra("pandas", "draw", "a table of detections")
         rows = [
             (self.source, self.frame, one.name, one.score, one.area, x, y, right - x, bottom - y)
             for one in self
             for x, y, right, bottom in (one.box,)
         ]
-        names = ("file", "frame", "name", "score", "area", "x", "y", "width", "height")
-        return library.DataFrame(rows, columns=names)
+        columns = ("file", "frame", "name", "score", "area", "x", "y", "width", "height")
+        return library.DataFrame(rows, columns=columns)
 
-    def plot(
-        self,
-        scale: float = 1.0,
-        threshold: float = LEAST_SCORE,
-        *,
-        labels: bool = True,
-        masks_only: bool = False,
-        line_width: int | None = None,
-    ) -> np.ndarray:
-        """Draw what was found with at least this score, see :func:`~.drawing.draw`.
+    def plot(self, scale: float = 1.0, threshold: float = LEAST_SCORE, **style: Any) -> np.ndarray:
+        """Draw what was found with at least this score.
+
+        Args:
+            scale: of the picture.
+            threshold: the score.
+            style: ``labels=False`` leaves out names and scores, ``masks_only=True`` all but masks;
+                ``line_width`` is that of boxes, in pixels of the drawing.
 
         Returns:
             shape (H * scale, W * scale, 3), uint8, RGB.
 
         Raises:
             InputError: the output has nothing that can be drawn.
-            MissingPackageError: supervision is not installed.
         """
-        style = {"labels": labels, "masks_only": masks_only, "line_width": line_width}
-        shown = self.above(threshold)
-        return draw(shown.output, self.image, self.metadata, scale=scale, **style)
+        return draw(self.above(threshold), scale, **style)
 
     def save(
         self, file: str | Path, scale: float = 1.0, threshold: float = LEAST_SCORE, **style: Any

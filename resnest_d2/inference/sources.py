@@ -2,16 +2,21 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from ..config import InputError, MissingFileError, import_extra
 from ..data.images import IMAGE_ENDINGS, PixelRange, from_pil, read_image
 from ..files import PathManager
+
+if TYPE_CHECKING:
+    import supervision
 
 logger = logging.getLogger(__name__)
 
@@ -35,24 +40,17 @@ class Pixels(NamedTuple):
     """Its number in a video, from 0."""
 
 
-def is_video(source: Any) -> bool:
+def is_video(source: str | Path) -> bool:
     """Whether this is the path or address of a video, by its ending."""
-    return isinstance(source, str | Path) and Path(source).suffix.lower() in VIDEO_ENDINGS
+    return Path(source).suffix.lower() in VIDEO_ENDINGS
 
 
-def is_picture(source: Any) -> bool:
-    """Whether this is one picture, not a folder, a video or several."""
-    if isinstance(source, str | Path):
-        return not is_video(source) and not Path(source).is_dir()
-    return isinstance(source, Image.Image | np.ndarray)
-
-
-def require_pictures(source: Any) -> None:
-    """See that a source may hold pictures, before any is read.
+def kind_of(source: Any) -> Literal["picture", "video", "folder", "several"]:
+    """Tell what a source is, before any of it is read.
 
     Raises:
         InputError: it is of another kind, a stream or the number of a camera.
-        MissingFileError: there is no such file or folder, or the folder holds none.
+        MissingFileError: there is no such file or folder, or the folder holds no picture.
     """
     name = str(source) if isinstance(source, str | int) else ""
     if name.partition("://")[0].lower() in STREAMS or (name.isdigit() and not Path(name).exists()):
@@ -64,10 +62,16 @@ def require_pictures(source: Any) -> None:
         path = Path(source)
         if "://" not in str(source) and not path.exists():
             raise MissingFileError(f"there is no file or folder {source}")
-        if path.is_dir() and not any(map(_is_found, path.iterdir())):
+        if not path.is_dir():
+            return "video" if is_video(path) else "picture"
+        if not any(map(_is_found, path.iterdir())):
             raise MissingFileError(f"folder {source} holds no image or video")
-    elif not isinstance(source, Iterable | Image.Image) or isinstance(source, torch.Tensor):
+        return "folder"
+    if isinstance(source, Image.Image | np.ndarray):
+        return "picture"
+    if not isinstance(source, Iterable) or isinstance(source, torch.Tensor):
         raise InputError(f"a {type(source).__name__} holds no pictures")
+    return "several"
 
 
 def read_picture(
@@ -92,16 +96,16 @@ def read_picture(
     if color not in ("RGB", "BGR"):
         raise InputError(f'color must be "RGB" or "BGR", got {color!r}')
     if isinstance(source, np.ndarray):
-        is_grey = source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 1)
-        is_color = source.ndim == 3 and source.shape[2] == 3
-        if not (is_grey or is_color) or source.dtype != np.uint8 or not source.size:
+        is_grey = source.ndim == 2 or source.shape[2:] == (1,)
+        if source.dtype != np.uint8 or not source.size or not (is_grey or source.shape[2:] == (3,)):
             found = f"{source.shape} {source.dtype}"
             raise InputError(f"expected an {color} image (H, W, 3) or (H, W) uint8, got {found}")
         if is_grey:
             return np.repeat(source.reshape(*source.shape[:2], 1), 3, axis=2)
         return source if color == "RGB" else np.ascontiguousarray(source[:, :, ::-1])
-    read = from_pil if isinstance(source, Image.Image) else read_image
-    return read(source, pixel_range=pixel_range)
+    if isinstance(source, Image.Image):
+        return from_pil(source, pixel_range=pixel_range)
+    return read_image(source, pixel_range=pixel_range)
 
 
 def fetch(file: str | Path) -> str:
@@ -136,68 +140,77 @@ def list_folder(folder: Path) -> list[Path]:
 
 
 def each_picture(
-    source: Any, read: Callable[[Picture], np.ndarray] = read_picture
+    source: Any,
+    read: Callable[[Picture], np.ndarray] = read_picture,
+    skipped: list[Any] | None = None,
+    show_progress: bool = False,
 ) -> Iterator[Pixels]:
     """Read the pictures of a source as they are asked for.
 
-    A picture or video of a folder that cannot be read is named in a warning and left out. What a
-    caller lists one by one must be readable.
+    A picture or video of a folder that cannot be read is named in the log and left out. What a
+    caller lists one by one must be readable, unless ``skipped`` is given.
 
     Args:
         source: a picture, a folder, a video or an iterable of these.
         read: reads one picture.
+        skipped: gets what cannot be read, which is then no error, and videos that were cut short.
+        show_progress: show a bar of the frames of each video.
 
     Raises:
-        InputError, MissingFileError: as ``read`` and :func:`require_pictures`.
+        InputError, MissingFileError: as ``read`` and :func:`kind_of`.
     """
-    if is_picture(source):
+    kind = kind_of(source)
+    if kind == "picture":
         yield Pixels(read(source), source if isinstance(source, str | Path) else None)
-    elif is_video(source):
-        yield from Video(source)
-    elif isinstance(source, str | Path):
-        for file in list_folder(Path(source)):
-            try:
-                yield from each_picture(file, read)
-            except InputError as error:
-                logger.warning("Skipped: %s", error)
+    elif kind == "video":
+        yield from read_video(source, skipped, show_progress)
     else:
+        if kind == "folder":
+            source, skipped = list_folder(Path(source)), [] if skipped is None else skipped
         for part in source:
-            require_pictures(part)
-            yield from each_picture(part, read)
+            try:
+                yield from each_picture(part, read, skipped, show_progress)
+            except InputError as error:
+                if skipped is None:
+                    raise
+                logger.error("Skipped: %s", error)
+                skipped.append(part)
 
 
-class Video:
-    """The frames of a video; the log says if some are missing.
+def read_video(
+    file: str | Path, skipped: list[Any] | None, show_progress: bool
+) -> Iterator[Pixels]:
+    """Read the frames of a video, see :func:`each_picture`; the log says if it was cut short.
 
-    Attributes:
-        frames: their number, as the file has it or as its length says; 0 if it does not tell.
-        rate: frames a second.
-        is_cut: whether far fewer frames were read than there are; some files tell roughly.
+    Raises:
+        InputError, MissingPackageError: as :func:`video_info`, or there are no frames.
+    """
+    info, number = video_info(file), 0
+    frames = import_extra("supervision", "draw", "reading a video").get_video_frames_generator
+    bar = {"desc": Path(file).name, "unit": "frame", "total": info.total_frames}
+    for frame in tqdm(frames(fetch(file)), disable=not show_progress, **bar):
+        yield Pixels(np.ascontiguousarray(frame[:, :, ::-1]), file, number)  # from BGR
+        number += 1
+    if not number:
+        raise InputError(f"{file} cannot be read as a video")
+    if number < 0.95 * (info.total_frames or 0) - 1:  # some files tell roughly
+        message = "%s is damaged: only %d of its %d frames were read"
+        logger.error(message, file, number, info.total_frames)
+        if skipped is not None:
+            skipped.append(file)
+
+
+def video_info(file: str | Path) -> "supervision.VideoInfo":
+    """What a video tells of itself: ``fps``, and ``total_frames``, None if it does not tell.
 
     Raises:
         MissingPackageError: supervision is not installed.
         InputError: the file is no video, or its address cannot be fetched.
     """
-
-    def __init__(self, file: str | Path) -> None:
-        self._file, self._library = file, import_extra("supervision", "draw", "reading a video")
-        self._path = fetch(file)
-        try:
-            info = self._library.VideoInfo.from_video_path(self._path)
-        except Exception as error:  # what supervision raises where a file cannot be opened
-            raise InputError(f"{file} cannot be read as a video") from error
-        self.frames = max(0, info.total_frames or 0)
-        self.rate = info.fps if 0 < info.fps <= GREATEST_RATE else DEFAULT_RATE
-        self.is_cut = False
-
-    def __iter__(self) -> Iterator[Pixels]:
-        number = 0
-        for frame in self._library.get_video_frames_generator(self._path):
-            yield Pixels(np.ascontiguousarray(frame[:, :, ::-1]), self._file, number)  # from BGR
-            number += 1
-        if not number:
-            raise InputError(f"{self._file} cannot be read as a video")
-        self.is_cut = number < 0.95 * self.frames - 1
-        if self.is_cut:
-            message = "%s is damaged: only %d of its %d frames were read"
-            logger.error(message, self._file, number, self.frames)
+    library, path = import_extra("supervision", "draw", "reading a video"), fetch(file)
+    try:
+        info = library.VideoInfo.from_video_path(path)
+    except Exception as error:  # what supervision raises where a file cannot be opened
+        raise InputError(f"{file} cannot be read as a video") from error
+    fps = info.fps if 0 < info.fps <= GREATEST_RATE else DEFAULT_RATE
+    return replace(info, fps=fps, total_frames=max(0, info.total_frames or 0) or None)
