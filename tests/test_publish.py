@@ -144,7 +144,7 @@ def test_publication(trained, tmp_path, capsys, ending):
         f"SHA-256: `{digest}`",
         "| bbox/AP | 68.90 |",
         "| segm/AP | 67.70 |",
-        "Images: RGB, mean [123.68, 116.779, 103.939]",
+        "Images: RGB with mean 123.68 116.779 103.939 and std 58.393 57.12 57.375",
         "Classes (10): 0, 1, 2",
         "  NAME: build_resnest_fpn_backbone",
         f"resnest-d2 predict --model {weights.name}",

@@ -27,11 +27,11 @@ from resnest_d2.weights import (
     UnreadableError,
     UntrainedParametersError,
     WeightsCheckpointer,
+    catalog,
     convert,
     load_weights,
     open_weights,
 )
-from resnest_d2.weights.catalog import input_format_of
 from resnest_d2.weights.convert import rename
 from resnest_d2.weights.files import write_checkpoint
 from resnest_d2.weights.loading import require_finite
@@ -181,21 +181,6 @@ def test_files_in_caffe2s_names(tmp_path):
     checkpointer.load(str(tmp_path / "R-50.pkl"))
     assert np.array_equal(model.stem.conv1.weight.detach(), weight)
     assert "stem.conv1.weight" not in checkpointer.untouched()
-
-
-class Twice(nn.Module):
-    """Two parts of which one name is the end of both."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other = nn.Linear(2, 2), nn.Linear(2, 2)
-
-
-def test_a_name_that_matches_several(tmp_path):
-    content = {"model": {"weight": torch.ones(2, 2)}, "matching_heuristics": True}
-    file = save(tmp_path / "x.pth", content)
-    with pytest.raises(UnreadableError, match=f"^{file} does not fit the model: several names"):
-        load_weights(Twice(), file)
 
 
 def state_dict_of(depth, **kwargs):
@@ -389,11 +374,12 @@ def test_a_trained_model_remembers_its_colours(tmp_path, caplog):
 
 def test_what_is_known_of_colours_is_what_the_files_were_trained_with():
     """Torchvision's constants, and those in the published configs."""
-    known = input_format_of("timm://resnest14d.gluon_in1k")
+    known = catalog.find("timm://resnest14d.gluon_in1k").input_format
     assert known.mean == pytest.approx([255 * value for value in IMAGENET_DEFAULT_MEAN])
     assert known.std == pytest.approx([255 * value for value in IMAGENET_DEFAULT_STD])
     for name in filter(model_zoo.published, model_zoo.names()):
-        cfg, known = model_zoo.get_config(name), input_format_of(f"resnest://COCO/{name}")
+        cfg = model_zoo.get_config(name)
+        known = catalog.find(f"resnest://COCO/{name}").input_format
         found = (known.channels, list(known.mean), list(known.std))
         assert found == (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)
 

@@ -125,15 +125,9 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
     Raises:
         ConfigError: a key that does not exist, or a value that does not fit its key.
     """
-    given = " ".join(map(str, opts))
     if late := next((option for option in opts if str(option).startswith("--")), None):
+        given = " ".join(map(str, opts))
         raise ConfigError(f"{late} must stand before the config's own options: {given}")
-    if len(opts) % 2:
-        raise ConfigError(f"options must be pairs of KEY and VALUE, got {given!r}")
-    known = {*flat_keys(cfg)}
-    for key in opts[::2]:
-        if key not in known and not any(name.startswith(f"{key}.") for name in known):
-            raise ConfigError(f"the command line: there is no key {key}{did_you_mean(key, known)}")
     with _merging("the command line", cfg):
         cfg.merge_from_list(list(opts))
 
@@ -179,10 +173,6 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except KeyError as error:
-        name = str(error.args[0]).rpartition(" ")[2]
-        hint = did_you_mean(name, flat_keys(cfg or {}))
-        raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
     except OSError as error:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except yaml.YAMLError as error:  # of a tag that would run code, above all
@@ -191,10 +181,13 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         raise ConfigError(f"{source}: it is its own _BASE_, or nested too deep") from error
     except (AttributeError, TypeError) as error:  # of what should be a dict, or a path
         raise ConfigError(f"{source}: it is not keys and values: {error}") from error
-    except (AssertionError, SyntaxError, ValueError) as error:
+    except (AssertionError, KeyError, SyntaxError, ValueError) as error:
         # yacs checks by assertions, evaluates values, and puts whole nodes into its messages.
-        first, *others = str(error).splitlines() or [""]
-        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from error
+        first, *others = str(error.args[0] if error.args else error).splitlines() or [""]
+        message = f"{first}{' ... ' + others[-1] if others else ''}"
+        is_unknown = "Non-existent" in message  # the key is its last word
+        hint = did_you_mean(message.split()[-1], flat_keys(cfg or {})) if is_unknown else ""
+        raise ConfigError(f"{source}: {message}{hint}") from error
 
 
 def choose_device(

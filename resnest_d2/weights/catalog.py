@@ -27,11 +27,6 @@ IMAGENET_RGB = InputFormat("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.
 DETECTRON2_RGB = InputFormat("RGB", (123.68, 116.779, 103.939), (58.393, 57.12, 57.375))
 # Detectron2's defaults, with which its MSRA ResNets go.
 MSRA_BGR = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
-# Detectron2's files whose format is in its documentation, by the start of their names.
-DETECTRON2_FILES = {
-    "detectron2://ImageNetPretrained/MSRA/R-": MSRA_BGR,
-    "detectron2://ImageNetPretrained/torchvision/": IMAGENET_RGB,
-}
 
 
 class Backbone(NamedTuple):
@@ -100,15 +95,6 @@ def find(name: str) -> Entry:
         return next(same, None) or Entry(name, (name,), None)
     hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
     raise InputError(f"unknown weights {name!r}{hint}")
-
-
-def input_format_of(name: str) -> InputFormat | None:
-    """Return the images that weights are made for, by their name; None if it does not tell."""
-    for start, input_format in DETECTRON2_FILES.items():
-        if name.startswith(start):
-            return input_format
-    is_ours = name in entries() or name.startswith((BUCKET, TIMM))
-    return find(name).input_format if is_ours else None
 
 
 @cache

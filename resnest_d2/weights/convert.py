@@ -120,9 +120,7 @@ _COMPUTED_FROM = re.compile(
     r"(?:.*\.)?(?:stem|conv1|res[2-5]|layer[1-4])\..*"
     r"\.(?:parametrizations\.\w+\.original\d*|weight_(?:g|v|orig))"
 )
-# Counters and copies of averages, which lie among the weights.
-_AVERAGING = re.compile(r"n_averaged|steps|ema_[a-z_0-9]+")
-# DistributedDataParallel, Lightning and torch.compile put these before every key.
+# DistributedDataParallel, Lightning and torch.compile put these before every key but counters.
 _WRAPPERS = {"module", "model", "_orig_mod"}
 # Places of the backbone in somebody's model.
 _PLACES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "encoder.")
@@ -171,9 +169,11 @@ def rename(checkpoint: Checkpoint) -> Checkpoint:
     Those of a backbone alone have no prefix. Files in other names than Detectron2's are for RGB,
     as all of the projects that use them normalise it.
     """
-    named = {k: v for k, v in checkpoint.weights.items() if not _AVERAGING.fullmatch(k)}
-    while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
-        named = {key.partition(".")[2]: value for key, value in named.items()}
+    named = checkpoint.weights
+    while (
+        len(first := {k.partition(".")[0] for k in named if "." in k}) == 1 and first <= _WRAPPERS
+    ):
+        named = {key.partition(".")[2] or key: value for key, value in named.items()}
     named = _without_pruning(checkpoint.name, named)
     naming, names = _recognize(named)
     if not naming:
