@@ -121,7 +121,6 @@ def test_of_a_mixture_the_larger_part_is_taken(imagenet, expected, caplog):
 
 def test_what_was_recognised(openmmlab, expected):
     found = rename(Checkpoint("x", openmmlab))
-    assert found.naming == "OpenMMLab's backbones"
     assert_equal(found.weights, expected)
     assert found.by_suffix
     detector = {f"backbone.bottom_up.{k}": v for k, v in expected.items()}

@@ -50,11 +50,8 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def format_summary(checkpoint: Checkpoint) -> str:
-    """Tell what was read, and what it became."""
+    """Tell what a converted checkpoint holds."""
     kind = "a backbone" if checkpoint.by_suffix else "a detector"
     tensors, network = checkpoint.weights.values(), network_of(checkpoint.weights) or "no ResNet"
     millions = sum(tensor.numel() for tensor in tensors) / 1e6
-    return (
-        f"read     {checkpoint.name}: names of {checkpoint.naming}\n"
-        f"holds    {network}, {kind}: {len(tensors)} tensors, {millions:.2f} M values"
-    )
+    return f"holds    {network}, {kind}: {len(tensors)} tensors, {millions:.2f} M values"

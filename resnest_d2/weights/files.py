@@ -115,8 +115,6 @@ class Checkpoint:
     """Everything that training keeps beside its weights; it is never written here."""
     source: dict[str, Any] = field(default_factory=dict)
     """The file that this one was made from."""
-    naming: str = ""
-    """The project whose names the weights had before they were renamed; "" for unknown names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a file that ``DetectionCheckpointer`` loads."""
