@@ -99,7 +99,7 @@ def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
     add_project_config(cfg, named)
     if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
         raise ConfigError(f"{source}: VERSION must be {cfg.VERSION}, got {version!r}")
-    with _merging(source, cfg):
+    with _errors_of(source, cfg):
         cfg.merge_from_other_cfg(CfgNode(loaded))
     merge_options(cfg, opts)
     _check_builder(cfg, named)
@@ -128,7 +128,7 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
     if late := next((option for option in opts if str(option).startswith("--")), None):
         given = " ".join(map(str, opts))
         raise ConfigError(f"{late} must stand before the config's own options: {given}")
-    with _merging("the command line", cfg):
+    with _errors_of("the command line", cfg):
         cfg.merge_from_list(list(opts))
 
 
@@ -153,24 +153,14 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
 
 
 @contextmanager
-def _merging(source: str, cfg: CfgNode) -> Iterator[None]:
-    """Let a config be changed, and refuse settings without a value: yacs takes None for any key."""
-    empty = {key for key, value in flat_items(cfg) if value is None}
-    with _errors_of(source, cfg):
-        yield
-    for key, value in flat_items(cfg):
-        if value is None and key not in empty:
-            raise ConfigError(f"{source}: {key} has no value")
-
-
-@contextmanager
 def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn what yacs and PyYAML raise on a wrong config into a ConfigError; only their calls.
 
     Args:
         source: the file, or "the command line", which the message begins with.
-        cfg: a config whose keys are suggested for one that does not exist.
+        cfg: a config that is changed; its keys are suggested for one that does not exist.
     """
+    empty = {key for key, value in flat_items(cfg or {}) if value is None}
     try:
         yield
     except OSError as error:
@@ -188,6 +178,9 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         is_unknown = "Non-existent" in message  # the key is its last word
         hint = did_you_mean(message.split()[-1], flat_keys(cfg or {})) if is_unknown else ""
         raise ConfigError(f"{source}: {message}{hint}") from error
+    for key, value in flat_items(cfg or {}):  # yacs takes None for any key
+        if value is None and key not in empty:
+            raise ConfigError(f"{source}: {key} has no value")
 
 
 def choose_device(

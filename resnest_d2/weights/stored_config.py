@@ -56,11 +56,12 @@ def config_to_use(config_file: str, opts: Sequence[str], checkpoint: Checkpoint 
         raise InputError(f"--config-file is needed, because {reason}")
     cfg, defaults = parse_config(text, f"the config in {checkpoint.name}", opts), get_cfg()
     # What the text says of another machine.
-    own = {"OUTPUT_DIR": defaults.OUTPUT_DIR, "MODEL.DEVICE": defaults.MODEL.DEVICE}
-    own["MODEL.WEIGHTS"] = checkpoint.name
-    for key, value in own.items():
-        if key not in opts[::2]:
-            cfg.merge_from_list([key, value])
+    if "OUTPUT_DIR" not in opts[::2]:
+        cfg.OUTPUT_DIR = defaults.OUTPUT_DIR
+    if "MODEL.DEVICE" not in opts[::2]:
+        cfg.MODEL.DEVICE = defaults.MODEL.DEVICE
+    if "MODEL.WEIGHTS" not in opts[::2]:
+        cfg.MODEL.WEIGHTS = checkpoint.name
     return cfg
 
 
