@@ -66,16 +66,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As :func:`load_config`, from the text of a config that a checkpoint holds.
-
-    Args:
-        text: YAML.
-        source: what messages call it.
-        opts: overrides.
-
-    Raises:
-        ConfigError: as :func:`load_config`.
-    """
+    """As :func:`load_config`, from a text of YAML, which messages call ``source``."""
     return _build(load_values(text, source), source, opts)
 
 
@@ -135,9 +126,7 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
 def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
     """Refuse ResNeSt's keys with a plain ResNet's builder, as the authors' fork spells it.
 
-    Args:
-        cfg: the config.
-        named: the keys that a user has set; a default asks for nothing.
+    Only the keys in ``named``, which a user has set, ask for anything.
     """
     builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
     if builder not in PLAIN_BUILDERS:

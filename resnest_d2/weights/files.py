@@ -236,14 +236,12 @@ def _classes_of(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
-    """Write everything but ``rest``, whole or not at all.
+    """Write everything but ``rest``, whole or not at all, to a file with one of ``ENDINGS``.
 
-    The target has one of ``ENDINGS``. A safetensors file has the values beside the tensors as JSON
-    in its metadata.
+    A safetensors file has the values beside the tensors as JSON in its metadata.
 
     Raises:
-        MissingPackageError: safetensors is not installed and the target is such a file.
-        FileError: the file cannot be written.
+        InputError: the file cannot be written, or safetensors is not installed.
     """
     content = checkpoint.to_dict()
     # Views would drag along all of their memory.
@@ -258,11 +256,7 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
 
 
 def save_content(content: Mapping[str, Any], file: Path) -> None:
-    """``torch.save``, which tells of a full disk by an OSError.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """``torch.save``, which tells of a full disk by an OSError."""
     try:
         torch.save(dict(content), file)
     except RuntimeError as error:  # PyTorch's own, of its archives

@@ -65,8 +65,7 @@ def upload(name: str, files: dict[str, Path]) -> str:
         the repository's address.
 
     Raises:
-        InputError: as :func:`open_hub`.
-        FileError: the hub does not take them.
+        InputError: as :func:`open_hub`, or the hub does not take them.
     """
     library = open_hub(name)
     try:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.logger import log_first_n
 from torch import nn
@@ -62,25 +61,19 @@ def open_weights(path: str | os.PathLike, average: bool = False) -> Checkpoint:
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
-    """``DetectionCheckpointer`` that reads every known file, and keeps the report on what fitted.
-
-    Files are read without executing anything in them, and foreign names are converted. A file of
-    another network than the model's is refused; one for other images is warned of.
-    """
+    """``DetectionCheckpointer`` that reads every known file, and keeps what it says of the fit."""
 
     incompatible: Any = None
 
     def load(
         self, path: str | Checkpoint, checkpointables: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Load as the base class does, also a checkpoint that has been opened.
+        """Load as the base class does, also a checkpoint that has been opened; "" loads nothing.
 
-        Args:
-            path: the checkpoint; "" loads nothing.
-            checkpointables: names of what is loaded beside the model; None for all there is.
+        Foreign names are converted; a warning tells of a file for other images.
 
         Returns:
-            what the file holds besides.
+            what the file holds besides the model and the checkpointables.
 
         Raises:
             InputError: as :func:`open_weights`.
@@ -94,17 +87,17 @@ class WeightsCheckpointer(DetectionCheckpointer):
         found, expected = network_of(checkpoint.weights), network_of(states)
         if found and expected and not found.fits(expected):
             raise UnreadableError(f"{checkpoint.name} is of a {found}, the model has a {expected}")
-        weights = checkpoint.weights
         # The names of a model that was trained here may be those of another project's files.
-        is_own = all(k in states and states[k].ndim == v.ndim for k, v in weights.items())
+        is_own = all(
+            k in states and states[k].ndim == v.ndim for k, v in checkpoint.weights.items()
+        )
         if not is_own:
             checkpoint = rename(checkpoint)
         self._warn_of_other_images(checkpoint)
         weights = _fit_channels(checkpoint, states)
-        if checkpoint.by_suffix and not is_own:
-            is_caffe2 = checkpoint.author == "Caffe2"
-            weights = align_and_update_state_dicts(states, weights, is_caffe2)
-        self.incompatible = self._load_model({"model": weights})
+        by_suffix = checkpoint.by_suffix and not is_own
+        facts = {"__author__": checkpoint.author, "matching_heuristics": by_suffix}
+        self.incompatible = self._load_model({"model": weights, **facts})
         self._log_incompatible_keys(self.incompatible)
         require_finite(self.model, checkpoint.name)
         rest = dict(checkpoint.rest)
@@ -229,8 +222,7 @@ def load_weights(
         names of the parameters and statistics that the file left untouched.
 
     Raises:
-        MissingFileError: there is no such file.
-        UnreadableError: the file is no checkpoint, is damaged or is of another network.
+        InputError: as :meth:`WeightsCheckpointer.load`.
         UntrainedParametersError: the file left something untouched.
     """
     checkpointer = WeightsCheckpointer(model)
