@@ -105,17 +105,15 @@ def entries() -> dict[str, Entry]:
 
 def _list() -> Iterator[Entry]:
     for backbone in BACKBONES:
-        yield Entry(f"{RESNEST}ImageNet/{backbone.name}", _imagenet(backbone), IMAGENET_RGB)
-    for backbone in BACKBONES:
+        name = f"{RESNEST}ImageNet/{backbone.name}"
+        yield Entry(name, _imagenet(backbone), IMAGENET_RGB)
         if backbone.detectron2:
-            name = f"{RESNEST}ImageNet/{backbone.name}_detectron"
-            yield Entry(name, _detectron2(backbone), DETECTRON2_RGB)
+            yield Entry(f"{name}_detectron", _detectron2(backbone), DETECTRON2_RGB)
+        if backbone.timm:
+            yield Entry(TIMM + backbone.timm, (_on_hub(backbone.timm),), IMAGENET_RGB)
     for name, publication in PUBLICATIONS.items():
         input_format = MSRA_BGR if name.startswith("baselines/") else DETECTRON2_RGB
         yield Entry(f"{RESNEST}COCO/{name}", (publication.url,), input_format)
-    for backbone in BACKBONES:
-        if backbone.timm:
-            yield Entry(TIMM + backbone.timm, (_on_hub(backbone.timm),), IMAGENET_RGB)
 
 
 def _on_hub(timm: str) -> str:
