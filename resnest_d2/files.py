@@ -70,11 +70,7 @@ def _to_disk(path: Path) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """Write a text file in UTF-8, as :func:`replacing` does."""
     with replacing(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -94,11 +90,7 @@ def check_writable(target: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, if it is not there.
-
-    Raises:
-        FileError: it cannot be made; the message names it.
-    """
+    """Make a folder, and those above it, if it is not there; a FileError says why it cannot."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -8,7 +8,7 @@ from detectron2.layers import ShapeSpec
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from resnest_d2 import add_resnest_config
+from resnest_d2 import add_resnest_config, build_resnest_backbone
 
 STAGES = ["res2", "res3", "res4", "res5"]
 
@@ -26,6 +26,14 @@ def make_cfg(*opts: object) -> CfgNode:
 
 def image_shape(channels: int = 3) -> ShapeSpec:
     return ShapeSpec(channels=channels)
+
+
+# A ResNeSt-14 that trains as a whole.
+SMALL = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
+
+
+def small_backbone(channels: int = 3, *opts: object) -> nn.Module:
+    return build_resnest_backbone(make_cfg(*SMALL, *opts), image_shape(channels))
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:

@@ -121,19 +121,13 @@ def test_wrong_files_are_named(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["SOLVER.BASE_LR"], "options must be pairs of KEY and VALUE, got 'SOLVER.BASE_LR'"),
-        (
-            ["MODEL.RESNETS.RADUX", "2"],
-            "there is no key MODEL.RESNETS.RADUX; did you mean MODEL.RESNETS.RADIX",
-        ),
-        (["SOLVER.MAXITER", "9"], "no key SOLVER.MAXITER; did you mean SOLVER.MAX_ITER"),
+        (["SOLVER.BASE_LR"], "odd length: .'SOLVER.BASE_LR'.; it must be a list of pairs"),
+        (["MODEL.RESNETS.RADUX", "2"], "key: MODEL.RESNETS.RADUX; did you mean MODEL.RESNETS.RADI"),
+        (["SOLVER.MAXITER", "9"], "key: SOLVER.MAXITER; did you mean SOLVER.MAX_ITER"),
         (["--resume", "1"], "--resume must stand before the config's own options"),
-        (
-            ["MODEL.MASK_ON.X", "1"],
-            "the command line: there is no key MODEL.MASK_ON.X; did you mean",
-        ),
+        (["MODEL.MASK_ON.X", "1"], "the command line: it is not keys and values: "),
         (["MODEL.WEIGHTS", "None"], "the command line: MODEL.WEIGHTS has no value"),
-        (["SOLVER.MAX_ITER", "many"], "the command line: Type mismatch .* SOLVER.MAX_ITER"),
+        (["SOLVER.MAX_ITER", "many"], "the command line: Type mismatch .* SOLVER.MAX_ITER$"),
     ],
 )
 def test_wrong_options_are_named(opts, message):

@@ -2,15 +2,12 @@
 
 import pytest
 import torch
-from helpers import image_shape, make_cfg
+from helpers import small_backbone
 from torch.optim.swa_utils import AveragedModel
 from torchvision.models import resnet50
 
-import resnest_d2
 from resnest_d2.weights import Checkpoint, UnreadableError, convert
 from resnest_d2.weights.convert import rename
-
-OPTS = ["MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0]
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +29,6 @@ def expected(imagenet):
 def assert_equal(actual, expected):
     assert actual.keys() == expected.keys()
     assert all(torch.equal(actual[k], expected[k]) for k in expected)
-
-
-def small_backbone():
-    return resnest_d2.build_resnest_backbone(make_cfg(*OPTS), image_shape())
 
 
 def test_whole_keys(imagenet, expected):
@@ -121,7 +114,6 @@ def test_of_a_mixture_the_larger_part_is_taken(imagenet, expected, caplog):
 
 def test_what_was_recognised(openmmlab, expected):
     found = rename(Checkpoint("x", openmmlab))
-    assert found.naming == "OpenMMLab's backbones"
     assert_equal(found.weights, expected)
     assert found.by_suffix
     detector = {f"backbone.bottom_up.{k}": v for k, v in expected.items()}

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.utils.file_io import PathManager
-from helpers import image_shape, make_cfg
+from helpers import small_backbone
 from safetensors.torch import save
 from server import Server, content
 
-import resnest_d2
 from resnest_d2 import model_zoo
 from resnest_d2.config import InputError
 from resnest_d2.model_zoo.published import PUBLICATIONS, Publication, Publisher
@@ -32,9 +31,9 @@ NAME = "resnest://ImageNet/tiny"
 FACTS = json.loads((Path(__file__).parent / "data/weight_files.json").read_text())
 
 
-def backbone():
-    cfg = make_cfg("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.NORM", "BN")
-    return resnest_d2.build_resnest_backbone(cfg, image_shape())
+@pytest.fixture(scope="module")
+def safetensors(imagenet) -> bytes:
+    return save({k: v.contiguous() for k, v in imagenet.items()})
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +194,7 @@ def test_names_that_do_not_exist():
             open_weights(name)
 
 
-def test_a_mirror_comes_first(server, tiny, data, imagenet, tmp_path, monkeypatch):
+def test_a_mirror_comes_first(server, tiny, data, imagenet, tmp_path, monkeypatch, caplog):
     server.answers = {f"mirror/{tiny}": content(data), f"a/{tiny}": content(data)}
     monkeypatch.setenv("RESNEST_D2_MIRROR", server.url + "mirror")
     assert_complete(PathManager.get_local_path(NAME), imagenet)
@@ -207,13 +206,9 @@ def test_a_mirror_comes_first(server, tiny, data, imagenet, tmp_path, monkeypatc
     (tmp_path / tiny).write_bytes(data)
     assert_complete(PathManager.get_local_path(NAME, force=True), imagenet)
     assert len(server.requests) == 2
-
-
-def test_a_bad_mirror_hides_no_source(server, tiny, data, imagenet, monkeypatch, caplog):
-    server.answers[f"a/{tiny}"] = content(data)
     monkeypatch.setenv("RESNEST_D2_MIRROR", "nothing://x")
     with caplog.at_level("INFO"):
-        assert_complete(PathManager.get_local_path(NAME), imagenet)
+        assert_complete(PathManager.get_local_path(NAME, force=True), imagenet)
     assert "unknown url type" in caplog.text
 
 
@@ -225,10 +220,9 @@ def test_no_permission(tiny, tmp_path):
 
 
 @pytest.fixture
-def hub(imagenet, tmp_path, monkeypatch):
+def hub(safetensors, tmp_path, monkeypatch):
     """A stand-in for huggingface_hub, whose cache has files under their SHA-256."""
-    stub = SimpleNamespace(asked=[], data=save({k: v.contiguous() for k, v in imagenet.items()}))
-    stub.error = None
+    stub = SimpleNamespace(asked=[], data=safetensors, error=None)
 
     def hf_hub_download(repository, file):
         stub.asked.append((repository, file))
@@ -253,7 +247,7 @@ def test_from_the_hub(hub, make_tiny, data, imagenet, tmp_path):
     assert hub.asked == [("timm/resnest14d.test", "model.safetensors")]
     source = open_weights("timm://resnest14d.test").source
     assert (source["verified"], source["sha256"]) == (True, hashlib.sha256(hub.data).hexdigest())
-    assert load_weights(backbone(), "timm://resnest14d.test") == []
+    assert load_weights(small_backbone(), "timm://resnest14d.test") == []
     # As one of the sources of another name.
     make_tiny(data, timm="resnest14d.test")
     assert_complete(PathManager.get_local_path(NAME), imagenet)
@@ -268,7 +262,7 @@ def test_any_file_of_the_hub(hub, make_tiny):
     """It is taken as it stands, in whatever folder of its repository."""
     name = "hf://somebody/detectors/models/resnest14.safetensors"
     assert PathManager.exists(name)
-    assert load_weights(backbone(), name) == []
+    assert load_weights(small_backbone(), name) == []
     assert hub.asked == [("somebody/detectors", "models/resnest14.safetensors")]
     for wrong in ("hf://some", "hf://some/", "hf:///body/x.pth"):
         with pytest.raises(InputError, match=r"' is not of the form hf://user/repository"):
@@ -289,7 +283,7 @@ def test_whatever_the_hubs_client_raises_leads_to_the_next_source(
     assert "model.safetensors: closed)" in caplog.text
 
 
-def test_without_huggingface_hub(make_tiny, imagenet, tmp_path, monkeypatch, caplog):
+def test_without_huggingface_hub(make_tiny, imagenet, safetensors, tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for name, kind in (("timm://resnest14d.test", FetchError), ("hf://a/b/c.pth", ImportError)):
         with pytest.raises(kind, match=r"'resnest_d2\[hub\]'"):
@@ -297,7 +291,7 @@ def test_without_huggingface_hub(make_tiny, imagenet, tmp_path, monkeypatch, cap
     # A mirror has the file without the hash that the hub's cache names it by.
     file = tmp_path / "mirror/timm/resnest14d.test/model.safetensors"
     file.parent.mkdir(parents=True)
-    file.write_bytes(save({k: v.contiguous() for k, v in imagenet.items()}))
+    file.write_bytes(safetensors)
     monkeypatch.setenv("RESNEST_D2_MIRROR", str(tmp_path / "mirror"))
     assert_complete(PathManager.get_local_path("timm://resnest14d.test"), imagenet)
     assert "has no hash to check it against; it was read as tensors only" in caplog.text
@@ -360,12 +354,11 @@ def test_a_page_in_place_of_weights_says_where_it_lies(server, tmp_path):
         open_weights(f"{server.url}none.pth")
 
 
-def test_addresses_with_a_query_are_fetched_as_they_stand(server, data, imagenet):
+def test_addresses_with_a_query_are_fetched_as_they_stand(server, data, safetensors):
     query = "Expires=1700000000&Signature=a%2Fb%3D"
-    tensors = save({k: v.contiguous() for k, v in imagenet.items()})
-    for name, body in (("w.pth", data), ("w.safetensors", tensors)):
+    for name, body in (("w.pth", data), ("w.safetensors", safetensors)):
         server.answers[f"{name}?{query}"] = content(body)
-        assert load_weights(backbone(), f"{server.url}{name}?{query}") == []
+        assert load_weights(small_backbone(), f"{server.url}{name}?{query}") == []
     # Detectron2's own parameter is not the server's.
     address = f"{server.url}w.pth?{query}&matching_heuristics=True"
-    assert load_weights(backbone(), address) == []
+    assert load_weights(small_backbone(), address) == []

@@ -45,11 +45,9 @@ class Hub(BaseHTTPRequestHandler):
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
                 elif line["key"] == "deletedFile":
                     del files[line["value"]["path"]]
-            facts = {
-                "commitUrl": f"http://{self.headers['Host']}/{NAME}/commit/1",
-                "commitOid": "1" * 40,
-            }
-            return self.answer({"success": True, "hookOutput": "", **facts})
+            url = f"http://{self.headers['Host']}/{NAME}/commit/1"
+            facts = {"commitUrl": url, "commitOid": "1" * 40, "hookOutput": ""}
+            return self.answer({"success": True, **facts})
         return self.answer({"errors": [], "warnings": []})  # of the card
 
     def do_GET(self):
@@ -89,6 +87,11 @@ def environment(hub, tmp_path):
     return {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hub")}
 
 
+def predict(model, output, *options):
+    words = ("predict", "--model", model, "--input", "examples/nuclei/images", "--output", output)
+    return *words, *options
+
+
 @pytest.mark.slow
 def test_a_model_goes_to_the_hub_and_comes_back(small_detector, hub, environment, tmp_path):
     hub.files |= {"digits-01234567.pth": b"weights of before", ".gitattributes": b""}
@@ -100,20 +103,17 @@ def test_a_model_goes_to_the_hub_and_comes_back(small_detector, hub, environment
     assert {*hub.files} == {weights.name, "README.md", "config.yaml", ".gitattributes"}
     assert hub.files[weights.name] == weights.read_bytes()
     assert f"--model hf://{NAME} --input" in hub.files["README.md"].decode()
-    picture = "examples/nuclei/images"
     said = [done.stdout + done.stderr]
     for name in (f"hf://{NAME}", f"hf://{NAME}/{weights.name}"):
         output = tmp_path / f"drawn{len(said)}"
-        words = ("predict", "--model", name, "--input", picture, "--output", output, "--no-draw")
-        done = run_command(*words, "--json", output / "found.json", **environment)
+        words = predict(name, output, "--no-draw", "--json", output / "found.json")
+        done = run_command(*words, **environment)
         assert done.returncode == 0, done.stderr
         assert (output / "found.json").stat().st_size > 100
         said.append(done.stdout + done.stderr)
     assert TOKEN not in "".join(said)
     hub.files["second.pth"] = b""
-    done = run_command(
-        "predict", "--model", f"hf://{NAME}", "--input", picture, "--output", "x", **environment
-    )
+    done = run_command(*predict(f"hf://{NAME}", "x"), **environment)
     assert done.returncode == 2
     assert f"hf://{NAME} holds several weight files: add one of digits-" in done.stderr
 
@@ -132,14 +132,5 @@ def test_the_hub_refuses(small_detector, environment, tmp_path):
     done = run_command(*words, "digits", **environment)
     assert not (tmp_path / "other").exists()
     assert "error: --hub must be user/repository, got 'digits'" in done.stderr
-    done = run_command(
-        "predict",
-        "--model",
-        f"hf://{NAME}",
-        "--input",
-        "examples/nuclei/images",
-        "--output",
-        tmp_path,
-        **environment,
-    )
+    done = run_command(*predict(f"hf://{NAME}", tmp_path), **environment)
     assert f"error: cannot get hf://{NAME}: " in done.stderr

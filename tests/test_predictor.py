@@ -274,7 +274,7 @@ def test_wrong_options_of_a_call(predictor, pixels, options, message):
         ({"tile": 4}, "tile must be at least 32, got 4"),
         ({"tile": 64, "overlap": 1}, "overlap must be between 0 and 0.9, got 1"),
         ({"tile": 64, "overlap": np.nan}, "overlap must be between 0 and 0.9, got nan"),
-        ({"options": ["TEST.DETECTIONS_PER_IMAGE"]}, "options must be pairs"),
+        ({"options": ["TEST.DETECTIONS_PER_IMAGE"]}, "must be a list of pairs"),
         ({"options": ["MODEL.WEIGHTS", "absent.pth"]}, "there is no file absent.pth"),
         ({"device": "gpu"}, "device 'gpu' is no device of PyTorch, or not"),
         ({"device": "mps"}, "device 'mps' is no device of PyTorch, or not"),

@@ -109,7 +109,7 @@ def test_a_data_set_that_is_not_there_is_one_line(tmp_path):
         (["DATASETS.TRAIN", "('digit_train',)"], "'digit_train' is not .* did you mean digits_tr"),
         (["SOLVER.IMS_PER_BATCH", "1"], "batch norm cannot be trained on one image a process"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "5"], "NUM_CLASSES is 5, but data set .* has 10 classes"),
-        (["MODEL.WEIGHTS", __file__], f"{__file__} is a text, not weights"),
+        (["MODEL.WEIGHTS", __file__], f"{__file__} is no checkpoint, or a damaged one"),
         (["MODEL.DEVICE", "cuda"], "device 'cuda' was asked for, and no GPU was found"),
     ],
 )

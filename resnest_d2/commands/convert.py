@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import FileError, InputError
 from ..files import check_writable, sha256
-from ..weights import Checkpoint, open_weights
+from ..weights import open_weights
 from ..weights.convert import network_of, rename_resnest
 from ..weights.files import ENDINGS, write_checkpoint
 from ..weights.loading import HEURISTICS
@@ -23,38 +23,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--average", action="store_true", help="take the average of the weights (EMA) beside them")
     add("--overwrite", action="store_true", help="replace an existing target")
     args = parser.parse_args(arguments)
+    target = args.target
     with running("resnest_d2"):
-        check_target(args.target, args.overwrite)
+        if target.suffix not in ENDINGS:
+            raise InputError(f"{target} must end in {' or '.join(ENDINGS)}")
+        check_writable(target)
+        if os.path.exists(target) and not args.overwrite:
+            raise FileError(f"{target} is there already; --overwrite replaces it")
         checkpoint = rename_resnest(open_weights(args.source, args.average))
-        write_checkpoint(checkpoint, args.target)
-        print(format_summary(checkpoint))
-        print(f"wrote    {args.target} (SHA-256 {sha256(args.target)})")
-        if checkpoint.by_suffix and args.target.suffix == ".safetensors":
+        write_checkpoint(checkpoint, target)
+        kind = "a backbone" if checkpoint.by_suffix else "a detector"
+        sizes = [tensor.numel() for tensor in checkpoint.weights.values()]
+        network = network_of(checkpoint.weights)
+        print(f"holds    {network}, {kind}: {len(sizes)} tensors, {sum(sizes) / 1e6:.2f} M values")
+        print(f"wrote    {target} (SHA-256 {sha256(target)})")
+        if checkpoint.by_suffix and target.suffix == ".safetensors":
             # Detectron2's own loader does not see what the file says of its names.
-            print(f"In other projects: MODEL.WEIGHTS '{args.target}?{HEURISTICS}'")
+            print(f"In other projects: MODEL.WEIGHTS '{target}?{HEURISTICS}'")
     return 0
-
-
-def check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a target before any work is done.
-
-    Raises:
-        InputError: its ending is not one of a known format, its folder is not there, or it is there
-            and is not to be replaced.
-    """
-    if target.suffix not in ENDINGS:
-        raise InputError(f"{target} must end in {' or '.join(ENDINGS)}")
-    check_writable(target)
-    if os.path.exists(target) and not overwrite:
-        raise FileError(f"{target} is there already; --overwrite replaces it")
-
-
-def format_summary(checkpoint: Checkpoint) -> str:
-    """Tell what was read, and what it became."""
-    kind = "a backbone" if checkpoint.by_suffix else "a detector"
-    tensors, network = checkpoint.weights.values(), network_of(checkpoint.weights) or "no ResNet"
-    millions = sum(tensor.numel() for tensor in tensors) / 1e6
-    return (
-        f"read     {checkpoint.name}: names of {checkpoint.naming}\n"
-        f"holds    {network}, {kind}: {len(tensors)} tensors, {millions:.2f} M values"
-    )

@@ -40,13 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with running("resnest_d2"):
         if args.hub:
             open_hub(args.hub)  # before the work
-        name = args.name or args.checkpoint.resolve().parent.name
-        written = publish(
-            args.checkpoint, args.output, name, args.format, args.config_file, args.opts, args.hub
-        )
+        weights, card, config = written = publish(args)
         lines = [*map(str, written)]
         if args.hub:
-            weights, card, config = written
             files = {weights.name: weights, "README.md": card, "config.yaml": config}
             address = upload(args.hub, files)
             lines += [address, f"resnest-d2 predict --model {HUB}{args.hub} --input ..."]
@@ -54,20 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def publish(
-    file: Path,
-    output: Path,
-    name: str,
-    ending: str = "pth",
-    config_file: str = "",
-    opts: Sequence[str] = (),
-    hub: str = "",
-) -> list[Path]:
+def publish(args: argparse.Namespace) -> tuple[Path, Path, Path]:
     """Write a checkpoint's weights to ``<name>-<hash>``, and config and model card beside them.
 
     Optimizer, schedule and whatever else training resumes from are left out; names of classes and
-    the format of images stay. The config must build a model that the weights fill completely. The
-    card calls the model by the name of its repository ``hub``, else of its file.
+    the format of images stay. The config must build a model that the weights fill completely.
 
     Returns:
         the files that were written: weights, card and config.
@@ -75,27 +62,26 @@ def publish(
     Raises:
         InputError: a file is not there or is damaged, or the checkpoint does not fit the config.
     """
+    name = args.name or args.checkpoint.resolve().parent.name
     if Path(name).name != name or not name:
         raise InputError(f"a name is the beginning of a file's name, got {name!r}")
-    checkpoint = open_weights(file)
-    cfg = config_to_use(config_file, opts, checkpoint)
+    checkpoint = open_weights(args.checkpoint)
+    cfg = config_to_use(args.config_file, args.opts, checkpoint)
     cfg.MODEL.DEVICE = "cpu"
     model = build_detector(cfg)
     load_weights(model, checkpoint)
     text = settings_text(cfg)
     checkpoint = replace(rename(checkpoint), input_format=of_model(model), config=text)
 
-    make_folder(output)
-    unnamed = output / f"{name}-unnamed.{ending}"
+    make_folder(args.output)
+    unnamed = args.output / f"{name}-unnamed.{args.format}"
     write_checkpoint(checkpoint, unnamed)
-    target = unnamed.replace(output / f"{name}-{sha256(unnamed)[:8]}.{ending}")
+    target = unnamed.replace(args.output / f"{name}-{sha256(unnamed)[:8]}.{args.format}")
     card, config = target.with_suffix(".md"), target.with_suffix(".yaml")
-    metrics = last_metrics(file.with_name("metrics.json"))
-    write_text(
-        card, _card(name, target, checkpoint, metrics, f"{HUB}{hub}" if hub else target.name)
-    )
+    metrics = last_metrics(args.checkpoint.with_name("metrics.json"))
+    write_text(card, _card(name, target, checkpoint, metrics, args.hub))
     write_text(config, text)
-    return [target, card, config]
+    return target, card, config
 
 
 def last_metrics(file: Path) -> dict[str, float]:
@@ -128,9 +114,12 @@ def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
 
 
 def _card(
-    name: str, file: Path, checkpoint: Checkpoint, metrics: Mapping[str, float], model: str
+    name: str, file: Path, checkpoint: Checkpoint, metrics: Mapping[str, float], hub: str
 ) -> str:
-    """Write a model card in Markdown, with the front matter of the Hugging Face hub."""
+    """Write a model card in Markdown, with the front matter of the Hugging Face hub.
+
+    Its command names the model by its repository ``hub``, if there is one, else by its file.
+    """
     values = sum(tensor.numel() for tensor in checkpoint.weights.values())
     lines = [
         *("---", "library_name: detectron2", "tags:", "- resnest", "- object-detection", "---"),
@@ -138,19 +127,17 @@ def _card(
         f"- File: `{file.name}`, {file.stat().st_size / 1e6:.1f} MB, {values / 1e6:.1f} M values",
         f"- SHA-256: `{sha256(file)}`",
     ]
-    if checkpoint.input_format:
-        images = checkpoint.input_format.to_dict()
-        lines.append(f"- Images: {images['channels']}, mean {images['mean']}, std {images['std']}")
+    if images := checkpoint.input_format:
+        lines.append(f"- Images: {images}")
     if names := checkpoint.classes.get("thing_classes"):
         lines.append(f"- Classes ({len(names)}): {', '.join(names)}")
     table = [f"| {metric} | {value:.2f} |" for metric, value in metrics.items()]
     table = ["| metric | value |", "|---|---:|", *table] if metrics else ["None were given."]
-    return "\n".join(
-        [
-            *(*lines, "", "## Results", "", *table),
-            *("", "## Use", "", "```sh"),
-            f"resnest-d2 predict --model {model} --input photo.jpg --output drawn",
-            *("```", "", "## Config", "", "Settings that differ from Detectron2's defaults:", ""),
-            *("```yaml", checkpoint.config.rstrip(), "```", ""),
-        ]
-    )
+    model = f"{HUB}{hub}" if hub else file.name
+    lines += [
+        *("", "## Results", "", *table, "", "## Use", "", "```sh"),
+        f"resnest-d2 predict --model {model} --input photo.jpg --output drawn",
+        *("```", "", "## Config", "", "Settings that differ from Detectron2's defaults:", ""),
+        *("```yaml", checkpoint.config.rstrip(), "```", ""),
+    ]
+    return "\n".join(lines)

@@ -3,7 +3,6 @@
 import argparse
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +10,14 @@ import detectron2.utils.comm as comm
 from detectron2.evaluation.testing import flatten_results_dict
 
 from .. import model_zoo
-from ..config import InputError, MissingFileError
+from ..config import InputError
 from ..config.load import choose_device, load_config
 from ..engine.launch import join_torchrun
 from ..engine.trainer import evaluate_model, load_for_evaluation
 from ..evaluation import check_datasets
-from ..files import make_folder, sha256, write_text
+from ..files import make_folder, write_text
 from ..model_zoo.published import PUBLICATIONS
-from ..weights import Checkpoint, open_weights
-from ..weights.fetch import promised_hash
+from ..weights import open_weights
 from . import running
 
 # Figures are published with two decimals; other hardware and libraries move the rest.
@@ -35,56 +33,33 @@ def choose_models(names: Sequence[str]) -> list[str]:
     measurable = [n for n, p in PUBLICATIONS.items() if p.dataset == "coco_2017_val"]
     if list(names) == ["all"]:
         return measurable
-    chosen = [name.removesuffix(".yaml") for name in names]
+    chosen = list(dict.fromkeys(name.removesuffix(".yaml") for name in names))
     for name in chosen:
         model_zoo.get_config_file(name)  # names a model that is not there
         if name not in measurable:
-            data = PUBLICATIONS[name].dataset if name in PUBLICATIONS else "no data set"
-            raise InputError(f"{name!r} cannot be compared: a figure is published on {data}")
-    return list(dict.fromkeys(chosen))
+            raise InputError(f"{name!r} cannot be compared: it has no figure on COCO val2017")
+    return chosen
 
 
-def find_checkpoint(name: str, weights_dir: Path | None) -> tuple[Checkpoint, bool]:
-    """The checkpoint to measure, and whether a hash shows it to be the published one.
-
-    In a folder, a file of the published name is looked for, then ``<name>.pth``. Without a folder
-    the published one is downloaded.
-
-    Raises:
-        MissingFileError: the folder has neither.
-        FetchError: it cannot be downloaded.
-        InputError: the file of the published name has another hash.
-    """
-    if weights_dir is None:
-        checkpoint = open_weights(f"resnest://COCO/{name}")
-        return checkpoint, bool(checkpoint.source.get("verified"))
-    file, own = weights_dir / PUBLICATIONS[name].checkpoint, weights_dir / f"{name}.pth"
-    if not os.path.isfile(file):
-        if not os.path.isfile(own):
-            raise MissingFileError(f"--weights-dir: there is neither {file} nor {own}")
-        return open_weights(own), False
-    promised = promised_hash(file.name)
-    if not sha256(file).startswith(promised):
-        raise InputError(f"{file} is not what was published: its SHA-256 does not start so")
-    return open_weights(file), bool(promised)
-
-
-def measure(name: str, args: argparse.Namespace) -> list[dict]:
-    """Evaluate a model.
+def measure(name: str, output: Path, opts: Sequence[str]) -> list[dict]:
+    """Evaluate a model, the published one unless the options name other MODEL.WEIGHTS.
 
     Returns:
-        a row for each published metric: model, metric, published, measured or NaN, verified.
+        a row for each published metric: model, metric, published, measured or NaN, and whether a
+        hash shows the checkpoint to be the published one.
 
     Raises:
-        InputError: data or weights are not there, or the weights are not the published ones.
+        InputError: data or weights are not there.
     """
-    cfg = load_config(model_zoo.get_config_file(name), args.opts)
-    cfg.OUTPUT_DIR, cfg.TEST.AUG.ENABLED = str(args.output / name), False  # published at one scale
-    choose_device(cfg, required="MODEL.DEVICE" in args.opts[::2])
+    weights = ["MODEL.WEIGHTS", f"resnest://COCO/{name}"]
+    cfg = load_config(model_zoo.get_config_file(name), [*weights, *opts])
+    cfg.OUTPUT_DIR, cfg.TEST.AUG.ENABLED = str(output / name), False  # published at one scale
+    choose_device(cfg, required="MODEL.DEVICE" in opts[::2])
     join_torchrun(cfg.MODEL.DEVICE)
     check_datasets(cfg, train=False)
-    checkpoint, verified = find_checkpoint(name, args.weights_dir)
+    checkpoint = open_weights(cfg.MODEL.WEIGHTS)
     metrics = flatten_results_dict(evaluate_model(cfg, load_for_evaluation(cfg, checkpoint)))
+    verified = bool(checkpoint.source.get("verified"))
     row = {"model": name, "checkpoint": checkpoint.name, "verified": verified}
     return [
         {**row, "metric": metric, "published": value, "measured": metrics.get(metric, math.nan)}
@@ -120,17 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--models", nargs="+", required=True, metavar="NAME", help="names of the zoo, or all")
-    text = "folder of checkpoints, by their published names or NAME.pth (default: download)"
-    add("--weights-dir", type=Path, metavar="DIR", help=text)
     text = "for results.json and the predictions"
     add("--output", type=Path, default=Path("output/reproduce"), metavar="DIR", help=text)
     add("--tolerance", type=float, default=TOLERANCE, metavar="POINTS", help="default: %(default)s")
-    add("--opts", default=[], nargs=argparse.REMAINDER, help="KEY VALUE pairs for every config")
+    text = "KEY VALUE pairs for every config; MODEL.WEIGHTS FILE measures another checkpoint"
+    add("--opts", default=[], nargs=argparse.REMAINDER, help=text)
     args = parser.parse_args(arguments)
     rows: list[dict] = []
     with running():
         for name in choose_models(args.models):
-            rows += measure(name, args)
+            rows += measure(name, args.output, args.opts)
             if comm.is_main_process():  # after each, for an error may end it at the next
                 make_folder(args.output)
                 write_text(args.output / "results.json", json.dumps(rows, indent=1) + "\n")

@@ -28,47 +28,30 @@ class MissingPackageError(InputError, ImportError):
 
 
 def require_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Refuse a value that is not one of a few.
-
-    Raises:
-        ConfigError: the message has the name, what is allowed, and the value.
-    """
+    """Raise a ConfigError unless a value is one of a few; the message names them."""
     allowed = tuple(allowed)
     if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 
 def require_int(name: str, value: Any, least: int) -> None:
-    """Refuse a value that is not an integer of at least ``least``.
-
-    Raises:
-        ConfigError: the message has the name and the value.
-    """
+    """Raise a ConfigError unless a value is an integer of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         kind = "" if isinstance(value, int) else "an integer of "
         raise ConfigError(f"{name} must be {kind}at least {least}, got {value!r}")
 
 
 def require_between(name: str, value: float, least: float, most: float) -> None:
-    """Refuse a number outside of a range, NaN too.
-
-    Raises:
-        ConfigError: the message has the name, the range and the value.
-    """
+    """Raise a ConfigError unless a number is in a range; NaN is in none."""
     if not least <= value <= most:
         raise ConfigError(f"{name} must be between {least:g} and {most:g}, got {value}")
 
 
 def import_extra(name: str, extra: str, purpose: str) -> ModuleType:
-    """Import a module that only an extra of this package installs.
-
-    Args:
-        name: of the module.
-        extra: of this project, ``"export"`` for ``resnest_d2[export]``.
-        purpose: what needs it, the beginning of the message.
+    """Import a module that only ``resnest_d2[<extra>]`` installs.
 
     Raises:
-        MissingPackageError: the module's package is not installed.
+        MissingPackageError: its package is not installed; the message begins with the purpose.
     """
     try:
         return importlib.import_module(name)
@@ -86,11 +69,7 @@ def did_you_mean(
 ) -> str:
     """The end of a message about an unknown name, "; did you mean a or b?", or nothing.
 
-    Args:
-        name: the unknown name.
-        known: the names that exist.
-        cutoff: how alike two names must be, from 0 to 1.
-        first: names that stand before those that are alike.
+    Names in ``first`` stand before those that are as alike as ``cutoff``, from 0 to 1, asks for.
     """
     alike = difflib.get_close_matches(name, list(known), n=3, cutoff=cutoff)
     close = list(dict.fromkeys([*first, *alike]))[:3]

@@ -66,16 +66,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
 
 
 def parse_config(text: str, source: str, opts: Sequence[str] = ()) -> CfgNode:
-    """As :func:`load_config`, from the text of a config that a checkpoint holds.
-
-    Args:
-        text: YAML.
-        source: what messages call it.
-        opts: overrides.
-
-    Raises:
-        ConfigError: as :func:`load_config`.
-    """
+    """As :func:`load_config`, from a text of YAML, which messages call ``source``."""
     return _build(load_values(text, source), source, opts)
 
 
@@ -99,7 +90,7 @@ def _build(loaded: dict[str, Any], source: str, opts: Sequence[str]) -> CfgNode:
     add_project_config(cfg, named)
     if (version := loaded.get("VERSION", cfg.VERSION)) != cfg.VERSION:
         raise ConfigError(f"{source}: VERSION must be {cfg.VERSION}, got {version!r}")
-    with _merging(source, cfg):
+    with _errors_of(source, cfg):
         cfg.merge_from_other_cfg(CfgNode(loaded))
     merge_options(cfg, opts)
     _check_builder(cfg, named)
@@ -125,25 +116,17 @@ def merge_options(cfg: CfgNode, opts: Sequence[Any]) -> None:
     Raises:
         ConfigError: a key that does not exist, or a value that does not fit its key.
     """
-    given = " ".join(map(str, opts))
     if late := next((option for option in opts if str(option).startswith("--")), None):
+        given = " ".join(map(str, opts))
         raise ConfigError(f"{late} must stand before the config's own options: {given}")
-    if len(opts) % 2:
-        raise ConfigError(f"options must be pairs of KEY and VALUE, got {given!r}")
-    known = {*flat_keys(cfg)}
-    for key in opts[::2]:
-        if key not in known and not any(name.startswith(f"{key}.") for name in known):
-            raise ConfigError(f"the command line: there is no key {key}{did_you_mean(key, known)}")
-    with _merging("the command line", cfg):
+    with _errors_of("the command line", cfg):
         cfg.merge_from_list(list(opts))
 
 
 def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
     """Refuse ResNeSt's keys with a plain ResNet's builder, as the authors' fork spells it.
 
-    Args:
-        cfg: the config.
-        named: the keys that a user has set; a default asks for nothing.
+    Only the keys in ``named``, which a user has set, ask for anything.
     """
     builder, resnets = cfg.MODEL.BACKBONE.NAME, cfg.MODEL.RESNETS
     if builder not in PLAIN_BUILDERS:
@@ -159,30 +142,16 @@ def _check_builder(cfg: CfgNode, named: Collection[str]) -> None:
 
 
 @contextmanager
-def _merging(source: str, cfg: CfgNode) -> Iterator[None]:
-    """Let a config be changed, and refuse settings without a value: yacs takes None for any key."""
-    empty = {key for key, value in flat_items(cfg) if value is None}
-    with _errors_of(source, cfg):
-        yield
-    for key, value in flat_items(cfg):
-        if value is None and key not in empty:
-            raise ConfigError(f"{source}: {key} has no value")
-
-
-@contextmanager
 def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
     """Turn what yacs and PyYAML raise on a wrong config into a ConfigError; only their calls.
 
     Args:
         source: the file, or "the command line", which the message begins with.
-        cfg: a config whose keys are suggested for one that does not exist.
+        cfg: a config that is changed; its keys are suggested for one that does not exist.
     """
+    empty = {key for key, value in flat_items(cfg or {}) if value is None}
     try:
         yield
-    except KeyError as error:
-        name = str(error.args[0]).rpartition(" ")[2]
-        hint = did_you_mean(name, flat_keys(cfg or {}))
-        raise ConfigError(f"{source}: {error.args[0]}{hint}") from error
     except OSError as error:
         raise FileError(f"{source}: its _BASE_ cannot be read: {error}") from error
     except yaml.YAMLError as error:  # of a tag that would run code, above all
@@ -191,10 +160,16 @@ def _errors_of(source: str, cfg: CfgNode | None = None) -> Iterator[None]:
         raise ConfigError(f"{source}: it is its own _BASE_, or nested too deep") from error
     except (AttributeError, TypeError) as error:  # of what should be a dict, or a path
         raise ConfigError(f"{source}: it is not keys and values: {error}") from error
-    except (AssertionError, SyntaxError, ValueError) as error:
+    except (AssertionError, KeyError, SyntaxError, ValueError) as error:
         # yacs checks by assertions, evaluates values, and puts whole nodes into its messages.
-        first, *others = str(error).splitlines() or [""]
-        raise ConfigError(f"{source}: {first}{' ... ' + others[-1] if others else ''}") from error
+        first, *others = str(error.args[0] if error.args else error).splitlines() or [""]
+        message = f"{first}{' ... ' + others[-1] if others else ''}"
+        is_unknown = "Non-existent" in message  # the key is its last word
+        hint = did_you_mean(message.split()[-1], flat_keys(cfg or {})) if is_unknown else ""
+        raise ConfigError(f"{source}: {message}{hint}") from error
+    for key, value in flat_items(cfg or {}):  # yacs takes None for any key
+        if value is None and key not in empty:
+            raise ConfigError(f"{source}: {key} has no value")
 
 
 def choose_device(

@@ -5,12 +5,11 @@ A name is a config's path under ``configs/``, with or without its ending: ``"cas
 :mod:`resnest_d2.model_zoo.published`.
 """
 
-import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from ..config import InputError, did_you_mean
-from ..config.load import config_dir, load_config
+from ..config.load import choose_device, config_dir, load_config
 from ..modeling.detector import build_detector
 from .published import PUBLICATIONS
 
@@ -26,8 +25,7 @@ def _known(name: str) -> str:
     """The name without its ending, if there is such a model."""
     stem, known = name.removesuffix(".yaml"), names()
     if stem not in known:
-        # By the last part, so that a folder may be forgotten.
-        last = stem.lower().rpartition("/")[2]
+        last = stem.lower().rpartition("/")[2]  # so that a folder may be forgotten
         same = [n for n in known if n.rpartition("/")[2] == last]
         raise InputError(f"no model {name!r}{did_you_mean(stem.lower(), known, 0.3, same)}")
     return stem
@@ -75,9 +73,8 @@ def get(name: str, trained: bool = False, device: str | None = None) -> nn.Modul
     from ..weights import WeightsCheckpointer, load_weights
 
     cfg = get_config(name, trained)
-    if device is None and not torch.cuda.is_available():
-        device = "cpu"
     cfg.MODEL.DEVICE = device or cfg.MODEL.DEVICE
+    choose_device(cfg, required=device is not None)
     model = build_detector(cfg)
     if trained:
         load_weights(model, cfg.MODEL.WEIGHTS)

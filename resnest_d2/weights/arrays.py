@@ -15,8 +15,6 @@ import numpy as np
 import torch
 
 _KINDS = "biuf"  # booleans, integers, floats
-# Stands for the class, which is an argument here; a text can be neither called nor changed.
-_ARRAY_TYPE = "numpy.ndarray"
 
 
 class _Dict(dict):
@@ -48,19 +46,24 @@ class _Dtype:
 
 
 class _Array:
-    """An array before its state is known."""
+    """An array, whose content comes as its state."""
 
-    def __init__(self, kind: str, shape: tuple, code: Any) -> None:
-        if kind is not _ARRAY_TYPE:
-            raise pickle.UnpicklingError(f"GLOBAL {kind}")
-        self.tensor: torch.Tensor | None = None
+    tensor: torch.Tensor | None = None
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, raw = state
         self.tensor = dtype.read(raw, shape, is_fortran)
 
 
+def _refuse(*arguments: Any) -> None:
+    raise pickle.UnpicklingError("GLOBAL numpy.ndarray as a function")
+
+
 _FUNCTIONS: dict[str, Callable] = {
+    "numpy.ndarray": _refuse,  # the class is an argument of _reconstruct
     "numpy.dtype": _Dtype,
     "collections.OrderedDict": _Dict,
     # Python 2's bytes, and Python 3's empty ones in pickle's second protocol.
@@ -90,46 +93,34 @@ class _Function:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Reads dicts, lists and plain values around arrays; :func:`plain` makes these tensors.
-
-    Args:
-        content: of a file.
-    """
+    """Reads dicts, lists and plain values around arrays; :func:`plain` makes these tensors."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in of a function or class; refuse all others."""
-        full = f"{module}.{name}"
-        if full == _ARRAY_TYPE:
-            return _ARRAY_TYPE
-        if full in _FUNCTIONS:
-            return _Function(full)
-        raise pickle.UnpicklingError(f"GLOBAL {full}")
+        if f"{module}.{name}" not in _FUNCTIONS:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return _Function(f"{module}.{name}")
 
 
 def plain(value: Any, done: dict[int, Any] | None = None) -> Any:
     """Rebuild what was unpickled: tensors for arrays, and dicts whose methods are a dict's.
 
-    A pickle may give an OrderedDict or a tensor attributes that hide their methods.
-
-    Args:
-        value: what was unpickled.
-        done: what was rebuilt so far, by its id: what stands in many places is rebuilt once.
+    A pickle may give an OrderedDict or a tensor attributes that hide their methods. ``done`` has
+    what was rebuilt so far, by its id: what stands in many places is rebuilt once.
     """
     done = {} if done is None else done
-    if id(value) in done:
-        return done[id(value)]
-    if isinstance(value, _Array):
-        found = value.tensor
-    elif isinstance(value, torch.Tensor):
-        found = torch.Tensor.detach(value)
-    elif type(value) in (dict, OrderedDict, _Dict):
-        found = {key: plain(inner, done) for key, inner in dict.items(value)}
-    elif type(value) in (list, tuple):
-        found = type(value)(plain(inner, done) for inner in value)
-    else:
+    if id(value) not in done:
         found = value
-    done[id(value)] = found
-    return found
+        if isinstance(value, _Array):
+            found = value.tensor
+        elif isinstance(value, torch.Tensor):
+            found = torch.Tensor.detach(value)
+        elif type(value) in (dict, OrderedDict, _Dict):
+            found = {key: plain(inner, done) for key, inner in dict.items(value)}
+        elif type(value) in (list, tuple):
+            found = type(value)(plain(inner, done) for inner in value)
+        done[id(value)] = found
+    return done[id(value)]

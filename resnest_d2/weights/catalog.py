@@ -27,11 +27,6 @@ IMAGENET_RGB = InputFormat("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.
 DETECTRON2_RGB = InputFormat("RGB", (123.68, 116.779, 103.939), (58.393, 57.12, 57.375))
 # Detectron2's defaults, with which its MSRA ResNets go.
 MSRA_BGR = InputFormat("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
-# Detectron2's files whose format is in its documentation, by the start of their names.
-DETECTRON2_FILES = {
-    "detectron2://ImageNetPretrained/MSRA/R-": MSRA_BGR,
-    "detectron2://ImageNetPretrained/torchvision/": IMAGENET_RGB,
-}
 
 
 class Backbone(NamedTuple):
@@ -102,15 +97,6 @@ def find(name: str) -> Entry:
     raise InputError(f"unknown weights {name!r}{hint}")
 
 
-def input_format_of(name: str) -> InputFormat | None:
-    """Return the images that weights are made for, by their name; None if it does not tell."""
-    for start, input_format in DETECTRON2_FILES.items():
-        if name.startswith(start):
-            return input_format
-    is_ours = name in entries() or name.startswith((BUCKET, TIMM))
-    return find(name).input_format if is_ours else None
-
-
 @cache
 def entries() -> dict[str, Entry]:
     """All weights that have a name; those of ``timm://`` are timm's own ResNeSts."""
@@ -119,17 +105,15 @@ def entries() -> dict[str, Entry]:
 
 def _list() -> Iterator[Entry]:
     for backbone in BACKBONES:
-        yield Entry(f"{RESNEST}ImageNet/{backbone.name}", _imagenet(backbone), IMAGENET_RGB)
-    for backbone in BACKBONES:
+        name = f"{RESNEST}ImageNet/{backbone.name}"
+        yield Entry(name, _imagenet(backbone), IMAGENET_RGB)
         if backbone.detectron2:
-            name = f"{RESNEST}ImageNet/{backbone.name}_detectron"
-            yield Entry(name, _detectron2(backbone), DETECTRON2_RGB)
+            yield Entry(f"{name}_detectron", _detectron2(backbone), DETECTRON2_RGB)
+        if backbone.timm:
+            yield Entry(TIMM + backbone.timm, (_on_hub(backbone.timm),), IMAGENET_RGB)
     for name, publication in PUBLICATIONS.items():
         input_format = MSRA_BGR if name.startswith("baselines/") else DETECTRON2_RGB
         yield Entry(f"{RESNEST}COCO/{name}", (publication.url,), input_format)
-    for backbone in BACKBONES:
-        if backbone.timm:
-            yield Entry(TIMM + backbone.timm, (_on_hub(backbone.timm),), IMAGENET_RGB)
 
 
 def _on_hub(timm: str) -> str:

@@ -28,24 +28,6 @@ _TRANSLATIONS: dict[str, Callable[[str], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Naming:
-    """How a project names the parts of a ResNeSt or of a detector on it."""
-
-    title: str
-    rules: tuple[Rule, ...]
-    """Patterns of whole keys, because a part would match too much, and the new names."""
-
-    def rename(self, key: str) -> str | None:
-        """Return the key's name in Detectron2, or None if no rule fits."""
-        for pattern, name in self.rules:
-            match = re.fullmatch(pattern, key)
-            if match:
-                groups = match.groupdict().items()
-                return name.format(**{k: _TRANSLATIONS.get(k, str)(v) for k, v in groups})
-        return None
-
-
 def _inside(pattern: str, name: str, *rules: Rule) -> tuple[Rule, ...]:
     return tuple((pattern + inner, name + new) for inner, new in rules)
 
@@ -55,32 +37,27 @@ _ENDS = r"(?P<rest>weight|bias)"
 # A convolution or the norm beside it.
 _CONV = r"(?P<norm>conv(?=\.(?:weight|bias)$)|bn)\." + _REST
 _LEVEL = r"(?P<level>[0-3])\."
-# All projects name the blocks alike.
-_BLOCKS = _inside(
-    r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.",
-    "res{stage}.{block}.",
-    (r"conv(?P<i>[13])\.weight", "conv{i}.weight"),
-    (r"bn(?P<i>[13])\." + _REST, "conv{i}.norm.{rest}"),
-    (r"conv2\.conv\.weight", "conv2.conv.weight"),
-    (r"conv2\.bn\." + _REST, "conv2.bn0.{rest}"),
-    (r"conv2\.(?P<i>bn[01]|fc[12])\." + _REST, "conv2.{i}.{rest}"),
-    (r"downsample\.1\.weight", "shortcut.weight"),
-    (r"downsample\.2\." + _REST, "shortcut.norm.{rest}"),
-)
-_IMAGENET_RULES = (
-    (r"conv1\.(?P<stem>[036])\.weight", "stem.conv1_{stem}.weight"),
-    (r"conv1\.(?P<stem>[14])\." + _REST, "stem.conv1_{stem}.norm.{rest}"),
-    (r"bn1\." + _REST, "stem.conv1_3.norm.{rest}"),
-    *_BLOCKS,
-    (r"fc\." + _ENDS, "linear.{rest}"),
-)
-_OPENMMLAB_RULES = (
-    (r"stem\.(?P<stem>[036])\.weight", "stem.conv1_{stem}.weight"),
-    (r"stem\.(?P<stem>[147])\." + _REST, "stem.conv1_{stem}.norm.{rest}"),
-    *_BLOCKS,
-)
-_MMDETECTION_RULES = (
-    *_inside(r"backbone\.", "backbone.bottom_up.", *_OPENMMLAB_RULES),
+# Where the backbone is in somebody's model.
+_PLACE = r"(?:backbone\.bottom_up\.|bottom_up\.|backbone\.|encoder\.)?"
+# Patterns of whole keys, because a part would match too much, and Detectron2's names.
+_RULES: tuple[Rule, ...] = (
+    *_inside(
+        _PLACE + r"layer(?P<stage>[1-4])\.(?P<block>\d+)\.",
+        "res{stage}.{block}.",
+        (r"conv(?P<i>[13])\.weight", "conv{i}.weight"),
+        (r"bn(?P<i>[13])\." + _REST, "conv{i}.norm.{rest}"),
+        (r"conv2\.conv\.weight", "conv2.conv.weight"),
+        (r"conv2\.bn\." + _REST, "conv2.bn0.{rest}"),
+        (r"conv2\.(?P<i>bn[01]|fc[12])\." + _REST, "conv2.{i}.{rest}"),
+        (r"downsample\.1\.weight", "shortcut.weight"),
+        (r"downsample\.2\." + _REST, "shortcut.norm.{rest}"),
+    ),
+    # The ImageNet files and timm have conv1 and bn1, OpenMMLab has stem.
+    (_PLACE + r"(?:conv1|stem)\.(?P<stem>[036])\.weight", "stem.conv1_{stem}.weight"),
+    (_PLACE + r"(?:conv1|stem)\.(?P<stem>[147])\." + _REST, "stem.conv1_{stem}.norm.{rest}"),
+    (_PLACE + r"bn1\." + _REST, "stem.conv1_3.norm.{rest}"),
+    (_PLACE + r"(?:head\.)?fc\." + _ENDS, "linear.{rest}"),
+    # MMDetection's detectors.
     (r"neck\.lateral_convs\." + _LEVEL + _CONV, "backbone.fpn_lateral{level}{norm}.{rest}"),
     (r"neck\.fpn_convs\." + _LEVEL + _CONV, "backbone.fpn_output{level}{norm}.{rest}"),
     (r"rpn_head\.rpn_conv\." + _ENDS, "proposal_generator.rpn_head.conv.{rest}"),
@@ -102,30 +79,17 @@ _MMDETECTION_RULES = (
         (r"conv_logits\." + _ENDS, "predictor.{rest}"),
     ),
 )
-MMDETECTION = Naming("MMDetection's detectors", _MMDETECTION_RULES)
-# The first of those that fit the most keys is taken.
-FOREIGN = (
-    Naming("the ImageNet files and timm", _IMAGENET_RULES),
-    Naming("OpenMMLab's backbones", (*_OPENMMLAB_RULES, (r"head\.fc\." + _ENDS, "linear.{rest}"))),
-    MMDETECTION,
-)
-DETECTRON2 = "Detectron2"
-DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123]|shortcut))\..+")
-
-_ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
+_DETECTRON2_KEY = re.compile(r"(.*\.)?(stem\.conv1_[123]|res[2-5]\.\d+\.(conv[123]|shortcut))\..+")
 _BACKBONE_KEY = re.compile(r"(stem|res[2-5]|linear)\.")
 _OLD_NORM = re.compile(r"(.*res[2-5]\.\d+\.conv2)\.bn\.(\w+)")
+_ATTENTION_WEIGHT = re.compile(r".*\.conv2\.fc[12]\.weight")
 # What PyTorch's parametrizations, weight norm and spectral norm keep in place of a weight.
 _COMPUTED_FROM = re.compile(
     r"(?:.*\.)?(?:stem|conv1|res[2-5]|layer[1-4])\..*"
     r"\.(?:parametrizations\.\w+\.original\d*|weight_(?:g|v|orig))"
 )
-# Counters and copies of averages, which lie among the weights.
-_AVERAGING = re.compile(r"n_averaged|steps|ema_[a-z_0-9]+")
-# DistributedDataParallel, Lightning and torch.compile put these before every key.
+# DistributedDataParallel, Lightning and torch.compile put these before every key but counters.
 _WRAPPERS = {"module", "model", "_orig_mod"}
-# Places of the backbone in somebody's model.
-_PLACES = ("backbone.bottom_up.", "bottom_up.", "backbone.", "encoder.")
 
 
 def convert(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -154,29 +118,34 @@ def rename_resnest(checkpoint: Checkpoint) -> Checkpoint:
     """As :func:`rename`, and see that it is a ResNeSt.
 
     Raises:
-        UnreadableError: keys fit no known naming, or none is of a block's 3x3 convolution.
+        UnreadableError: no known name is of a block's 3x3 convolution.
     """
     renamed = rename(checkpoint)
-    if not renamed.naming or not any(".conv2." in key for key in renamed.weights):
+    if not any(re.search(r"res[2-5]\.\d+\.conv2\.", key) for key in renamed.weights):
         raise UnreadableError(
-            f"{checkpoint.name} holds no known ResNeSt: its keys fit no known naming, or none is "
-            f"of a block's 3x3 convolution ({_listed(renamed.weights)})"
+            f"{checkpoint.name} holds no known ResNeSt: no known name is of a block's 3x3 "
+            f"convolution ({_listed(renamed.weights)})"
         )
     return renamed
 
 
 def rename(checkpoint: Checkpoint) -> Checkpoint:
-    """Give a checkpoint's weights Detectron2's names; where none fits a known naming, all stay.
+    """Give a checkpoint's weights Detectron2's names; where none is known, all stay.
 
     Those of a backbone alone have no prefix. Files in other names than Detectron2's are for RGB,
     as all of the projects that use them normalise it.
     """
-    named = {k: v for k, v in checkpoint.weights.items() if not _AVERAGING.fullmatch(k)}
-    while len(first := {key.partition(".")[0] for key in named}) == 1 and first <= _WRAPPERS:
-        named = {key.partition(".")[2]: value for key, value in named.items()}
+    named, input_format = checkpoint.weights, checkpoint.input_format
+    while len(first := {k.partition(".")[0] for k in named if "." in k}) == 1:
+        if not first <= _WRAPPERS:
+            break
+        named = {key.partition(".")[2] or key: value for key, value in named.items()}
     named = _without_pruning(checkpoint.name, named)
-    naming, names = _recognize(named)
-    if not naming:
+    if any(map(_DETECTRON2_KEY.fullmatch, named)):
+        names = _from_detectron2(named)
+    else:
+        names, input_format = _from_others(named), input_format or IMAGENET_RGB
+    if not any(names.values()):
         return checkpoint
     weights: dict[str, torch.Tensor] = {}
     unknown = []
@@ -187,18 +156,46 @@ def rename(checkpoint: Checkpoint) -> Checkpoint:
         is_matrix = named[old].ndim == 2 and _ATTENTION_WEIGHT.fullmatch(new)
         weights[new] = named[old][:, :, None, None] if is_matrix else named[old]
     if unknown:
-        message = "%s: %d keys do not fit the naming of %s and are left out: %s"
-        logger.warning(message, checkpoint.name, len(unknown), naming, _listed(unknown))
-    backbone = _backbone(weights)
+        message = "%s: %d keys have no known name and are left out: %s"
+        logger.warning(message, checkpoint.name, len(unknown), _listed(unknown))
+    by_suffix = checkpoint.by_suffix or all(map(_BACKBONE_KEY.match, weights))
     return replace(
         checkpoint,
-        weights=weights if backbone is None else backbone,
-        by_suffix=checkpoint.by_suffix or backbone is not None,
+        weights=weights,
+        by_suffix=by_suffix,
         author="resnest_d2",
-        naming=naming,
-        # The detectors differ by less than a warning is worth.
-        input_format=checkpoint.input_format or (IMAGENET_RGB if naming != DETECTRON2 else None),
+        input_format=input_format,
     )
+
+
+def _from_detectron2(keys: Iterable[str]) -> dict[str, str | None]:
+    """New names by the old ones, None for what does not belong to a bare backbone."""
+    names = {key: _OLD_NORM.sub(r"\1.bn0.\2", key) for key in keys}
+    bare = {key: re.sub(f"^{_PLACE}", "", name) for key, name in names.items()}
+    if all(map(_BACKBONE_KEY.match, bare.values())):
+        return dict(bare)
+    if any(_BACKBONE_KEY.match(k) and _DETECTRON2_KEY.fullmatch(k) for k in keys):
+        return {k: name if _BACKBONE_KEY.match(k) else None for k, name in names.items()}
+    return dict(names)  # a detector, which may have any other parts
+
+
+def _from_others(keys: Iterable[str]) -> dict[str, str | None]:
+    """New names by those of other projects, None for a key that no rule fits."""
+    names = {key: _translate(key) for key in keys}
+    if all(_BACKBONE_KEY.match(name) for name in names.values() if name):
+        return names
+    return {
+        key: f"backbone.bottom_up.{name}" if name and _BACKBONE_KEY.match(name) else name
+        for key, name in names.items()
+    }
+
+
+def _translate(key: str) -> str | None:
+    for pattern, name in _RULES:
+        if match := re.fullmatch(pattern, key):
+            groups = match.groupdict().items()
+            return name.format(**{k: _TRANSLATIONS.get(k, str)(v) for k, v in groups})
+    return None
 
 
 def _without_pruning(name: str, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -219,44 +216,6 @@ def _without_pruning(name: str, weights: dict[str, torch.Tensor]) -> dict[str, t
             "remove_weight_norm or remove_spectral_norm, and save it again"
         )
     return weights
-
-
-def _backbone(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor] | None:
-    """The weights without a detector's prefix if they are a backbone's alone, else None."""
-    for place in ("", *_PLACES):
-        if all(key.startswith(place) for key in weights):
-            bare = {key.removeprefix(place): value for key, value in weights.items()}
-            if all(_BACKBONE_KEY.match(key) for key in bare):
-                return bare
-    return None
-
-
-def _recognize(keys: Iterable[str]) -> tuple[str, dict[str, str | None]]:
-    """Return the naming that most keys fit, "" if none does, and the new names by the old ones.
-
-    A new name is None for a key that the naming does not have.
-    """
-    if any(DETECTRON2_KEY.fullmatch(key) for key in keys):
-        # A detector may have any other parts, a bare backbone none.
-        is_bare = any(_BACKBONE_KEY.match(k) and DETECTRON2_KEY.fullmatch(k) for k in keys)
-        foreign = {k for k in keys if is_bare and not _BACKBONE_KEY.match(k)}
-        renamed = {k: None if k in foreign else _OLD_NORM.sub(r"\1.bn0.\2", k) for k in keys}
-        return DETECTRON2, renamed
-    bare = _without_place(keys)
-    renamings = [{k: naming.rename(name) for name, k in bare.items()} for naming in FOREIGN]
-    counts = [sum(new is not None for new in names.values()) for names in renamings]
-    best = counts.index(max(counts))
-    return FOREIGN[best].title if counts[best] else "", renamings[best]
-
-
-def _without_place(keys: Iterable[str]) -> dict[str, str]:
-    """Return foreign keys by their names without the backbone's prefix, unless that is theirs."""
-    if not any(MMDETECTION.rename(k) and not k.startswith("backbone.") for k in keys):
-        for place in _PLACES:
-            bare = {key.removeprefix(place): key for key in keys}
-            if any(key.startswith(place) for key in keys) and len(bare) == len(set(keys)):
-                return bare
-    return {key: key for key in keys}
 
 
 def _listed(keys: Iterable[Any], most: int = 20) -> str:

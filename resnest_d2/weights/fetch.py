@@ -118,21 +118,20 @@ def _read(source: str, entry: Entry, folder: Path) -> Checkpoint:
     """Read a source's file, check it, and give its tensors Detectron2's names."""
     if source.startswith(HUB):
         file = download(source)
-        promised = promised_hash(file.resolve().name)  # the hub's cache has files by their SHA-256
     else:
         file = _download(source, folder) if "://" in source else Path(source)
-        promised = promised_hash(file_name(source))
     if not os.path.isfile(file):
         raise FetchError("there is no such file")
-    checkpoint = read_checkpoint(file, "it")
-    actual = sha256(file)
-    if not actual.startswith(promised):
-        raise FetchError(f"wrong hash: SHA-256 starts with {actual[:8]}, not {promised}")
+    checkpoint, digest = read_checkpoint(file, "it"), sha256(file)
+    # The hub's cache has files by their SHA-256, and links to them.
+    promised = _promised_hash(file.name) or _promised_hash(file.resolve().name)
+    if not digest.startswith(promised):
+        raise FetchError(f"wrong hash: SHA-256 starts with {digest[:8]}, not {promised}")
     converted = rename(checkpoint)
     if not promised:
         message = "%s has no hash to check it against; it was read as tensors only"
         logger.warning(message, source)
-    facts = {"source": source, "sha256": actual, "verified": bool(promised)}
+    facts = {"source": source, "sha256": digest, "verified": bool(promised)}
     return replace(converted, input_format=entry.input_format, source=facts)
 
 
@@ -149,7 +148,7 @@ def _download(url: str, folder: Path) -> Path:
     return file
 
 
-def promised_hash(name: str) -> str:
-    """Return the start of SHA-256 that a file's name promises; "" if it promises none."""
+def _promised_hash(name: str) -> str:
+    """The start of SHA-256 that a file's name promises; "" if it promises none."""
     match = re.search(r"(?<=-)[0-9a-f]{8,64}(?=\.\w+$)|^[0-9a-f]{64}$", name)
     return match[0] if match else ""

@@ -1,14 +1,12 @@
 """Files of weights: one schema, read without executing anything in a file, written as a whole."""
 
 import json
-import math
 import os
 import pickle
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,10 +75,12 @@ class InputFormat:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def fits(self, other: "InputFormat") -> bool:
-        """Return whether weights for one of them work with the other."""
+        """Return whether weights for one of them work with the other, as far as is known."""
+        if len(self.mean) != len(other.mean):  # the stem is fitted to another number of channels
+            return True
         if self.channels and other.channels and self.channels != other.channels:
             return False
-        pairs = zip_longest(self.mean + self.std, other.mean + other.std, fillvalue=math.inf)
+        pairs = zip(self.mean + self.std, other.mean + other.std, strict=False)
         return all(abs(a - b) <= _TOLERANCE for a, b in pairs)
 
 
@@ -115,8 +115,6 @@ class Checkpoint:
     """Everything that training keeps beside its weights; it is never written here."""
     source: dict[str, Any] = field(default_factory=dict)
     """The file that this one was made from."""
-    naming: str = ""
-    """The project whose names the weights had before they were renamed; "" for unknown names."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of a file that ``DetectionCheckpointer`` loads."""
@@ -151,25 +149,26 @@ def read_checkpoint(path: str | Path, name: str = "", average: bool = False) -> 
         is_folder = " (it is a folder)" if os.path.isdir(path) else ""
         raise MissingFileError(f"there is no file {name}{is_folder}")
     ending = Path(path.name.partition("?")[0]).suffix  # files of addresses keep their query
-    safe_open = None
-    if ending == ".safetensors":
-        safe_open = import_extra("safetensors", "hub", f"reading {name}").safe_open
     with _reader_errors(name), path.open("rb") as stream:
-        if text := _describe_text(stream.read(512)):
-            raise UnreadableError(f"{name} is {text}")
+        head = stream.read(512)
+        if re.match(rb"\s*<(!doctype|html|\?xml|error)", head, re.IGNORECASE):
+            page = "a web page: a server's answer saved in place of the weights"
+            raise UnreadableError(f"{name} is {page}")
+        if head.startswith(LFS_POINTER):
+            raise UnreadableError(f"{name} is {IS_POINTER}")
         stream.seek(0)
-        if safe_open:
-            content = _read_safetensors(path, safe_open)
+        if ending == ".safetensors":
+            content = _read_safetensors(path, name)
         elif ending == ".pkl":
             content = plain(ArrayUnpickler(stream.read()).load())
         else:
             content = plain(torch.load(stream, map_location="cpu", weights_only=True))
     if not isinstance(content, dict):
         raise UnreadableError(f"{name} is of type {type(content).__name__}, not a dict of tensors")
-    return _sort(content, ending, name, average)
+    return _checkpoint_of(content, ending, name, average)
 
 
-def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Checkpoint:
+def _checkpoint_of(content: dict[Any, Any], ending: str, name: str, average: bool) -> Checkpoint:
     containers = (*_AVERAGED, *_TRAINED) if average else (*_TRAINED, *_AVERAGED)
     container, weights = find_tensors(content, containers)
     if average and not {*container.split(".")} & {*_AVERAGED}:
@@ -180,27 +179,25 @@ def _sort(content: dict[Any, Any], ending: str, name: str, average: bool) -> Che
         is_number = value.dtype in _FLOATS or not key.endswith(_COMPUTED)
         is_odd = value.is_meta or value.is_quantized or value.is_nested
         if is_odd or value.layout != torch.strided or not is_number:
-            layout = "nested" if value.is_nested else value.layout
-            kind = f"{value.device.type}, {layout}, {value.dtype}"
+            kind = f"{value.device.type}, {value.layout}, {value.dtype}"
             raise UnreadableError(f"{name}: {key} is a tensor of an unsupported kind ({kind})")
-    author, by_suffix = content.get("__author__"), content.get("matching_heuristics")
+    author = _validated(StrictStr, content.get("__author__")) or ""
+    by_suffix = content.get("matching_heuristics") is True
     if container != "model" and ending == ".pkl":  # Detectron's, as Detectron2 tells them
         weights = {k: v for k, v in weights.items() if not k.endswith("_momentum")}
         author, by_suffix = "Caffe2", True
-    config, source = content.get(CONFIG_KEY), content.get("source")
-    is_source = isinstance(source, dict) and all(isinstance(v, str | bool) for v in source.values())
-    is_config = isinstance(config, str) and re.search("^MODEL:", config, re.MULTILINE)
+    config = _validated(StrictStr, content.get(CONFIG_KEY)) or ""
     return Checkpoint(
         name,
         weights,
-        by_suffix is True,
-        author if isinstance(author, str) else "",
-        _validated(InputFormat, content.get(INPUT_KEY)),
-        _classes_of(content),
-        config if is_config else "",
+        by_suffix,
+        author,
+        input_format=_validated(InputFormat, content.get(INPUT_KEY)),
+        classes=_classes_of(content),
+        config=config if re.search("^MODEL:", config, re.MULTILINE) else "",
         # Other projects use other containers, and keep other things beside them.
-        {k: v for k, v in content.items() if container == "model" and k != "model"},
-        source if is_source else {},
+        rest={k: v for k, v in content.items() if container == "model" and k != "model"},
+        source=_validated(dict[str, str | bool], content.get("source")) or {},
     )
 
 
@@ -217,7 +214,7 @@ def find_tensors(
     return "", {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
 
 
-def _validated(kind: type, value: Any) -> Any:
+def _validated(kind: Any, value: Any) -> Any:
     """Read a value that a file may well have in another form, or not at all: then it is None."""
     try:
         return TypeAdapter(kind).validate_python(value)
@@ -238,56 +235,37 @@ def _classes_of(content: Mapping[Any, Any]) -> dict[str, Any]:
     return next((classes for one in found if (classes := _validated(Classes, one))), {})
 
 
-def _describe_text(head: bytes) -> str | None:
-    """Say what a file that begins like this is; None if it may be a checkpoint."""
-    if re.match(rb"\s*<(!doctype|html|\?xml|error)", head, re.I):
-        return "a web page: a server's answer saved in place of the weights"
-    if head.startswith(LFS_POINTER):
-        return IS_POINTER
-    # torch and pickle write control characters early on; texts have none.
-    if re.fullmatch(rb"[\t\r\n\x20-\xff]*", head):
-        return "a text, not weights" if head else "empty"
-    return None
-
-
 def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
-    """Write everything but ``rest``, whole or not at all.
+    """Write everything but ``rest``, whole or not at all, to a file with one of ``ENDINGS``.
 
-    The target has one of ``ENDINGS``. A safetensors file has the values beside the tensors as JSON
-    in its metadata.
+    A safetensors file has the values beside the tensors as JSON in its metadata.
 
     Raises:
-        MissingPackageError: safetensors is not installed and the target is such a file.
-        FileError: the file cannot be written.
+        InputError: the file cannot be written, or safetensors is not installed.
     """
     content = checkpoint.to_dict()
     # Views would drag along all of their memory.
     content["model"] = {k: v.detach().clone().contiguous() for k, v in content["model"].items()}
-    save = None
-    if target.suffix == ".safetensors":
-        save = import_extra("safetensors.torch", "hub", f"writing {target}").save
     with replacing(target) as temporary:
-        if save is None:
-            save_content(content, temporary)
-        else:
+        if target.suffix == ".safetensors":
+            library = import_extra("safetensors.torch", "hub", f"writing {target}")
             beside = {key: json.dumps(value) for key, value in content.items() if key != "model"}
-            temporary.write_bytes(save(content["model"], {"format": "pt", **beside}))
+            temporary.write_bytes(library.save(content["model"], {"format": "pt", **beside}))
+        else:
+            save_content(content, temporary)
 
 
 def save_content(content: Mapping[str, Any], file: Path) -> None:
-    """``torch.save``, which tells of a full disk by an OSError.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """``torch.save``, which tells of a full disk by an OSError."""
     try:
         torch.save(dict(content), file)
     except RuntimeError as error:  # PyTorch's own, of its archives
         raise OSError(None, str(error).partition("\n")[0]) from error
 
 
-def _read_safetensors(path: Path, safe_open: Any) -> dict[str, Any]:
-    with safe_open(path, framework="pt") as file:
+def _read_safetensors(path: Path, name: str) -> dict[str, Any]:
+    library = import_extra("safetensors", "hub", f"reading {name}")
+    with library.safe_open(path, framework="pt") as file:
         content: dict[str, Any] = {"model": {key: file.get_tensor(key) for key in file.keys()}}  # noqa: SIM118
         metadata = file.metadata() or {}
     for key, value in metadata.items():
@@ -306,7 +284,7 @@ def _reader_errors(name: str) -> Iterator[None]:
     """Turn what a reader raises into an UnreadableError; put nothing but its call inside."""
     try:
         yield
-    except UnreadableError:
+    except InputError:
         raise
     except PermissionError as error:
         raise FileError(f"{name} cannot be read: {error.strerror}") from error
@@ -318,8 +296,6 @@ def _reader_errors(name: str) -> Iterator[None]:
                 "reading them could execute anything; save nothing but its state dict, "
                 'torch.save({"model": model.state_dict()}, ...), where it comes from'
             )
-        elif "TorchScript" in str(error):
-            reason = "is a TorchScript program, not a checkpoint; give the one it was made from"
         elif isinstance(error, pickle.UnpicklingError):  # PyTorch advises to unpickle it all
             reason = "is no checkpoint, or a damaged one"
         else:

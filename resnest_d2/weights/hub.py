@@ -5,7 +5,6 @@ Tokens, caches and other endpoints are huggingface_hub's own: ``hf auth login``,
 """
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -29,14 +28,15 @@ def download(path: str) -> Path:
     user, repository, file = [*path.removeprefix(HUB).split("/", 2), "", ""][:3]
     if not (user and repository):
         raise InputError(f"{path!r} is not of the form {HUB}user/repository or .../file")
-    library, name = _library(path), f"{user}/{repository}"
+    library, name = import_extra("huggingface_hub", "hub", path), f"{user}/{repository}"
     try:
-        file = file or _only(name, library.list_repo_files(name))
-        return Path(library.hf_hub_download(name, file))
-    except InputError:
-        raise
+        files = [file] if file else sorted(filter(_is_weights, library.list_repo_files(name)))
+        if len(files) == 1:
+            return Path(library.hf_hub_download(name, files[0]))
     except Exception as error:  # its HTTP client and its accelerators raise types of their own
         raise FetchError(f"cannot get {path}: {first_line(error)}") from error
+    listed = f"several weight files: add one of {', '.join(files)}" if files else "no weights"
+    raise InputError(f"{path} holds {listed}")
 
 
 def open_hub(name: str) -> ModuleType:
@@ -48,7 +48,7 @@ def open_hub(name: str) -> ModuleType:
     """
     if name.count("/") != 1 or not all(name.split("/")):
         raise InputError(f"--hub must be user/repository, got {name!r}")
-    return _library(f"--hub {name}")
+    return import_extra("huggingface_hub", "hub", f"--hub {name}")
 
 
 def upload(name: str, files: dict[str, Path]) -> str:
@@ -65,14 +65,13 @@ def upload(name: str, files: dict[str, Path]) -> str:
         the repository's address.
 
     Raises:
-        InputError: as :func:`open_hub`.
-        FileError: the hub does not take them.
+        InputError: as :func:`open_hub`, or the hub does not take them.
     """
     library = open_hub(name)
     try:
         address = library.create_repo(name, exist_ok=True)
         adding = [library.CommitOperationAdd(path, str(file)) for path, file in files.items()]
-        old = {file for file in library.list_repo_files(name) if _is_weights(file)} - files.keys()
+        old = {*filter(_is_weights, library.list_repo_files(name))} - files.keys()
         removing = [library.CommitOperationDelete(file) for file in old]
         text = f"Weights, config and card of {name}"
         library.create_commit(name, [*adding, *removing], commit_message=text)
@@ -81,24 +80,12 @@ def upload(name: str, files: dict[str, Path]) -> str:
     return str(address)
 
 
+def _is_weights(file: str) -> bool:
+    return "/" not in file and Path(file).suffix in ENDINGS
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message, without the brackets of urllib and the system."""
     text = str(getattr(error, "reason", "") or error).strip().partition("\n")[0]
     text = re.sub(r"^\[Errno -?\d+\] ", "", text)
     return f"HTTP {error.code} {text}" if hasattr(error, "code") else text or type(error).__name__
-
-
-def _library(purpose: str) -> ModuleType:
-    return import_extra("huggingface_hub", "hub", purpose)
-
-
-def _is_weights(file: str) -> bool:
-    return "/" not in file and Path(file).suffix in ENDINGS
-
-
-def _only(name: str, files: Iterable[str]) -> str:
-    found = sorted(filter(_is_weights, files))
-    if len(found) != 1:
-        listed = f"several weight files: add one of {', '.join(found)}" if found else "no weights"
-        raise InputError(f"{HUB}{name} holds {listed}")
-    return found[0]

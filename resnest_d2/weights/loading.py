@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.modeling.backbone import ResNet
 from detectron2.utils.logger import log_first_n
 from torch import nn
@@ -18,7 +17,6 @@ from torch import nn
 from ..config import InputError
 from ..files import PathManager
 from ..modeling.resnest import ResNeSt
-from .catalog import input_format_of
 from .convert import network_of, rename
 from .fetch import FetchError
 from .files import Checkpoint, UnreadableError, of_model, read_checkpoint
@@ -48,52 +46,34 @@ def open_weights(path: str | os.PathLike, average: bool = False) -> Checkpoint:
         FetchError: it cannot be fetched.
         UnreadableError: it is no checkpoint, or is damaged.
     """
-    path, by_suffix = str(path), False
-    if path.endswith(f"?{HEURISTICS}") or path.endswith(f"&{HEURISTICS}"):
-        path, by_suffix = path[: -len(HEURISTICS) - 1], True
-    local = _local_path(path)
-    name = path if local == path else f"{path} (at {local})"
-    checkpoint = read_checkpoint(local, name, average)
-    return replace(
-        checkpoint,
-        name=path,
-        by_suffix=by_suffix or checkpoint.by_suffix,
-        input_format=checkpoint.input_format or input_format_of(path),
-    )
-
-
-def _local_path(path: str) -> str:
-    """The file that an address stands for; whatever else a user's own handler raises is theirs."""
-    if "://" not in path:
-        return path
-    try:
-        return PathManager.get_local_path(path)
-    except InputError:
-        raise
-    except (OSError, HTTPException) as error:  # of the web, or the disk
-        raise FetchError(f"cannot get {path}: {error}") from error
+    given = str(path)
+    path = local = re.sub(rf"[?&]{HEURISTICS}$", "", given)
+    if "://" in path:
+        try:
+            local = PathManager.get_local_path(path)
+        except InputError:
+            raise
+        except (OSError, HTTPException) as error:  # a handler's other errors are its own
+            raise FetchError(f"cannot get {path}: {error}") from error
+    checkpoint = read_checkpoint(local, path if local == path else f"{path} (at {local})", average)
+    by_suffix = checkpoint.by_suffix or path != given
+    return replace(checkpoint, name=path, by_suffix=by_suffix)
 
 
 class WeightsCheckpointer(DetectionCheckpointer):
-    """``DetectionCheckpointer`` that reads every known file, and keeps the report on what fitted.
-
-    Files are read without executing anything in them, and foreign names are converted. A file of
-    another network than the model's is refused; one for other images is warned of.
-    """
+    """``DetectionCheckpointer`` that reads every known file, and keeps what it says of the fit."""
 
     incompatible: Any = None
 
     def load(
         self, path: str | Checkpoint, checkpointables: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """Load as the base class does, also a checkpoint that has been opened.
+        """Load as the base class does, also a checkpoint that has been opened; "" loads nothing.
 
-        Args:
-            path: the checkpoint; "" loads nothing.
-            checkpointables: names of what is loaded beside the model; None for all there is.
+        Foreign names are converted; a warning tells of a file for other images.
 
         Returns:
-            what the file holds besides.
+            what the file holds besides the model and the checkpointables.
 
         Raises:
             InputError: as :func:`open_weights`.
@@ -107,25 +87,17 @@ class WeightsCheckpointer(DetectionCheckpointer):
         found, expected = network_of(checkpoint.weights), network_of(states)
         if found and expected and not found.fits(expected):
             raise UnreadableError(f"{checkpoint.name} is of a {found}, the model has a {expected}")
+        # The names of a model that was trained here may be those of another project's files.
         is_own = all(
             k in states and states[k].ndim == v.ndim for k, v in checkpoint.weights.items()
         )
-        # The names of a model that was trained here may be those of another project's files.
         if not is_own:
             checkpoint = rename(checkpoint)
+        self._warn_of_other_images(checkpoint)
         weights = _fit_channels(checkpoint, states)
-        if weights is None:
-            weights = dict(checkpoint.weights)  # the base class takes out what does not fit
-            self._warn_of_other_images(checkpoint)
-        if checkpoint.by_suffix and not is_own:
-            is_caffe2 = checkpoint.author == "Caffe2"
-            try:
-                weights = align_and_update_state_dicts(states, weights, is_caffe2)
-            except (AssertionError, ValueError) as error:  # its checks on names, mostly wordless
-                raise UnreadableError(
-                    f"{checkpoint.name} does not fit the model: several names match alike"
-                ) from error
-        self.incompatible = self._load_model({"model": weights})
+        by_suffix = checkpoint.by_suffix and not is_own
+        facts = {"__author__": checkpoint.author, "matching_heuristics": by_suffix}
+        self.incompatible = self._load_model({"model": weights, **facts})
         self._log_incompatible_keys(self.incompatible)
         require_finite(self.model, checkpoint.name)
         rest = dict(checkpoint.rest)
@@ -188,31 +160,29 @@ class WeightsCheckpointer(DetectionCheckpointer):
     def describe(self, untouched: Sequence[str], kind: str = "parameters") -> str:
         """The middle of a message on parameters that no file has reached, and why not."""
         text = f"leaves {len(untouched)} {kind} at random values, in {_submodules(untouched)}"
-        for name, theirs, ours in (
-            self.incompatible.incorrect_shapes[:1] if self.incompatible else ()
-        ):
+        if self.incompatible and self.incompatible.incorrect_shapes:
+            name, theirs, ours = self.incompatible.incorrect_shapes[0]
             text += f" ({name} has shape {theirs} in the file and {ours} in the model)"
         return text
 
 
 def _fit_channels(
     checkpoint: Checkpoint, states: dict[str, torch.Tensor]
-) -> dict[str, torch.Tensor] | None:
-    """Fit a stem for three channels to a model of another number of them.
+) -> dict[str, torch.Tensor]:
+    """Copy the weights, with a stem for three channels fitted to a model of another number.
 
     Every channel gets the sum of the three filters over the number of channels, so that the
-    response to equal channels stays as it is. Return the weights, or None if they fit as they are.
+    response to equal channels stays as it is.
     """
-    weights = checkpoint.weights
-    for name in (k for k, value in states.items() if STEM.search(k) and value.ndim == 4):
+    weights = dict(checkpoint.weights)  # the base class takes out what does not fit
+    for name in filter(STEM.search, states):
         needs = states[name].shape[1]
         for key in (key for key in weights if f".{name}".endswith(f".{key}")):
             if weights[key].shape[1:2] == (3,) and needs != 3:
-                summed = weights[key].sum(1, keepdim=True) / needs
+                weights[key] = weights[key].sum(1, keepdim=True).repeat_interleave(needs, 1) / needs
                 message = "%s has filters for three channels: summed and divided among %d, in %s"
                 logger.warning(message, checkpoint.name, needs, name)
-                return {**weights, key: summed.repeat_interleave(needs, 1)}
-    return None
+    return weights
 
 
 def require_finite(model: nn.Module, source: str) -> None:
@@ -252,8 +222,7 @@ def load_weights(
         names of the parameters and statistics that the file left untouched.
 
     Raises:
-        MissingFileError: there is no such file.
-        UnreadableError: the file is no checkpoint, is damaged or is of another network.
+        InputError: as :meth:`WeightsCheckpointer.load`.
         UntrainedParametersError: the file left something untouched.
     """
     checkpointer = WeightsCheckpointer(model)

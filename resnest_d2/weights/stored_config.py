@@ -34,22 +34,19 @@ def config_to_use(config_file: str, opts: Sequence[str], checkpoint: Checkpoint 
     """The config for using trained weights.
 
     A file is taken as it stands, and one warning lists where the weights were trained with other
-    settings. Without a file the checkpoint's own config counts. The options count over both.
-
-    Args:
-        config_file: a YAML file, or "".
-        opts: overrides.
-        checkpoint: of the weights, if there are any.
+    settings. Without a file, "", the checkpoint's own config counts. Options count over both.
 
     Raises:
-        MissingFileError: there is no such file.
         InputError: there is neither a file nor a config in the checkpoint, or the config is wrong.
     """
     text = checkpoint.config if checkpoint else ""
     if config_file:
         cfg = load_config(config_file, opts)
-        if text:
-            _warn_of_others(cfg, config_file, text, checkpoint.name, opts)
+        changes = describe_changes(text, config_text(cfg))
+        changed = [k for k in changes if k.startswith(RESULT_KEYS) and k not in opts[::2]]
+        if listed := [f"{key} {changes[key]}" for key in changed]:
+            message = "%s was trained with other settings than those of %s, which count: %s"
+            logger.warning(message, checkpoint.name, config_file, "; ".join(listed))
         return cfg
     if not text:
         reason = f"{checkpoint.name} holds no config" if checkpoint else "no weights are given"
@@ -65,20 +62,6 @@ def config_to_use(config_file: str, opts: Sequence[str], checkpoint: Checkpoint 
     return cfg
 
 
-def _warn_of_others(
-    cfg: CfgNode, config_file: str, text: str, name: str, opts: Sequence[str]
-) -> None:
-    try:
-        theirs = parse_config(text, f"the config in {name}", opts)
-    except ConfigError as error:  # of another project, with keys of its own
-        logger.warning("%s counts alone, for %s", config_file, error)
-        return
-    changes = _differences(*(dict(flat_items(one)) for one in (theirs, cfg)))
-    if listed := [f"{k} {v}" for k, v in changes.items() if k.startswith(RESULT_KEYS)]:
-        message = "%s was trained with other settings than those of %s, which count: %s"
-        logger.warning(message, name, config_file, "; ".join(listed))
-
-
 def describe_changes(before: str, after: str) -> dict[str, str]:
     """What differs between two texts of configs, ``{"SOLVER.BASE_LR": "0.02 -> 0.01"}``.
 
@@ -88,8 +71,8 @@ def describe_changes(before: str, after: str) -> dict[str, str]:
         return {}
     try:  # a trainer of the user's may have added keys that nobody else knows
         texts = [load_values(text, "the stored config") for text in (before, after)]
-    except ConfigError as error:  # a resumed run needs no words on it to go on
-        logger.warning("What has changed since is not known: %s", error)
+    except ConfigError as error:
+        logger.warning("Settings are not compared: %s", error)
         return {}
     defaults = get_cfg()
     add_resnest_config(defaults)
