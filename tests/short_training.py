@@ -5,7 +5,7 @@ from pathlib import Path
 
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer, TrainingOptions, load_config
-from resnest_d2.engine.finetune import fit_config, read_own_data, register, write_annotations
+from resnest_d2.engine.finetune import ANNOTATIONS, fit_config, read_own_data, register
 
 KEYS = {
     "MODEL.DEVICE": "cpu",
@@ -68,5 +68,6 @@ def use_own_data(cfg, args, num_processes=1, classes=None):
     fit_config(cfg, args, data, num_processes)
     register(data, cfg.OUTPUT_DIR)
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    write_annotations(data, cfg.OUTPUT_DIR)
+    if data[1]:
+        data[1].write(Path(cfg.OUTPUT_DIR) / ANNOTATIONS)
     return data

@@ -123,7 +123,6 @@ def test_the_command_line_counts_over_the_choice(folder):
         (["--model", "mask_resnest5"], "no model 'mask_resnest5'; did you mean"),
         (["--eval-only"], "--eval-only: --data holds no validation part"),
         (["--model", "mmdet/mask_resnet50"], "no model .*; did you mean .*mmdet/mask_resnest50"),
-        (["--output", "a", "OUTPUT_DIR", "b"], "--output and OUTPUT_DIR are two ways"),
     ],
 )
 def test_what_contradicts_itself(folder, words, message, tmp_path):
@@ -184,7 +183,10 @@ def test_a_folder_becomes_a_model_that_one_can_look_at(folder, tmp_path):
     assert "5 of 5 inputs drawn to output/squares/drawn" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["OUTPUT_DIR", "mine"], ["--output", "mine"]])
+@pytest.mark.parametrize(
+    "words",
+    [["OUTPUT_DIR", "mine"], ["--output", "mine"], ["--output", "x", "OUTPUT_DIR", "mine"]],
+)
 def test_the_folder_that_is_named_counts(folder, words):
     assert expanded("--data", folder, *words)[1].OUTPUT_DIR == "mine"
 

@@ -90,10 +90,11 @@ def test_the_best_is_known_over_a_stop(tmp_path):
         ("bbox/AP", {}, None),
         ("bbox/AP-seven", {}, None),
         ("digits_val/bbox/AP", TWO, None),
-        ("bbox/AP", TWO, "there are digits_val/bbox/AP, .*digits_train/segm/AP and others"),
-        ("digits_val/bbox/AP", {}, "on DATASETS.TEST .*; there are bbox/AP, segm/AP and"),
+        ("bbox/AP", TWO, "did you mean digits_val/bbox/AP"),
+        ("digits_val/bbox/AP", {}, r"on DATASETS.TEST \['digits_val'\]; did you mean bbox/AP"),
         ("bbox/APP", {}, "did you mean bbox/AP"),
-        ("bbox/AP", {"DATASETS.TEST": "()"}, "needs data to evaluate on, and DATASETS.TEST is"),
+        ("accuracy", {}, "; there are bbox/AP, .*, segm/AP, "),
+        ("bbox/AP", {"DATASETS.TEST": "()"}, r"no metric of this model on DATASETS.TEST \[\]"),
         ("segm/AP", {"MODEL.MASK_ON": "False"}, "no metric of this model"),
     ],
 )
@@ -113,7 +114,7 @@ def test_metrics_that_will_not_be_there_are_refused_at_the_start(tmp_path, metri
         ({"patience": -1}, "--patience must be at least 0"),
         ({"keep_last": -1}, "--keep-last must be at least 0"),
         ({"patience": 1}, "--patience needs --keep-best METRIC"),
-        ({"patience": 1, "keep_best": "bbox/AP"}, "--patience needs evaluations during training"),
+        ({"patience": 1, "keep_best": "bbox/AP"}, r"evaluations during training \(TEST.EVAL_PE"),
     ],
 )
 def test_a_trainer_refuses_options_that_make_no_sense(tmp_path, options, message):

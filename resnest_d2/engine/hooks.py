@@ -1,16 +1,13 @@
-"""Hooks of training: ending it on a signal, keeping the best checkpoint, a bar and curves."""
+"""Hooks of training: ending it on a signal, keeping the best checkpoint, drawing curves."""
 
 import importlib.util
 import json
 import logging
 import os
-import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -20,10 +17,9 @@ from typing import Any
 import detectron2.utils.comm as comm
 import torch
 import torch.distributed as dist
-from detectron2.engine import hooks
+from detectron2.engine import TrainerBase, hooks
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..config import FileError
 from ..files import replacing, write_text
@@ -37,7 +33,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGAIN = 1.0  # seconds within which launchers hand on a signal that the process has got already
 # Whether this process is training; the processes of its loaders look at it.
 TRAINING = RawValue("b", False)
-LOGGERS = ("detectron2", "fvcore", "resnest_d2")
 CURVES = ("/AP", "/AP50", "/PQ", "/mIoU")  # that curves show
 
 
@@ -98,7 +93,7 @@ class Stop(hooks.HookBase):
 
     def __init__(self, checkpointer: TrainingCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._code, self._reason, self._at = 0, "", 0.0
+        self._code, self._reason, self._at = 0, "as the first process asked for", 0.0
         self._before: dict[int, Any] = {}
 
     def request(self, reason: str) -> None:
@@ -140,7 +135,7 @@ class Stop(hooks.HookBase):
         if is_signal:
             name = signal.Signals(code - 128).name
             raise StopTraining(f"{name}: {done}; the same command with --resume goes on", code)
-        raise StopTraining(f"{done}: {self._reason or 'as another process asked for'}", 0)
+        raise StopTraining(f"{done}: {self._reason}", 0)
 
     def _agree(self) -> int:
         """The greatest of all processes' codes."""
@@ -156,6 +151,12 @@ class Stop(hooks.HookBase):
         self._look.remove()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def is_evaluated(trainer: TrainerBase, period: int) -> bool:
+    """Whether Detectron2's ``EvalHook`` of this period has just run, before the end of training."""
+    done = trainer.iter + 1
+    return period > 0 and done % period == 0 and done < trainer.max_iter
 
 
 class KeepBest(hooks.BestCheckpointer):
@@ -175,9 +176,8 @@ class KeepBest(hooks.BestCheckpointer):
     ) -> None:
         super().__init__(eval_period, checkpointer, metric, file_prefix=BEST)
         self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
-        self._metric, self._stop = metric, stop
-        self._evaluations, self._patience = eval_period, patience
-        self._noted = None
+        self._metric, self._evaluations = metric, eval_period
+        self._patience, self._stop = patience, stop
 
     def before_train(self) -> None:
         """Go on from the best of the run that is resumed."""
@@ -185,17 +185,15 @@ class KeepBest(hooks.BestCheckpointer):
             noted = json.loads(self._note.read_text())
             if noted["metric"] == self._metric:
                 self.best_metric, self.best_iter = noted["value"], noted["iteration"]
-                self._noted = self.best_iter
 
     def after_step(self) -> None:
         """Keep the weights if they are the best so far, and stop if nothing was gained for long."""
         super().after_step()
-        self._write_note()
-        done = self.trainer.iter + 1
-        if self._patience and done % self._evaluations == 0:
+        if is_evaluated(self.trainer, self._evaluations):
+            self._write_note()
             best = -1 if self.best_iter is None else self.best_iter
             number = (self.trainer.iter - best) // self._evaluations
-            if number >= self._patience:
+            if 0 < self._patience <= number:
                 self._stop.request(f"{number} evaluations without a gain in {self._metric}")
 
     def after_train(self) -> None:
@@ -204,54 +202,9 @@ class KeepBest(hooks.BestCheckpointer):
         self._write_note()
 
     def _write_note(self) -> None:
-        if self.best_iter != self._noted:
+        if self.best_iter is not None:
             note = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
             write_text(self._note, json.dumps(note) + "\n")
-            self._noted = self.best_iter
-
-
-class ProgressBar(hooks.HookBase):
-    """Shows iterations, time left and the loss on standard error, below the lines of the log.
-
-    Time left counts evaluations in. If ``show`` is None, a terminal gets the bar.
-    """
-
-    def __init__(self, show: bool | None = None) -> None:
-        self._show = sys.stderr.isatty() if show is None else show
-        self._bar: tqdm | None = None
-        self._open = ExitStack()
-
-    def before_train(self) -> None:
-        """Open the bar, and have messages make room for it."""
-        if not self._show:
-            return
-        first, last = self.trainer.start_iter, self.trainer.max_iter
-        columns = shutil.get_terminal_size().columns  # never 0, as terminals in containers say
-        options = {"ncols": columns, "smoothing": 0, "miniters": 1}
-        bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
-        self._bar = self._open.enter_context(bar)
-        # tqdm's own redirection of a log forgets the levels of its handlers.
-        for handler in {h for name in LOGGERS for h in logging.getLogger(name).handlers}:
-            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.addFilter(self._make_room)
-                self._open.callback(handler.removeFilter, self._make_room)
-
-    def _make_room(self, record: logging.LogRecord) -> bool:
-        self._bar.clear()
-        return True
-
-    def after_step(self) -> None:
-        """Move the bar on."""
-        if self._bar is None:
-            return
-        loss = self.trainer.storage.histories().get("total_loss")
-        if loss is not None:
-            self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
-        self._bar.update()
-
-    def after_train(self) -> None:
-        """Close the bar."""
-        self._open.close()
 
 
 class DrawCurves(hooks.HookBase):
@@ -266,8 +219,7 @@ class DrawCurves(hooks.HookBase):
 
     def after_step(self) -> None:
         """Draw behind an evaluation."""
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+        if is_evaluated(self.trainer, self._period):
             self.after_train()
 
     def after_train(self) -> None:

@@ -6,12 +6,12 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import detectron2.utils.comm as comm
 import torch
@@ -19,7 +19,6 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
-from detectron2.utils.logger import setup_logger
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException
 
@@ -32,22 +31,21 @@ from ..weights import Checkpoint, open_weights
 from ..weights.stored_config import config_to_use
 from .checkpoint import last_checkpoint
 from .data_folder import expand
-from .finetune import Data, fit_config, read_own_data, register, wants_own_data, write_annotations
+from .finetune import ANNOTATIONS, Data, fit_config, read_own_data, register, wants_own_data
 from .hooks import receive_signals
 from .options import TrainingOptions
-from .terminal import shorten_log
+from .terminal import set_up_log
 from .trainer import Trainer, evaluate_model, load_for_evaluation
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
+LEAST_SHARED = 256 << 20  # bytes; a container has 64 MB, where nothing else is asked for
 WAIT = 20  # seconds for a process that is about to end, as where torchrun was killed
 # The zoo's recipes for COCO are for so many GPUs, with two images each.
 RECIPE_GPUS, RECIPE_BATCH = 8, 16
 SCHEDULE_KEYS = ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER", "REFERENCE_WORLD_SIZE")
-# What a run that was killed may leave of the files that are written whole.
-TORN = ("model_*.pth", "last_checkpoint", "model_best.json", "curves.png", "annotations_val.json")
 
 
 @dataclass
@@ -96,36 +94,21 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
         check_datasets(cfg, train=not args.eval_only)
     if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
-    if not args.eval_only:
-        here = int(os.getenv("LOCAL_WORLD_SIZE", "1")) if joined else num_processes
-        _warn_of_shared_memory(cfg, world, here)
+    if not args.eval_only and cfg.DATALOADER.NUM_WORKERS:
+        _warn_of_shared_memory()
     return job, num_processes
 
 
-def _warn_of_shared_memory(cfg: CfgNode, world: int, processes: int) -> None:
-    """Warn where there is too little of the memory that loaders hand pictures over in.
-
-    Args:
-        cfg: the config.
-        world: processes that train.
-        processes: those on this machine.
-    """
-    solver, loaders = cfg.SOLVER, cfg.DATALOADER.NUM_WORKERS
-    if not loaders or not os.path.isdir(SHARED_MEMORY):
-        return
-    # A loader has two items ready, of one picture or a batch; one batch is learned, one gathered.
-    batch = -(-solver.IMS_PER_BATCH // (solver.REFERENCE_WORLD_SIZE or world))
-    item = 1 if cfg.DATALOADER.ASPECT_RATIO_GROUPING else batch
-    side = max(cfg.INPUT.MIN_SIZE_TRAIN, default=0)
-    picture = 3 * side * min(cfg.INPUT.MAX_SIZE_TRAIN, 2 * side)  # bytes
-    needed = processes * picture * (2 * loaders * item + 2 * batch)
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if free < needed:
-        logger.warning(
-            "%s has %d MB, and pictures may need %d, or training ends or hangs: give the container "
-            "more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0",
-            *(SHARED_MEMORY, free >> 20, needed >> 20),
-        )
+def _warn_of_shared_memory() -> None:
+    """Warn where there is little of the memory that loaders hand pictures over in."""
+    if os.path.isdir(SHARED_MEMORY):
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < LEAST_SHARED:
+            logger.warning(
+                "%s has %d MB; where pictures need more, training ends or hangs: give the "
+                "container more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0",
+                *(SHARED_MEMORY, free >> 20),
+            )
 
 
 def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
@@ -138,10 +121,12 @@ def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
 
 def _weights_of(args: argparse.Namespace) -> Checkpoint | None:
     """The weights that options or config name or, with ``--resume``, the last in the folder."""
-    named = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
-    cfg = load_config(args.config_file, args.opts) if args.config_file else None
-    folder = cfg.OUTPUT_DIR if cfg else named.get("OUTPUT_DIR", "./output")
-    path = cfg.MODEL.WEIGHTS if cfg else named.get("MODEL.WEIGHTS", "")
+    if args.config_file:
+        cfg = load_config(args.config_file, args.opts)
+        folder, path = cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS
+    else:
+        given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+        folder, path = given.get("OUTPUT_DIR", "./output"), given.get("MODEL.WEIGHTS", "")
     path = (last_checkpoint(folder) if args.resume else None) or path
     if not path:
         return None
@@ -159,26 +144,21 @@ def work(job: Job) -> None:
         SystemExit: a signal stopped training.
     """
     cfg, args, folder = job.cfg, job.args, Path(job.cfg.OUTPUT_DIR)
-    held: list[IO[str]] = []
+    register(job.data, cfg.OUTPUT_DIR)  # in a process that was started for one of several
+    with ExitStack() as held:
 
-    def begin() -> None:
-        make_folder(folder)
-        if not args.eval_only:
-            held.append(hold_folder(folder, WAIT))
-            for torn in (file for name in TORN for file in folder.glob(f".{name}.*.part")):
-                torn.unlink()
-        write_annotations(job.data, cfg.OUTPUT_DIR)
+        def begin() -> None:
+            make_folder(folder)
+            if not args.eval_only:
+                held.enter_context(hold_folder(folder, WAIT))
+                for torn in folder.glob(".model_*.part"):  # of a run that was killed
+                    torn.unlink()
+            if val := job.data[1]:
+                val.write(folder / ANNOTATIONS)  # as it was read and repaired
 
-    if any(job.data):
-        register(job.data, cfg.OUTPUT_DIR)  # in a process that was started for one of several
-    once(begin)
-    try:
+        once(begin)
+        set_up_log(cfg.OUTPUT_DIR, args.eval_only)
         default_setup(portable_config(cfg), args)
-        is_shown = bool(logging.getLogger("resnest_d2").handlers)
-        setup_logger(
-            cfg.OUTPUT_DIR, comm.get_rank(), name="resnest_d2", configure_stdout=not is_shown
-        )
-        shorten_log(args.eval_only)
         if job.why:
             logger.debug("--auto set, where the command line does not:\n%s", job.why)
         if args.eval_only:
@@ -187,9 +167,6 @@ def work(job: Job) -> None:
         trainer = Trainer(cfg, TrainingOptions.of(args))
         trainer.resume_or_load(resume=args.resume or _is_restart())
         trainer.train()
-    finally:
-        for stream in held:
-            stream.close()
 
 
 def _is_restart() -> bool:
