@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from detectron2.engine import HookBase
+
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer, TrainingOptions, load_config
 from resnest_d2.engine.finetune import ANNOTATIONS, fit_config, read_own_data, register
@@ -51,6 +53,17 @@ def make(folder, resume=False, keys=None, kind=Trainer, **more):
     trainer = kind(short_config(folder, keys), TrainingOptions(**more))
     trainer.resume_or_load(resume=resume)
     return trainer
+
+
+class At(HookBase):
+    """Does something behind an iteration."""
+
+    def __init__(self, iteration, act):
+        self.iteration, self.act = iteration, act
+
+    def after_step(self):
+        if self.trainer.iter == self.iteration:
+            self.act()
 
 
 def arguments(eval_only=False, auto=False, opts=(), config_file="", **files):

@@ -6,8 +6,8 @@ import os
 
 import pytest
 import torch
-from detectron2.engine import HookBase, hooks
-from short_training import make, short_config
+from detectron2.engine import hooks
+from short_training import At, make, short_config
 
 from resnest_d2.config import InputError
 from resnest_d2.engine import TrainingOptions
@@ -32,17 +32,6 @@ def scored(folder, values, keys=None, **options):
         if isinstance(hook, hooks.EvalHook):
             hook._func = lambda: {"bbox": {"AP": next(values)}}
     return trainer
-
-
-class At(HookBase):
-    """Does something behind an iteration."""
-
-    def __init__(self, iteration, act):
-        self.iteration, self.act = iteration, act
-
-    def after_step(self):
-        if self.trainer.iter == self.iteration:
-            self.act()
 
 
 def test_the_best_and_the_last_are_kept_and_patience_stops(tmp_path):

@@ -67,12 +67,7 @@ def _take_folder(args: argparse.Namespace) -> None:
 
 
 def choose_model(args: argparse.Namespace, masks: bool) -> None:
-    """Set the config, and the weights that training starts from, by ``--model`` and the machine.
-
-    Args:
-        args: changed in place.
-        masks: whether the annotations have masks.
-    """
+    """Set the config and the first weights by ``--model``, the machine and what is annotated."""
     given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     name = model = args.model or ("mask" if masks else "faster")
     settings: dict[str, str] = {}
@@ -115,9 +110,7 @@ def _best_weights(config_file: str, name: str) -> str:
 
 
 def set_aside(data: CocoData) -> tuple[CocoData, CocoData]:
-    """Take a fifth of the pictures, at least one, out of a data set to evaluate on.
-
-    They are drawn with a fixed seed from the sorted names; copies of one picture stay together.
+    """Draw a fifth of the pictures to evaluate on; copies of one picture stay together.
 
     Raises:
         InputError: there is one picture.

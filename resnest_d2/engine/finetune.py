@@ -76,12 +76,7 @@ def learned(cfg: CfgNode) -> tuple[bool, bool]:
 
 
 def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any]) -> Data:
-    """Read and check the files that the command line names.
-
-    Args:
-        cfg: the config.
-        args: parsed arguments of :func:`add_arguments`.
-        classes: of the checkpoint that is evaluated, so that both share one order of classes.
+    """Read and check the files that the command line names, in the order of a model's classes.
 
     Raises:
         InputError: a file, folder or image is not there; or the files contradict themselves, each
@@ -121,10 +116,7 @@ def fit_config(
     num_processes: int,
     checkpoint: Checkpoint | None = None,
 ) -> str:
-    """Fit a config to data that were read.
-
-    Data sets, number of classes, format of masks and keypoints follow from the files; the config is
-    changed in place, and so is ``--keep-best`` with ``--data``.
+    """Fit a config to data that were read, in place, and ``--keep-best`` with ``--data``.
 
     Returns:
         a table of what ``--auto`` has set, and why; "" without it.
@@ -134,6 +126,7 @@ def fit_config(
     """
     train, val = data
     names = list((train or val).categories.values())
+    masks, keypoints = learned(cfg)
     given, why = set(args.opts[::2]), ""
     if args.auto:
         # Without the command line: its batch is not the one that the config's rate is for.
@@ -154,10 +147,10 @@ def fit_config(
     if train and train.num_rle:
         logger.info("%d masks are RLE: masks are trained as bitmasks", train.num_rle)
         cfg.INPUT.MASK_FORMAT = "bitmask"
-    if learned(cfg)[1]:
+    if keypoints:
         _set_keypoints(cfg, (train or val).keypoint_names)
     if args.data and not args.eval_only:
-        args.keep_best = args.keep_best or f"{'segm' if learned(cfg)[0] else 'bbox'}/AP"
+        args.keep_best = args.keep_best or f"{'segm' if masks else 'bbox'}/AP"
     return why
 
 

@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -48,12 +49,17 @@ class StopTraining(BaseException):
         self.exit_code = exit_code
 
 
-def receive_signals(receive: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Handle signals, but for those that are ignored, as by nohup; return the handlers before."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers
-        return {}
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, receive) for number in heeded}
+@contextmanager
+def receiving_signals(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals while the block runs, but for those that are ignored, as by nohup."""
+    is_main = threading.current_thread() is threading.main_thread()  # Python asks for it
+    heeded = [n for n in SIGNALS if is_main and signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ignoring_signals(loader: Any) -> Any:
@@ -94,7 +100,7 @@ class Stop(hooks.HookBase):
     def __init__(self, checkpointer: TrainingCheckpointer) -> None:
         self._checkpointer = checkpointer
         self._code, self._reason, self._at = 0, "as the first process asked for", 0.0
-        self._before: dict[int, Any] = {}
+        self._listening = ExitStack()
 
     def request(self, reason: str) -> None:
         """Have training end after this iteration or the next, without an error."""
@@ -103,8 +109,9 @@ class Stop(hooks.HookBase):
     def before_train(self) -> None:
         """Listen to signals."""
         TRAINING.value = True
-        self._look = self.trainer.model.register_forward_pre_hook(self._before_forward)
-        self._before = receive_signals(self._receive)
+        look = self.trainer.model.register_forward_pre_hook(self._before_forward)
+        self._listening.enter_context(look)
+        self._listening.enter_context(receiving_signals(self._receive))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._code < 128:
@@ -148,9 +155,7 @@ class Stop(hooks.HookBase):
 
     def after_train(self) -> None:
         """Let signals do what they did before; all that follows is evaluation."""
-        self._look.remove()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._listening.close()
 
 
 def is_evaluated(trainer: TrainerBase, period: int) -> bool:

@@ -4,9 +4,8 @@ import argparse
 import logging
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
@@ -32,7 +31,7 @@ from ..weights.stored_config import config_to_use
 from .checkpoint import last_checkpoint
 from .data_folder import expand
 from .finetune import ANNOTATIONS, Data, fit_config, read_own_data, register, wants_own_data
-from .hooks import receive_signals
+from .hooks import receiving_signals
 from .options import TrainingOptions
 from .terminal import set_up_log
 from .trainer import Trainer, evaluate_model, load_for_evaluation
@@ -63,12 +62,7 @@ class Job:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Job, int]:
-    """Read and check the config, the machine, the weights and the data, before processes start.
-
-    A process that torchrun started joins the others.
-
-    Args:
-        args: of the parser of ``resnest_d2.commands.train``.
+    """Read and check config, machine, weights and data before processes start; join torchrun's.
 
     Returns:
         the job, and how many processes to start on this machine.
@@ -94,21 +88,17 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
         check_datasets(cfg, train=not args.eval_only)
     if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
-    if not args.eval_only and cfg.DATALOADER.NUM_WORKERS:
-        _warn_of_shared_memory()
+    if cfg.DATALOADER.NUM_WORKERS and not args.eval_only and os.path.isdir(SHARED_MEMORY):
+        _warn_of_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
     return job, num_processes
 
 
-def _warn_of_shared_memory() -> None:
-    """Warn where there is little of the memory that loaders hand pictures over in."""
-    if os.path.isdir(SHARED_MEMORY):
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        if free < LEAST_SHARED:
-            logger.warning(
-                "%s has %d MB; where pictures need more, training ends or hangs: give the "
-                "container more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0",
-                *(SHARED_MEMORY, free >> 20),
-            )
+def _warn_of_shared_memory(free: int) -> None:
+    """Warn where there are few bytes of the memory that loaders hand pictures over in."""
+    if free < LEAST_SHARED:
+        message = "%s has %d MB; where pictures need more, training ends or hangs: give the "
+        message += "container more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0"
+        logger.warning(message, SHARED_MEMORY, free >> 20)
 
 
 def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
@@ -182,11 +172,8 @@ def _is_restart() -> bool:
 def join_torchrun(device: str) -> bool:
     """Join the group of processes that torchrun, or a launcher with its variables, started.
 
-    Args:
-        device: of the model; GPUs talk by NCCL, CPUs by Gloo.
-
-    Returns:
-        whether there is such a group, of one process or more.
+    The model's device decides how they talk, GPUs by NCCL and CPUs by Gloo. Return whether there is
+    such a group, of one process or more.
     """
     if dist.is_initialized():
         return True
@@ -214,19 +201,16 @@ def once(work: Callable[[], T]) -> T:
     Raises:
         InputError: the work raises it, in all processes.
     """
-    if comm.get_world_size() == 1:
-        return work()
-    outcome: list[Any] = [None, None]
+    outcome: Any = None
     if comm.is_main_process():
         try:
-            outcome[0] = work()
+            outcome = work()
         except InputError as error:
-            outcome[1] = error
-    is_gloo = dist.get_backend() == "gloo"
-    dist.broadcast_object_list(outcome, device=torch.device("cpu") if is_gloo else None)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+            outcome = error
+    outcome = comm.all_gather(outcome)[0]
+    if isinstance(outcome, InputError):
+        raise outcome
+    return outcome
 
 
 def start_processes(
@@ -250,7 +234,7 @@ def start_processes(
         return 0
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     try:
-        with _signals_to_children():
+        with receiving_signals(_end_children):
             everything = (work, args, threads)
             launch(_begin, num_processes, num_machines, machine_rank, dist_url, everything)
     except ProcessExitedException as error:
@@ -265,20 +249,10 @@ def _begin(work: Callable[..., None], args: tuple, threads: int) -> None:
     dist.destroy_process_group()
 
 
-@contextmanager
-def _signals_to_children() -> Iterator[None]:
+def _end_children(number: int, frame: FrameType | None) -> None:
     """Have the processes that were started end as they do on SIGTERM; they save before."""
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        children = active_children()
-        for child in children:
-            child.terminate()  # a second SIGINT would cut it short
-        if not children:
-            raise SystemExit(128 + number)
-
-    before = receive_signals(hand_on)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    children = active_children()
+    for child in children:
+        child.terminate()  # a second SIGINT would cut it short
+    if not children:
+        raise SystemExit(128 + number)
