@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -112,7 +111,8 @@ def test_the_command_line_counts_over_the_choice(folder):
     assert cfg.MODEL.WEIGHTS == "mine.pth"
     args, _ = expanded("--data", folder, "--model", "own.pth", "SOLVER.MAX_ITER", 5)
     assert not args.config_file
-    assert args.opts[:4] == ["MODEL.WEIGHTS", "own.pth", "SOLVER.MAX_ITER", "5"]
+    assert args.opts[:2] == ["MODEL.WEIGHTS", "own.pth"]
+    assert args.opts[-2:] == ["SOLVER.MAX_ITER", "5"]
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,9 @@ def test_the_command_line_counts_over_the_choice(folder):
         (["--model", "mmdet/mask_resnet50"], "no model .*; did you mean .*mmdet/mask_resnest50"),
     ],
 )
-def test_what_contradicts_itself(folder, words, message, tmp_path):
-    done = run_command("train", "--data", folder, *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert re.match(f"error: {message}", done.stderr.splitlines()[-1])
+def test_what_contradicts_itself(folder, words, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        expanded("--data", folder, *words)
 
 
 def data_of(names):

@@ -102,7 +102,7 @@ def test_an_evaluation_is_one_line(metrics, best, said, caplog):
     assert caplog.messages == [f"iter 3  {said}"]
 
 
-def test_curves_show_losses_rate_and_ap_of_all_runs(monkeypatch, tmp_path, caplog):
+def test_curves_show_losses_and_ap_of_all_runs(monkeypatch, tmp_path, caplog):
     """What a resumed run did again counts once."""
     figures, save = [], Figure.savefig
 
@@ -127,7 +127,6 @@ def test_curves_show_losses_rate_and_ap_of_all_runs(monkeypatch, tmp_path, caplo
         {
             "total_loss": ([0, 1], [3.0, 2.5]),
             "loss_cls": ([0, 1], [2.0, 1.0]),
-            "lr": ([0, 1], [0.1, 0.2]),
             "bbox/AP": ([1], [1.5]),
             "x/bbox/AP50": ([1], [2.0]),
         }

@@ -260,24 +260,20 @@ def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_curves(series: Mapping[str, Sequence[tuple[int, float]]], picture: Path) -> None:
-    """Draw losses, learning rate and metrics, as of :func:`read_metrics`, to a PNG file."""
+    """Draw losses and metrics, as of :func:`read_metrics`, to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
-    panels = figure.subplot_mosaic([["loss", "metric"], ["rate", "metric"]], height_ratios=[3, 1])
+    losses, metrics = figure.subplots(1, 2, sharex=True)
     for name in sorted(series):
         if name.startswith(("loss_", "total_loss")):
             width = 2.0 if name == "total_loss" else 1.0
-            panels["loss"].plot(*zip(*series[name], strict=True), label=name, linewidth=width)
+            losses.plot(*zip(*series[name], strict=True), label=name, linewidth=width)
         elif name.endswith(CURVES):
-            panels["metric"].plot(*zip(*series[name], strict=True), marker="o", label=name)
-        elif name == "lr":
-            panels["rate"].plot(*zip(*series[name], strict=True), label=name, color="tab:gray")
-    panels["loss"].set(title="training loss", ylabel="loss", yscale="log")
-    panels["rate"].set(xlabel="iteration", ylabel="learning rate")
-    panels["metric"].set(title="validation", xlabel="iteration", ylabel="%", ylim=(0, 100))
-    for axes in panels.values():
-        axes.sharex(panels["loss"])
+            metrics.plot(*zip(*series[name], strict=True), label=name, marker="o")
+    losses.set(title="training loss", xlabel="iteration", ylabel="loss", yscale="log")
+    metrics.set(title="validation", xlabel="iteration", ylabel="%", ylim=(0, 100))
+    for axes in (losses, metrics):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

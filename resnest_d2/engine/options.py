@@ -72,8 +72,10 @@ class TrainingOptions:
             self._check_metric(cfg)
 
     def _check_metric(self, cfg: CfgNode) -> None:
-        names, learned = cfg.DATASETS.TEST, {"segm": cfg.MODEL.MASK_ON}
-        learned["keypoints"] = cfg.MODEL.KEYPOINT_ON
+        said, names = f"--keep-best {self.keep_best}", list(cfg.DATASETS.TEST)
+        if not names:
+            raise ConfigError(f"{said} needs data to evaluate on, and DATASETS.TEST is empty")
+        learned = {"segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
         known = [
             f"{name}/{task}/{metric}" if len(names) > 1 else f"{task}/{metric}"
             for name in names
@@ -83,8 +85,6 @@ class TrainingOptions:
         ]
         of_classes = tuple(f"{metric}-" for metric in known)  # bbox/AP-cat is one class's
         if self.keep_best not in known and not self.keep_best.startswith(of_classes):
-            hint = did_you_mean(self.keep_best, known) or f"; there are {', '.join(known)}"
-            raise ConfigError(
-                f"--keep-best {self.keep_best}: no metric of this model on DATASETS.TEST "
-                f"{list(names)}{hint if known else ''}"
-            )
+            main = ", ".join(name for name in known if name.endswith(("/AP", "/mIoU", "/PQ")))
+            hint = did_you_mean(self.keep_best, known) or f"; there are {main} and others"
+            raise ConfigError(f"{said}: no metric of this model on DATASETS.TEST {names}{hint}")
