@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from ..config import FileError
 from ..files import replacing, write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
+from .options import MAIN_METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGAIN = 1.0  # seconds within which launchers hand on a signal that the process has got already
 # Whether this process is training; the processes of its loaders look at it.
 TRAINING = RawValue("b", False)
-CURVES = ("/AP", "/AP50", "/PQ", "/mIoU")  # that curves show
 
 
 class StopTraining(BaseException):
@@ -269,7 +269,7 @@ def plot_curves(series: Mapping[str, Sequence[tuple[int, float]]], picture: Path
         if name.startswith(("loss_", "total_loss")):
             width = 2.0 if name == "total_loss" else 1.0
             losses.plot(*zip(*series[name], strict=True), label=name, linewidth=width)
-        elif name.endswith(CURVES):
+        elif name.rpartition("/")[2] in (*MAIN_METRICS, "AP50"):
             metrics.plot(*zip(*series[name], strict=True), label=name, marker="o")
     losses.set(title="training loss", xlabel="iteration", ylabel="loss", yscale="log")
     metrics.set(title="validation", xlabel="iteration", ylabel="%", ylim=(0, 100))

@@ -8,6 +8,7 @@ from detectron2.config import CfgNode
 from ..config import ConfigError, did_you_mean, require_int
 from ..evaluation import tasks_of
 
+MAIN_METRICS = ("AP", "PQ", "mIoU")
 _BOX = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 # Metrics of Detectron2's evaluators by task, which --keep-best may name.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -85,6 +86,7 @@ class TrainingOptions:
         ]
         of_classes = tuple(f"{metric}-" for metric in known)  # bbox/AP-cat is one class's
         if self.keep_best not in known and not self.keep_best.startswith(of_classes):
-            main = ", ".join(name for name in known if name.endswith(("/AP", "/mIoU", "/PQ")))
-            hint = did_you_mean(self.keep_best, known) or f"; there are {main} and others"
+            main = [name for name in known if name.rpartition("/")[2] in MAIN_METRICS]
+            main_ones = f"; there are {', '.join(main)} and others"
+            hint = did_you_mean(self.keep_best, known) or main_ones
             raise ConfigError(f"{said}: no metric of this model on DATASETS.TEST {names}{hint}")

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from ..config import InputError
 from .hooks import KeepBest, is_evaluated
+from .options import MAIN_METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +19,7 @@ LOGGERS = ("detectron2", "fvcore", "resnest_d2")
 PROGRESS = "detectron2.utils.events"
 RESULTS = ("resnest_d2.evaluation", "detectron2.evaluation")
 CSV = "detectron2.evaluation.testing"
-# The metrics of a line, and the names of tasks there.
-METRICS = ("AP", "PQ", "mIoU")
+# The names of tasks in a line of metrics.
 TASKS = {"bbox": "box", "segm": "mask", "bbox_TTA": "box TTA", "segm_TTA": "mask TTA"}
 
 
@@ -116,7 +116,7 @@ class ProgressBar(hooks.HookBase):
 def metric_label(name: str) -> str:
     """What a metric is called in a line, "mask" for ``segm/AP``; "" if it has no place there."""
     *sets, task, metric = ("", *name.split("/"))[-3:]
-    if metric not in METRICS or not task:
+    if metric not in MAIN_METRICS or not task:
         return ""
     return " ".join(filter(None, (*sets, TASKS.get(task, task) if metric == "AP" else metric)))
 
