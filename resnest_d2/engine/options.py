@@ -84,7 +84,8 @@ class TrainingOptions:
             for metric in METRICS[task]
             if learned.get(task, True)
         ]
-        of_classes = tuple(f"{metric}-" for metric in known)  # bbox/AP-cat is one class's
+        # Those of one class are bbox/AP-cat or sem_seg/ACC-cat, say.
+        of_classes = tuple(f"{metric}-".replace("/mACC", "/ACC") for metric in known)
         if self.keep_best not in known and not self.keep_best.startswith(of_classes):
             main = [name for name in known if name.rpartition("/")[2] in MAIN_METRICS]
             main_ones = f"; there are {', '.join(main)} and others"
