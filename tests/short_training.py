@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from detectron2.engine import HookBase
+
 from resnest_d2 import model_zoo
 from resnest_d2.engine import Trainer, TrainingOptions, load_config
-from resnest_d2.engine.finetune import fit_config, read_own_data, register, write_annotations
+from resnest_d2.engine.finetune import ANNOTATIONS, fit_config, read_own_data, register
 
 KEYS = {
     "MODEL.DEVICE": "cpu",
@@ -53,6 +55,17 @@ def make(folder, resume=False, keys=None, kind=Trainer, **more):
     return trainer
 
 
+class At(HookBase):
+    """Does something behind an iteration."""
+
+    def __init__(self, iteration, act):
+        self.iteration, self.act = iteration, act
+
+    def after_step(self):
+        if self.trainer.iter == self.iteration:
+            self.act()
+
+
 def arguments(eval_only=False, auto=False, opts=(), config_file="", **files):
     """What the command line of a training with one's own data says."""
     names = ("train_json", "train_images", "val_json", "val_images")
@@ -68,5 +81,6 @@ def use_own_data(cfg, args, num_processes=1, classes=None):
     fit_config(cfg, args, data, num_processes)
     register(data, cfg.OUTPUT_DIR)
     Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    write_annotations(data, cfg.OUTPUT_DIR)
+    if data[1]:
+        data[1].write(Path(cfg.OUTPUT_DIR) / ANNOTATIONS)
     return data

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -112,7 +111,8 @@ def test_the_command_line_counts_over_the_choice(folder):
     assert cfg.MODEL.WEIGHTS == "mine.pth"
     args, _ = expanded("--data", folder, "--model", "own.pth", "SOLVER.MAX_ITER", 5)
     assert not args.config_file
-    assert args.opts[:4] == ["MODEL.WEIGHTS", "own.pth", "SOLVER.MAX_ITER", "5"]
+    assert args.opts[:2] == ["MODEL.WEIGHTS", "own.pth"]
+    assert args.opts[-2:] == ["SOLVER.MAX_ITER", "5"]
 
 
 @pytest.mark.parametrize(
@@ -123,13 +123,11 @@ def test_the_command_line_counts_over_the_choice(folder):
         (["--model", "mask_resnest5"], "no model 'mask_resnest5'; did you mean"),
         (["--eval-only"], "--eval-only: --data holds no validation part"),
         (["--model", "mmdet/mask_resnet50"], "no model .*; did you mean .*mmdet/mask_resnest50"),
-        (["--output", "a", "OUTPUT_DIR", "b"], "--output and OUTPUT_DIR are two ways"),
     ],
 )
-def test_what_contradicts_itself(folder, words, message, tmp_path):
-    done = run_command("train", "--data", folder, *words, cwd=tmp_path)
-    assert done.returncode == 2
-    assert re.match(f"error: {message}", done.stderr.splitlines()[-1])
+def test_what_contradicts_itself(folder, words, message):
+    with pytest.raises(InputError, match=f"^{message}"):
+        expanded("--data", folder, *words)
 
 
 def data_of(names):
@@ -184,7 +182,10 @@ def test_a_folder_becomes_a_model_that_one_can_look_at(folder, tmp_path):
     assert "5 of 5 inputs drawn to output/squares/drawn" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["OUTPUT_DIR", "mine"], ["--output", "mine"]])
+@pytest.mark.parametrize(
+    "words",
+    [["OUTPUT_DIR", "mine"], ["--output", "mine"], ["--output", "x", "OUTPUT_DIR", "mine"]],
+)
 def test_the_folder_that_is_named_counts(folder, words):
     assert expanded("--data", folder, *words)[1].OUTPUT_DIR == "mine"
 

@@ -92,15 +92,6 @@ def test_classes_follow_from_the_file(trained):
     assert re.search(r"iter 2  box \d+\.\d  mask \d+\.\d", result.stdout)
 
 
-def test_predictions_are_named(trained):
-    """The checkpoint knows its classes and its config."""
-    from resnest_d2.inference import Predictor
-
-    predictor = Predictor(str(trained[1] / "model_final.pth"))
-    assert predictor.metadata.thing_classes == ["straight", "bent", "round"]
-    assert predictor.model.roi_heads.num_classes == 3
-
-
 @pytest.mark.parametrize("resume", [False, True])
 def test_evaluation_counts_in_the_classes_of_the_checkpoint(
     trained, own_data, tmp_path, capsys, resume
@@ -274,11 +265,6 @@ def test_keypoints(tmp_path, caplog):
         ("Left Eye", "Right Eye"),
         ("eyeLeft", "eyeRight"),
         ("LEFT", "RIGHT"),
-        ("l_eye", "r_eye"),
-        ("L_Eye", "R_Eye"),
-        ("eye.l", "eye.r"),
-        ("LEye", "REye"),
-        ("eyeL", "eyeR"),
     ],
 )
 def test_keypoints_change_places_in_a_mirror_by_their_names(names):
@@ -291,15 +277,16 @@ def test_keypoints_change_places_in_a_mirror_by_their_names(names):
     ("args", "message"),
     [
         ({"train_json": "x"}, "--train-json and --train-images belong together"),
-        (
-            {"val_json": "x", "val_images": "x"},
-            "--val-json without --train-json can only be .* add --eval-only",
-        ),
+        ({"val_json": "x", "val_images": "x"}, "--val-json alone is for --eval-only"),
         (
             {"train_json": "x", "train_images": "x", "eval_only": True},
             "--eval-only needs --val-json",
         ),
-        ({"auto": True}, "--auto sets how to train on --train-json"),
+        ({"auto": True}, "training needs --train-json"),
+        (
+            {"val_json": "x", "val_images": "x", "eval_only": True, "auto": True},
+            "--auto is for training",
+        ),
     ],
 )
 def test_wrong_options(args, message):
@@ -308,19 +295,17 @@ def test_wrong_options(args, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("name", "key"),
     [
-        ("mask_resnest50", ["MODEL.ROI_HEADS.NUM_CLASSES", "5"]),
-        ("retinanet_resnest50", ["MODEL.RETINANET.NUM_CLASSES", "2"]),
+        ("mask_resnest50", "MODEL.ROI_HEADS.NUM_CLASSES"),
+        ("retinanet_resnest50", "MODEL.RETINANET.NUM_CLASSES"),
     ],
 )
-def test_a_number_of_classes_that_the_data_do_not_have(train_files, name, option):
-    cfg = load_config(model_zoo.get_config_file(name), option)
-    key, number = option
-    with pytest.raises(
-        ValueError, match=f"{key} is {number} on the command line, but the data have 3"
-    ):
-        use_own_data(cfg, arguments(opts=option, **train_files))
+def test_a_number_of_classes_that_the_data_do_not_have(train_files, name, key):
+    opts = [key, "5"]
+    cfg = load_config(model_zoo.get_config_file(name), opts)
+    with pytest.raises(InputError, match=f"{key} is 5 on the command line, but the data have 3"):
+        use_own_data(cfg, arguments(opts=opts, **train_files))
 
 
 def without_masks(data):
@@ -333,26 +318,21 @@ def without_annotations(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("name", "split", "change", "message"),
     [
-        ("panoptic_resnest50", None, "MODEL.META_ARCHITECTURE PanopticFPN learns from maps"),
-        ("deeplabv3plus_resnest50", None, "META_ARCHITECTURE SemanticSegmentor learns from maps"),
-        ("keypoint_resnest50", None, "train.json has no keypoints, which this config learns"),
-        ("mask_resnest50", without_masks, "train.json has no masks, which this config learns: t"),
-        ("faster_resnest50", without_annotations, "train.json has no annotation that can be lear"),
-        ("cascade_box_resnest50", without_masks, None),
+        ("panoptic_resnest50", "train", None, "META_ARCHITECTURE PanopticFPN learns from maps"),
+        ("deeplabv3plus_resnest50", "train", None, "SemanticSegmentor learns from maps"),
+        ("keypoint_resnest50", "train", None, "train.json has no keypoints, which this config"),
+        ("mask_resnest50", "train", without_masks, "train.json has no masks, which this config"),
+        ("mask_resnest50", "val", without_masks, "val.json has no masks, which this config"),
+        ("faster_resnest50", "train", without_annotations, "no annotation that can be learned"),
+        ("cascade_box_resnest50", "train", without_masks, None),
     ],
 )
-def test_what_a_model_cannot_learn(own_data, tmp_path, name, change, message):
-    files = changed(own_data, "train", tmp_path, change or (lambda data: None))
+def test_what_a_model_cannot_learn(train_files, own_data, tmp_path, name, split, change, message):
+    files = changed(own_data, split, tmp_path, change or (lambda data: None))
     with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
-        use_own_data(model_zoo.get_config(name), arguments(**files))
-
-
-def test_masks_that_are_evaluated_are_there(train_files, own_data, tmp_path):
-    files = train_files | changed(own_data, "val", tmp_path, without_masks)
-    with pytest.raises(InputError, match="val.json has no masks, which this config is evaluated"):
-        use_own_data(model_zoo.get_config("mask_resnest50"), arguments(**files))
+        use_own_data(model_zoo.get_config(name), arguments(**train_files | files))
 
 
 @pytest.fixture(autouse=True)

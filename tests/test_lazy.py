@@ -125,13 +125,11 @@ def test_the_tool_trains_the_digits_beside_the_yaml_twin(tiny_digits, tmp_path):
     found = [json.loads(line) for line in lines]
     assert [entry["iteration"] for entry in found if "total_loss" in entry] == [0, 1]
     assert any("bbox/AP" in entry for entry in found)
-    states = [
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
-        for name in ("yaml", "lazy")
-    ]
-    assert [(k, v.shape) for k, v in states[0].items()] == [
-        (k, v.shape) for k, v in states[1].items()
-    ]
+    shapes = []
+    for folder in ("yaml", "lazy"):
+        weights = torch.load(tmp_path / folder / "model_final.pth", weights_only=True)["model"]
+        shapes.append([(key, value.shape) for key, value in weights.items()])
+    assert shapes[0] == shapes[1]
     # From its checkpoint it goes on, and evaluates.
     for options in (["--resume"], ["--eval-only"]):
         more = ["train.max_iter=3", f"train.init_checkpoint={tmp_path / 'lazy/model_final.pth'}"]

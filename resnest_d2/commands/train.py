@@ -19,7 +19,7 @@ from ..engine.finetune import ANNOTATIONS, add_arguments
 from ..engine.hooks import read_metrics
 from ..engine.launch import Job, prepare, start_processes, work
 from ..engine.options import TrainingOptions
-from ..engine.terminal import metric_label, shorten_pages
+from ..engine.terminal import metric_label
 from ..engine.trainer import evaluate_model, load_for_evaluation
 from ..evaluation.report import write_report
 from ..inference import Predictor
@@ -51,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(
             "--data DIR, or --config-file such as configs/cascade_resnest101.yaml, is needed"
         )
-    shorten_pages()
     with one_line_errors():
         setup_logger(name="resnest_d2")
         set_max_pixels(args.max_pixels)
@@ -66,7 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _work(job: Job) -> None:
     """Run in each process."""
-    shorten_pages()
     set_max_pixels(job.args.max_pixels)
     with one_line_errors():
         try:

@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 BEST, FINAL = "model_best", "model_final"
 BEGUN = ".begun"  # a file whose time tells when the run of a folder began
 # Keys from which an optimizer's rates, and its other settings, follow.
-RATE_KEYS = {f"SOLVER.{key}" for key in ("BASE_LR", "BIAS_LR_FACTOR", "BACKBONE_MULTIPLIER")}
-OTHER_KEYS = ("MOMENTUM", "NESTEROV", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS")
+RATE_KEYS = {"SOLVER.BASE_LR", "SOLVER.BIAS_LR_FACTOR", "SOLVER.BACKBONE_MULTIPLIER"}
+OPTIMIZER_KEYS = {f"SOLVER.WEIGHT_DECAY{part}" for part in ("", "_NORM", "_BIAS")}
+OPTIMIZER_KEYS |= {"SOLVER.MOMENTUM", "SOLVER.NESTEROV"}
 # Of a group, the rates between which PyTorch's schedulers move the rate.
 SCHEDULED = ("initial_lr", "max_lr", "min_lr")
-OPTIMIZER_KEYS = {f"SOLVER.{key}" for key in OTHER_KEYS}
 
 
 def class_metadata(datasets: Iterable[str]) -> dict[str, Any]:

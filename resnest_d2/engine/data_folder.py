@@ -35,28 +35,10 @@ def expand(args: argparse.Namespace) -> None:
     """
     if args.model and args.config_file:
         raise InputError("--model and --config-file are two ways to name a model: leave one out")
-    has_folder = "OUTPUT_DIR" in args.opts[::2]
-    if args.output and has_folder:
-        raise InputError("--output and OUTPUT_DIR are two ways to name a folder: leave one out")
     if args.data:
-        others = [f"{split}_{kind}" for split in ("train", "val") for kind in ("json", "images")]
-        if any(getattr(args, name) for name in others):
-            raise InputError(
-                "--data finds annotations and pictures: leave out --train-json and so on"
-            )
-        layout = find_layout(args.data)
-        logger.info("--data %s: %s", args.data, layout)
-        if layout.val:
-            args.val_json, args.val_images = str(layout.val.file), str(layout.val.images)
-        elif args.eval_only:
-            raise InputError("--eval-only: --data holds no validation part")
-        if not args.eval_only:
-            args.train_json, args.train_images = str(layout.train.file), str(layout.train.images)
-            args.auto, args.keep_last = True, args.keep_last or 1
-        if not has_folder:
-            args.output = args.output or f"output/{Path(args.data).resolve().name}"
+        _take_folder(args)
     if args.output:
-        args.opts = [*args.opts, "OUTPUT_DIR", args.output]
+        args.opts = ["OUTPUT_DIR", args.output, *args.opts]
     if args.config_file or not (args.model or args.train_json):
         return
     if not (args.train_json or args.eval_only):
@@ -68,19 +50,30 @@ def expand(args: argparse.Namespace) -> None:
     choose_model(args, not file or not os.path.isfile(file) or has_masks(Path(file)))
 
 
-def choose_model(args: argparse.Namespace, masks: bool) -> None:
-    """Set the config, and the weights that training starts from, by ``--model`` and the machine.
+def _take_folder(args: argparse.Namespace) -> None:
+    """Set the files that are in the folder of ``--data``, and what follows from it."""
+    if args.train_json or args.train_images or args.val_json or args.val_images:
+        raise InputError("--data finds annotations and pictures: leave out --train-json and so on")
+    layout = find_layout(args.data)
+    logger.info("--data %s: %s", args.data, layout)
+    if layout.val:
+        args.val_json, args.val_images = str(layout.val.file), str(layout.val.images)
+    elif args.eval_only:
+        raise InputError("--eval-only: --data holds no validation part")
+    if not args.eval_only:
+        args.train_json, args.train_images = str(layout.train.file), str(layout.train.images)
+        args.auto, args.keep_last = True, args.keep_last or 1
+    args.output = args.output or f"output/{Path(args.data).resolve().name}"
 
-    Args:
-        args: changed in place.
-        masks: whether the annotations have masks.
-    """
+
+def choose_model(args: argparse.Namespace, masks: bool) -> None:
+    """Set the config and the first weights by ``--model``, the machine and what is annotated."""
     given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
-    model, settings = args.model or ("mask" if masks else "faster"), {}
+    name = model = args.model or ("mask" if masks else "faster")
+    settings: dict[str, str] = {}
     if Path(model).suffix in ENDINGS or "://" in model:
         args.opts = ["MODEL.WEIGHTS", model, *args.opts]  # it holds its config
         return
-    name = model
     if model in KINDS:
         on_gpu = torch.cuda.is_available() and given.get("MODEL.DEVICE", "cuda") != "cpu"
         name = {
@@ -94,14 +87,11 @@ def choose_model(args: argparse.Namespace, masks: bool) -> None:
                 settings["MODEL.ROI_HEADS.NAME"] = "CascadeROIHeads"
     args.config_file = model_zoo.get_config_file(name)
     if "MODEL.WEIGHTS" not in given:
-        weights = _best_weights(args.config_file, name)
-        settings["MODEL.WEIGHTS"] = weights
+        weights = settings["MODEL.WEIGHTS"] = _best_weights(args.config_file, name)
         if not weights:
             settings["MODEL.BACKBONE.FREEZE_AT"] = "0"
-        start = f"weights {weights}" if weights else "random weights"
-        logger.info("--model %s: %s, from %s", model, name, start)
-    added = {key: value for key, value in settings.items() if key not in given}
-    args.opts = [*(word for pair in added.items() for word in pair), *args.opts]
+        logger.info("--model %s: %s, from %s", model, name, weights or "random weights")
+    args.opts = [*(word for pair in settings.items() for word in pair), *args.opts]
 
 
 def _best_weights(config_file: str, name: str) -> str:
@@ -120,9 +110,7 @@ def _best_weights(config_file: str, name: str) -> str:
 
 
 def set_aside(data: CocoData) -> tuple[CocoData, CocoData]:
-    """Take a fifth of the pictures, at least one, out of a data set to evaluate on.
-
-    They are drawn with a fixed seed from the sorted names; copies of one picture stay together.
+    """Draw a fifth of the pictures to evaluate on; copies of one picture stay together.
 
     Raises:
         InputError: there is one picture.

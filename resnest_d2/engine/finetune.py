@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,11 +26,6 @@ TRAIN, VAL = "finetune_train", "finetune_val"
 ANNOTATIONS = "annotations_val.json"
 # Sigma of OKS for keypoints that COCO does not know, between its eyes (0.025) and hips (0.107).
 DEFAULT_SIGMA = 0.05
-# The left side in names of keypoints, a word or a single letter, and the right one.
-SIDES = (
-    (re.compile("left", re.IGNORECASE), "right"),
-    (re.compile("(?<![A-Za-z])[Ll](?![a-z])|(?<=[a-z])L(?![a-z])"), "r"),
-)
 
 Data = tuple[CocoData | None, CocoData | None]
 """What is trained on, and what is evaluated on."""
@@ -82,12 +76,7 @@ def learned(cfg: CfgNode) -> tuple[bool, bool]:
 
 
 def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any]) -> Data:
-    """Read and check the files that the command line names.
-
-    Args:
-        cfg: the config.
-        args: parsed arguments of :func:`add_arguments`.
-        classes: of the checkpoint that is evaluated, so that both share one order of classes.
+    """Read and check the files that the command line names, in the order of a model's classes.
 
     Raises:
         InputError: a file, folder or image is not there; or the files contradict themselves, each
@@ -96,12 +85,10 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
     for split in ("train", "val"):
         if bool(vars(args)[f"{split}_json"]) != bool(vars(args)[f"{split}_images"]):
             raise InputError(f"--{split}-json and --{split}-images belong together")
-    if args.auto and (args.eval_only or not args.train_json):
-        raise InputError("--auto sets how to train on --train-json")
-    if args.eval_only and not args.val_json:
-        raise InputError("--eval-only needs --val-json")
+    if args.eval_only and (args.auto or not args.val_json):
+        raise InputError("--eval-only needs --val-json, and --auto is for training")
     if not args.eval_only and not args.train_json:
-        raise InputError("--val-json without --train-json can only be evaluated: add --eval-only")
+        raise InputError("training needs --train-json; --val-json alone is for --eval-only")
     masks, keypoints = learned(cfg)
     options = replace(Options.of(args), has_range=bool(PixelRange.of_config(cfg)))
     wanted = {"masks": masks, "keypoints": keypoints, "options": options}
@@ -117,8 +104,8 @@ def read_own_data(cfg: CfgNode, args: argparse.Namespace, classes: dict[str, Any
     if args.val_json:
         wanted["keypoint_names"] = names if keypoints else None
         val = read_coco(args.val_json, args.val_images, categories, **wanted)
-        if masks and val.num_annotations and not val.num_masks:
-            raise InputError(f"{val.file} has no masks, which this config is evaluated on")
+        if masks:
+            _require_masks(val)
     return train, val
 
 
@@ -129,10 +116,7 @@ def fit_config(
     num_processes: int,
     checkpoint: Checkpoint | None = None,
 ) -> str:
-    """Fit a config to data that were read.
-
-    Data sets, number of classes, format of masks and keypoints follow from the files; the config is
-    changed in place, and so is ``--keep-best`` with ``--data``.
+    """Fit a config to data that were read, in place, and ``--keep-best`` with ``--data``.
 
     Returns:
         a table of what ``--auto`` has set, and why; "" without it.
@@ -142,6 +126,7 @@ def fit_config(
     """
     train, val = data
     names = list((train or val).categories.values())
+    masks, keypoints = learned(cfg)
     given, why = set(args.opts[::2]), ""
     if args.auto:
         # Without the command line: its batch is not the one that the config's rate is for.
@@ -150,8 +135,10 @@ def fit_config(
         if args.resume and checkpoint:  # whose norms its weights are for
             given |= {f"MODEL.{name}.NORM" for name in NORMED}
         why = set_automatically(cfg, train, given, num_processes, rate)
-    for one in filter(None, data):
-        _check_capacity(cfg, one)
+    limit, most = cfg.TEST.DETECTIONS_PER_IMAGE, max(one.most_objects for one in data if one)
+    if most > limit:
+        message = "An image has %d objects, more than the model can find: raise %s %d"
+        logger.warning(message, most, "TEST.DETECTIONS_PER_IMAGE", limit)
     _set_num_classes(cfg, len(names), given)
     logger.info("%d classes: %s", len(names), ", ".join(names))
     # In evaluation too, Detectron2 asks the training set how keypoints are mirrored.
@@ -160,10 +147,10 @@ def fit_config(
     if train and train.num_rle:
         logger.info("%d masks are RLE: masks are trained as bitmasks", train.num_rle)
         cfg.INPUT.MASK_FORMAT = "bitmask"
-    if learned(cfg)[1]:
+    if keypoints:
         _set_keypoints(cfg, (train or val).keypoint_names)
     if args.data and not args.eval_only:
-        args.keep_best = args.keep_best or f"{'segm' if learned(cfg)[0] else 'bbox'}/AP"
+        args.keep_best = args.keep_best or f"{'segm' if masks else 'bbox'}/AP"
     return why
 
 
@@ -178,7 +165,7 @@ def _set_num_classes(cfg: CfgNode, number: int, given: set[str]) -> None:
 
 
 def register(data: Data, output_dir: str) -> None:
-    """Register data that were read; AP is computed on what :func:`write_annotations` writes."""
+    """Register data that were read; AP is computed on the file :data:`ANNOTATIONS`."""
     for name, one in zip((TRAIN, VAL), data, strict=True):
         if one is None:
             continue
@@ -204,33 +191,21 @@ def register(data: Data, output_dir: str) -> None:
             )
 
 
-def write_annotations(data: Data, output_dir: str) -> None:
-    """Write what is evaluated on, as it was read and repaired, to ``annotations_val.json``."""
-    if data[1] is not None:
-        data[1].write(Path(output_dir) / ANNOTATIONS)
-
-
-def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
-    if masks and data.num_annotations and not data.num_masks:
+def _require_masks(data: CocoData) -> None:
+    if data.num_annotations and not data.num_masks:
         raise InputError(
             f"{data.file} has no masks, which this config learns: take a faster_ or cascade_box_ "
             "config, or MODEL.MASK_ON False"
         )
+
+
+def _check_trainable(data: CocoData, masks: bool, keypoints: bool) -> None:
+    if masks:
+        _require_masks(data)
     if data.num_crowds == len(data.annotations):
         raise InputError(f"{data.file} has no annotation that can be learned, crowds set aside")
     if keypoints and not data.num_keypoints:
         raise InputError(f"{data.file} has no keypoints, which this config learns")
-
-
-def _check_capacity(cfg: CfgNode, data: CocoData) -> None:
-    """Warn of images with more objects than the model can find."""
-    limits = {"TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE}
-    if cfg.MODEL.META_ARCHITECTURE != "RetinaNet":
-        limits["MODEL.RPN.POST_NMS_TOPK_TEST"] = cfg.MODEL.RPN.POST_NMS_TOPK_TEST
-    short = [f"{key} {limit}" for key, limit in limits.items() if limit < data.most_objects]
-    if short:
-        message = "%s: an image has %d objects, more than the model can find: raise %s"
-        logger.warning(message, data.file, data.most_objects, " and ".join(short))
 
 
 def _classes_of_weights(classes: dict[str, Any]) -> tuple[dict[int, str] | None, list[str] | None]:
@@ -243,14 +218,10 @@ def _classes_of_weights(classes: dict[str, Any]) -> tuple[dict[int, str] | None,
 
 
 def mirrored_keypoints(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Pairs of keypoints that change places in a mirror: ``left_eye`` or ``LeftEye``, ``L eye``."""
+    """Pairs of keypoints that change places in a mirror, as ``left_eye`` and ``right_eye``."""
     known = {name.lower(): name for name in names}
-    return [
-        (name, mirrored)
-        for name in names
-        for left, right in SIDES
-        if (mirrored := known.get(left.sub(right, name).lower(), name)) != name
-    ]
+    pairs = [(name, known.get(lower.replace("left", "right"))) for lower, name in known.items()]
+    return [(left, right) for left, right in pairs if right not in (None, left)]
 
 
 def _set_keypoints(cfg: CfgNode, names: Sequence[str]) -> None:

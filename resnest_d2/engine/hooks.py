@@ -1,16 +1,14 @@
-"""Hooks of training: ending it on a signal, keeping the best checkpoint, a bar and curves."""
+"""Hooks of training: ending it on a signal, keeping the best checkpoint, drawing curves."""
 
 import importlib.util
 import json
 import logging
 import os
-import shutil
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
@@ -20,14 +18,14 @@ from typing import Any
 import detectron2.utils.comm as comm
 import torch
 import torch.distributed as dist
-from detectron2.engine import hooks
+from detectron2.engine import TrainerBase, hooks
 from torch import nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from ..config import FileError
 from ..files import replacing, write_text
 from .checkpoint import BEST, FINAL, TrainingCheckpointer
+from .options import MAIN_METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +35,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 AGAIN = 1.0  # seconds within which launchers hand on a signal that the process has got already
 # Whether this process is training; the processes of its loaders look at it.
 TRAINING = RawValue("b", False)
-LOGGERS = ("detectron2", "fvcore", "resnest_d2")
-CURVES = ("/AP", "/AP50", "/PQ", "/mIoU")  # that curves show
 
 
 class StopTraining(BaseException):
@@ -53,12 +49,17 @@ class StopTraining(BaseException):
         self.exit_code = exit_code
 
 
-def receive_signals(receive: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Handle signals, but for those that are ignored, as by nohup; return the handlers before."""
-    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers
-        return {}
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, receive) for number in heeded}
+@contextmanager
+def receiving_signals(receive: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals while the block runs, but for those that are ignored, as by nohup."""
+    is_main = threading.current_thread() is threading.main_thread()  # Python asks for it
+    heeded = [n for n in SIGNALS if is_main and signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, receive) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ignoring_signals(loader: Any) -> Any:
@@ -98,8 +99,8 @@ class Stop(hooks.HookBase):
 
     def __init__(self, checkpointer: TrainingCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._code, self._reason, self._at = 0, "", 0.0
-        self._before: dict[int, Any] = {}
+        self._code, self._reason, self._at = 0, "as the first process asked for", 0.0
+        self._listening = ExitStack()
 
     def request(self, reason: str) -> None:
         """Have training end after this iteration or the next, without an error."""
@@ -108,8 +109,9 @@ class Stop(hooks.HookBase):
     def before_train(self) -> None:
         """Listen to signals."""
         TRAINING.value = True
-        self._look = self.trainer.model.register_forward_pre_hook(self._before_forward)
-        self._before = receive_signals(self._receive)
+        look = self.trainer.model.register_forward_pre_hook(self._before_forward)
+        self._listening.enter_context(look)
+        self._listening.enter_context(receiving_signals(self._receive))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._code < 128:
@@ -140,7 +142,7 @@ class Stop(hooks.HookBase):
         if is_signal:
             name = signal.Signals(code - 128).name
             raise StopTraining(f"{name}: {done}; the same command with --resume goes on", code)
-        raise StopTraining(f"{done}: {self._reason or 'as another process asked for'}", 0)
+        raise StopTraining(f"{done}: {self._reason}", 0)
 
     def _agree(self) -> int:
         """The greatest of all processes' codes."""
@@ -153,9 +155,13 @@ class Stop(hooks.HookBase):
 
     def after_train(self) -> None:
         """Let signals do what they did before; all that follows is evaluation."""
-        self._look.remove()
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._listening.close()
+
+
+def is_evaluated(trainer: TrainerBase, period: int) -> bool:
+    """Whether Detectron2's ``EvalHook`` of this period has just run, before the end of training."""
+    done = trainer.iter + 1
+    return period > 0 and done % period == 0 and done < trainer.max_iter
 
 
 class KeepBest(hooks.BestCheckpointer):
@@ -175,9 +181,8 @@ class KeepBest(hooks.BestCheckpointer):
     ) -> None:
         super().__init__(eval_period, checkpointer, metric, file_prefix=BEST)
         self._note = Path(checkpointer.save_dir) / f"{BEST}.json"
-        self._metric, self._stop = metric, stop
-        self._evaluations, self._patience = eval_period, patience
-        self._noted = None
+        self._metric, self._evaluations = metric, eval_period
+        self._patience, self._stop = patience, stop
 
     def before_train(self) -> None:
         """Go on from the best of the run that is resumed."""
@@ -185,17 +190,15 @@ class KeepBest(hooks.BestCheckpointer):
             noted = json.loads(self._note.read_text())
             if noted["metric"] == self._metric:
                 self.best_metric, self.best_iter = noted["value"], noted["iteration"]
-                self._noted = self.best_iter
 
     def after_step(self) -> None:
         """Keep the weights if they are the best so far, and stop if nothing was gained for long."""
         super().after_step()
-        self._write_note()
-        done = self.trainer.iter + 1
-        if self._patience and done % self._evaluations == 0:
+        if is_evaluated(self.trainer, self._evaluations):
+            self._write_note()
             best = -1 if self.best_iter is None else self.best_iter
             number = (self.trainer.iter - best) // self._evaluations
-            if number >= self._patience:
+            if 0 < self._patience <= number:
                 self._stop.request(f"{number} evaluations without a gain in {self._metric}")
 
     def after_train(self) -> None:
@@ -204,54 +207,9 @@ class KeepBest(hooks.BestCheckpointer):
         self._write_note()
 
     def _write_note(self) -> None:
-        if self.best_iter != self._noted:
+        if self.best_iter is not None:
             note = {"metric": self._metric, "value": self.best_metric, "iteration": self.best_iter}
             write_text(self._note, json.dumps(note) + "\n")
-            self._noted = self.best_iter
-
-
-class ProgressBar(hooks.HookBase):
-    """Shows iterations, time left and the loss on standard error, below the lines of the log.
-
-    Time left counts evaluations in. If ``show`` is None, a terminal gets the bar.
-    """
-
-    def __init__(self, show: bool | None = None) -> None:
-        self._show = sys.stderr.isatty() if show is None else show
-        self._bar: tqdm | None = None
-        self._open = ExitStack()
-
-    def before_train(self) -> None:
-        """Open the bar, and have messages make room for it."""
-        if not self._show:
-            return
-        first, last = self.trainer.start_iter, self.trainer.max_iter
-        columns = shutil.get_terminal_size().columns  # never 0, as terminals in containers say
-        options = {"ncols": columns, "smoothing": 0, "miniters": 1}
-        bar = tqdm(total=last, initial=first, unit="it", desc="train", **options)
-        self._bar = self._open.enter_context(bar)
-        # tqdm's own redirection of a log forgets the levels of its handlers.
-        for handler in {h for name in LOGGERS for h in logging.getLogger(name).handlers}:
-            if getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
-                handler.addFilter(self._make_room)
-                self._open.callback(handler.removeFilter, self._make_room)
-
-    def _make_room(self, record: logging.LogRecord) -> bool:
-        self._bar.clear()
-        return True
-
-    def after_step(self) -> None:
-        """Move the bar on."""
-        if self._bar is None:
-            return
-        loss = self.trainer.storage.histories().get("total_loss")
-        if loss is not None:
-            self._bar.set_postfix(loss=f"{loss.median(20):.3f}", refresh=False)
-        self._bar.update()
-
-    def after_train(self) -> None:
-        """Close the bar."""
-        self._open.close()
 
 
 class DrawCurves(hooks.HookBase):
@@ -266,8 +224,7 @@ class DrawCurves(hooks.HookBase):
 
     def after_step(self) -> None:
         """Draw behind an evaluation."""
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done < self.trainer.max_iter:
+        if is_evaluated(self.trainer, self._period):
             self.after_train()
 
     def after_train(self) -> None:
@@ -303,24 +260,20 @@ def read_metrics(file: str | Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def plot_curves(series: Mapping[str, Sequence[tuple[int, float]]], picture: Path) -> None:
-    """Draw losses, learning rate and metrics, as of :func:`read_metrics`, to a PNG file."""
+    """Draw losses and metrics, as of :func:`read_metrics`, to a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 5), layout="constrained")
-    panels = figure.subplot_mosaic([["loss", "metric"], ["rate", "metric"]], height_ratios=[3, 1])
+    losses, metrics = figure.subplots(1, 2, sharex=True)
     for name in sorted(series):
         if name.startswith(("loss_", "total_loss")):
             width = 2.0 if name == "total_loss" else 1.0
-            panels["loss"].plot(*zip(*series[name], strict=True), label=name, linewidth=width)
-        elif name.endswith(CURVES):
-            panels["metric"].plot(*zip(*series[name], strict=True), marker="o", label=name)
-        elif name == "lr":
-            panels["rate"].plot(*zip(*series[name], strict=True), label=name, color="tab:gray")
-    panels["loss"].set(title="training loss", ylabel="loss", yscale="log")
-    panels["rate"].set(xlabel="iteration", ylabel="learning rate")
-    panels["metric"].set(title="validation", xlabel="iteration", ylabel="%", ylim=(0, 100))
-    for axes in panels.values():
-        axes.sharex(panels["loss"])
+            losses.plot(*zip(*series[name], strict=True), label=name, linewidth=width)
+        elif name.rpartition("/")[2] in (*MAIN_METRICS, "AP50"):
+            metrics.plot(*zip(*series[name], strict=True), label=name, marker="o")
+    losses.set(title="training loss", xlabel="iteration", ylabel="loss", yscale="log")
+    metrics.set(title="validation", xlabel="iteration", ylabel="%", ylim=(0, 100))
+    for axes in (losses, metrics):
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

@@ -4,14 +4,13 @@ import argparse
 import logging
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import detectron2.utils.comm as comm
 import torch
@@ -19,7 +18,6 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.engine.launch import DEFAULT_TIMEOUT, launch
-from detectron2.utils.logger import setup_logger
 from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import ProcessExitedException
 
@@ -32,22 +30,21 @@ from ..weights import Checkpoint, open_weights
 from ..weights.stored_config import config_to_use
 from .checkpoint import last_checkpoint
 from .data_folder import expand
-from .finetune import Data, fit_config, read_own_data, register, wants_own_data, write_annotations
-from .hooks import receive_signals
+from .finetune import ANNOTATIONS, Data, fit_config, read_own_data, register, wants_own_data
+from .hooks import receiving_signals
 from .options import TrainingOptions
-from .terminal import shorten_log
+from .terminal import set_up_log
 from .trainer import Trainer, evaluate_model, load_for_evaluation
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
+LEAST_SHARED = 256 << 20  # bytes; a container has 64 MB, where nothing else is asked for
 WAIT = 20  # seconds for a process that is about to end, as where torchrun was killed
 # The zoo's recipes for COCO are for so many GPUs, with two images each.
 RECIPE_GPUS, RECIPE_BATCH = 8, 16
 SCHEDULE_KEYS = ("IMS_PER_BATCH", "BASE_LR", "STEPS", "MAX_ITER", "REFERENCE_WORLD_SIZE")
-# What a run that was killed may leave of the files that are written whole.
-TORN = ("model_*.pth", "last_checkpoint", "model_best.json", "curves.png", "annotations_val.json")
 
 
 @dataclass
@@ -65,12 +62,7 @@ class Job:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Job, int]:
-    """Read and check the config, the machine, the weights and the data, before processes start.
-
-    A process that torchrun started joins the others.
-
-    Args:
-        args: of the parser of ``resnest_d2.commands.train``.
+    """Read and check config, machine, weights and data before processes start; join torchrun's.
 
     Returns:
         the job, and how many processes to start on this machine.
@@ -96,36 +88,17 @@ def prepare(args: argparse.Namespace) -> tuple[Job, int]:
         check_datasets(cfg, train=not args.eval_only)
     if _is_recipe(cfg, args):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = RECIPE_GPUS
-    if not args.eval_only:
-        here = int(os.getenv("LOCAL_WORLD_SIZE", "1")) if joined else num_processes
-        _warn_of_shared_memory(cfg, world, here)
+    if cfg.DATALOADER.NUM_WORKERS and not args.eval_only and os.path.isdir(SHARED_MEMORY):
+        _warn_of_shared_memory(shutil.disk_usage(SHARED_MEMORY).free)
     return job, num_processes
 
 
-def _warn_of_shared_memory(cfg: CfgNode, world: int, processes: int) -> None:
-    """Warn where there is too little of the memory that loaders hand pictures over in.
-
-    Args:
-        cfg: the config.
-        world: processes that train.
-        processes: those on this machine.
-    """
-    solver, loaders = cfg.SOLVER, cfg.DATALOADER.NUM_WORKERS
-    if not loaders or not os.path.isdir(SHARED_MEMORY):
-        return
-    # A loader has two items ready, of one picture or a batch; one batch is learned, one gathered.
-    batch = -(-solver.IMS_PER_BATCH // (solver.REFERENCE_WORLD_SIZE or world))
-    item = 1 if cfg.DATALOADER.ASPECT_RATIO_GROUPING else batch
-    side = max(cfg.INPUT.MIN_SIZE_TRAIN, default=0)
-    picture = 3 * side * min(cfg.INPUT.MAX_SIZE_TRAIN, 2 * side)  # bytes
-    needed = processes * picture * (2 * loaders * item + 2 * batch)
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if free < needed:
-        logger.warning(
-            "%s has %d MB, and pictures may need %d, or training ends or hangs: give the container "
-            "more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0",
-            *(SHARED_MEMORY, free >> 20, needed >> 20),
-        )
+def _warn_of_shared_memory(free: int) -> None:
+    """Warn where there are few bytes of the memory that loaders hand pictures over in."""
+    if free < LEAST_SHARED:
+        message = "%s has %d MB; where pictures need more, training ends or hangs: give the "
+        message += "container more (docker run --shm-size 2g), or set DATALOADER.NUM_WORKERS 0"
+        logger.warning(message, SHARED_MEMORY, free >> 20)
 
 
 def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
@@ -138,10 +111,12 @@ def _is_recipe(cfg: CfgNode, args: argparse.Namespace) -> bool:
 
 def _weights_of(args: argparse.Namespace) -> Checkpoint | None:
     """The weights that options or config name or, with ``--resume``, the last in the folder."""
-    named = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
-    cfg = load_config(args.config_file, args.opts) if args.config_file else None
-    folder = cfg.OUTPUT_DIR if cfg else named.get("OUTPUT_DIR", "./output")
-    path = cfg.MODEL.WEIGHTS if cfg else named.get("MODEL.WEIGHTS", "")
+    if args.config_file:
+        cfg = load_config(args.config_file, args.opts)
+        folder, path = cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS
+    else:
+        given = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+        folder, path = given.get("OUTPUT_DIR", "./output"), given.get("MODEL.WEIGHTS", "")
     path = (last_checkpoint(folder) if args.resume else None) or path
     if not path:
         return None
@@ -159,26 +134,21 @@ def work(job: Job) -> None:
         SystemExit: a signal stopped training.
     """
     cfg, args, folder = job.cfg, job.args, Path(job.cfg.OUTPUT_DIR)
-    held: list[IO[str]] = []
+    register(job.data, cfg.OUTPUT_DIR)  # in a process that was started for one of several
+    with ExitStack() as held:
 
-    def begin() -> None:
-        make_folder(folder)
-        if not args.eval_only:
-            held.append(hold_folder(folder, WAIT))
-            for torn in (file for name in TORN for file in folder.glob(f".{name}.*.part")):
-                torn.unlink()
-        write_annotations(job.data, cfg.OUTPUT_DIR)
+        def begin() -> None:
+            make_folder(folder)
+            if not args.eval_only:
+                held.enter_context(hold_folder(folder, WAIT))
+                for torn in folder.glob(".model_*.part"):  # of a run that was killed
+                    torn.unlink()
+            if val := job.data[1]:
+                val.write(folder / ANNOTATIONS)  # as it was read and repaired
 
-    if any(job.data):
-        register(job.data, cfg.OUTPUT_DIR)  # in a process that was started for one of several
-    once(begin)
-    try:
+        once(begin)
+        set_up_log(cfg.OUTPUT_DIR, args.eval_only)
         default_setup(portable_config(cfg), args)
-        is_shown = bool(logging.getLogger("resnest_d2").handlers)
-        setup_logger(
-            cfg.OUTPUT_DIR, comm.get_rank(), name="resnest_d2", configure_stdout=not is_shown
-        )
-        shorten_log(args.eval_only)
         if job.why:
             logger.debug("--auto set, where the command line does not:\n%s", job.why)
         if args.eval_only:
@@ -187,9 +157,6 @@ def work(job: Job) -> None:
         trainer = Trainer(cfg, TrainingOptions.of(args))
         trainer.resume_or_load(resume=args.resume or _is_restart())
         trainer.train()
-    finally:
-        for stream in held:
-            stream.close()
 
 
 def _is_restart() -> bool:
@@ -205,11 +172,8 @@ def _is_restart() -> bool:
 def join_torchrun(device: str) -> bool:
     """Join the group of processes that torchrun, or a launcher with its variables, started.
 
-    Args:
-        device: of the model; GPUs talk by NCCL, CPUs by Gloo.
-
-    Returns:
-        whether there is such a group, of one process or more.
+    The model's device decides how they talk, GPUs by NCCL and CPUs by Gloo. Return whether there is
+    such a group, of one process or more.
     """
     if dist.is_initialized():
         return True
@@ -237,19 +201,16 @@ def once(work: Callable[[], T]) -> T:
     Raises:
         InputError: the work raises it, in all processes.
     """
-    if comm.get_world_size() == 1:
-        return work()
-    outcome: list[Any] = [None, None]
+    outcome: Any = None
     if comm.is_main_process():
         try:
-            outcome[0] = work()
+            outcome = work()
         except InputError as error:
-            outcome[1] = error
-    is_gloo = dist.get_backend() == "gloo"
-    dist.broadcast_object_list(outcome, device=torch.device("cpu") if is_gloo else None)
-    if outcome[1] is not None:
-        raise outcome[1]
-    return outcome[0]
+            outcome = error
+    outcome = comm.all_gather(outcome)[0]
+    if isinstance(outcome, InputError):
+        raise outcome
+    return outcome
 
 
 def start_processes(
@@ -273,7 +234,7 @@ def start_processes(
         return 0
     threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
     try:
-        with _signals_to_children():
+        with receiving_signals(_end_children):
             everything = (work, args, threads)
             launch(_begin, num_processes, num_machines, machine_rank, dist_url, everything)
     except ProcessExitedException as error:
@@ -288,20 +249,10 @@ def _begin(work: Callable[..., None], args: tuple, threads: int) -> None:
     dist.destroy_process_group()
 
 
-@contextmanager
-def _signals_to_children() -> Iterator[None]:
+def _end_children(number: int, frame: FrameType | None) -> None:
     """Have the processes that were started end as they do on SIGTERM; they save before."""
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        children = active_children()
-        for child in children:
-            child.terminate()  # a second SIGINT would cut it short
-        if not children:
-            raise SystemExit(128 + number)
-
-    before = receive_signals(hand_on)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    children = active_children()
+    for child in children:
+        child.terminate()  # a second SIGINT would cut it short
+    if not children:
+        raise SystemExit(128 + number)

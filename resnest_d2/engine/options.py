@@ -8,9 +8,9 @@ from detectron2.config import CfgNode
 from ..config import ConfigError, did_you_mean, require_int
 from ..evaluation import tasks_of
 
+MAIN_METRICS = ("AP", "PQ", "mIoU")
 _BOX = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
-# Metrics of Detectron2's evaluators by task, which --keep-best may name; those of single classes
-# begin like the ones in PER_CLASS.
+# Metrics of Detectron2's evaluators by task, which --keep-best may name.
 METRICS: dict[str, tuple[str, ...]] = {
     "bbox": _BOX,
     "segm": _BOX,
@@ -18,7 +18,6 @@ METRICS: dict[str, tuple[str, ...]] = {
     "sem_seg": ("mIoU", "fwIoU", "mACC", "pACC", "IoU", "iIoU", "IoU_sup", "iIoU_sup"),
     "panoptic_seg": tuple(f"{q}{part}" for part in ("", "_th", "_st") for q in ("PQ", "SQ", "RQ")),
 }
-PER_CLASS = ("AP-", "IoU-", "ACC-")
 
 
 @dataclass
@@ -65,27 +64,30 @@ class TrainingOptions:
         """
         require_int("--patience", self.patience, 0)
         require_int("--keep-last", self.keep_last, 0)
+        if self.patience and not (self.keep_best and cfg.TEST.EVAL_PERIOD > 0):
+            raise ConfigError(
+                "--patience needs --keep-best METRIC, which tells what a gain is, and evaluations "
+                "during training (TEST.EVAL_PERIOD)"
+            )
         if self.keep_best:
             self._check_metric(cfg)
-        elif self.patience:
-            raise ConfigError("--patience needs --keep-best METRIC, which tells what a gain is")
-        if self.patience and cfg.TEST.EVAL_PERIOD <= 0:
-            raise ConfigError("--patience needs evaluations during training: set TEST.EVAL_PERIOD")
 
     def _check_metric(self, cfg: CfgNode) -> None:
         said, names = f"--keep-best {self.keep_best}", list(cfg.DATASETS.TEST)
         if not names:
             raise ConfigError(f"{said} needs data to evaluate on, and DATASETS.TEST is empty")
         learned = {"segm": cfg.MODEL.MASK_ON, "keypoints": cfg.MODEL.KEYPOINT_ON}
-        tasks = {  # by what stands before a metric
-            f"{name}/{task}/" if len(names) > 1 else f"{task}/": task
+        known = [
+            f"{name}/{task}/{metric}" if len(names) > 1 else f"{task}/{metric}"
             for name in names
             for task in tasks_of(name)
+            for metric in METRICS[task]
             if learned.get(task, True)
-        }
-        known = [start + metric for start, task in tasks.items() for metric in METRICS[task]]
-        of_classes = tuple(start + metric for start in tasks for metric in PER_CLASS)
+        ]
+        # Those of one class are bbox/AP-cat or sem_seg/ACC-cat, say.
+        of_classes = tuple(f"{metric}-".replace("/mACC", "/ACC") for metric in known)
         if self.keep_best not in known and not self.keep_best.startswith(of_classes):
-            firsts = ", ".join(start + METRICS[task][0] for start, task in tasks.items())
-            hint = did_you_mean(self.keep_best, known) or f"; there are {firsts} and others"
+            main = [name for name in known if name.rpartition("/")[2] in MAIN_METRICS]
+            main_ones = f"; there are {', '.join(main)} and others"
+            hint = did_you_mean(self.keep_best, known) or main_ones
             raise ConfigError(f"{said}: no metric of this model on DATASETS.TEST {names}{hint}")

@@ -17,33 +17,24 @@ from detectron2.data import (
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.modeling import GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import ConfigError, InputError
+from ..config import ConfigError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
-from ..modeling.split_attention import SplitAttentionConv2d
-from ..modeling.sync_batchnorm import replace_sync_batchnorm, require_several_images
+from ..modeling.sync_batchnorm import replace_sync_batchnorm
 from ..weights import Checkpoint, load_weights
 from ..weights.stored_config import config_text
 from .checkpoint import TrainingCheckpointer, class_metadata, follow_changes
-from .hooks import (
-    TRAINING,
-    DrawCurves,
-    KeepBest,
-    ProgressBar,
-    Stop,
-    StopTraining,
-    ignoring_signals,
-)
+from .hooks import TRAINING, DrawCurves, KeepBest, Stop, StopTraining, ignoring_signals
 from .options import TrainingOptions
-from .terminal import Announce
+from .terminal import Announce, ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +56,7 @@ class Trainer(DefaultTrainer):
             options: how training saves, ends and shows itself.
 
         Raises:
-            InputError: as :meth:`TrainingOptions.check` and :func:`check_training`.
+            InputError: as :meth:`TrainingOptions.check` and :func:`check_classes`.
         """
         # Detectron2's own __init__ makes a DistributedDataParallel that is for GPUs alone.
         super(DefaultTrainer, self).__init__()
@@ -98,7 +89,7 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         if cfg.TEST.AUG.ENABLED:
             with_augmentation(cfg, model)
-        check_training(cfg, model)
+        check_classes(cfg, model)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -174,17 +165,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``.
-
-        Augmentation is for instances: of a panoptic model, boxes and masks are evaluated.
-        """
+        """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``."""
         logger.info("Running inference with test-time augmentation ...")
         model = with_augmentation(cfg, model)
-        folder, limit = os.path.join(cfg.OUTPUT_DIR, "inference_TTA"), cfg.TEST.DETECTIONS_PER_IMAGE
-        evaluators = [
-            build_evaluator(name, folder, instances_only=True, detections_per_image=limit)
-            for name in cfg.DATASETS.TEST
-        ]
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
@@ -216,36 +201,18 @@ class Trainer(DefaultTrainer):
         """Load ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint if there is one.
 
         Raises:
-            InputError: as :meth:`TrainingCheckpointer.resume_or_load` and :meth:`load_state_dict`;
-                or the checkpoint has done more iterations than ``SOLVER.MAX_ITER``.
+            InputError: as :meth:`TrainingCheckpointer.resume_or_load`.
         """
         groups = copy.deepcopy([{**group, "params": []} for group in self.optimizer.param_groups])
         schedule = self.scheduler.state_dict()
         super().resume_or_load(resume)
-        if self.start_iter > self.max_iter:
-            raise InputError(
-                f"--resume: the checkpoint has done {self.start_iter} iterations, and SOLVER."
-                f"MAX_ITER is {self.max_iter}"
-            )
         if self.start_iter:
             changed = self.checkpointer.changes
             follow_changes(self.optimizer, self.scheduler, groups, schedule, changed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew.
-
-        Raises:
-            InputError: the optimizer has other groups of parameters.
-        """
+        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
         loop = {**self._trainer.state_dict(), **state_dict["_trainer"]}
-        states = (loop["optimizer"], self.optimizer.state_dict())
-        theirs, ours = ([len(g["params"]) for g in state["param_groups"]] for state in states)
-        if theirs != ours:
-            changed = ", ".join(self.checkpointer.changes)
-            raise InputError(
-                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's has "
-                f"{theirs}, by other settings ({changed}): train with MODEL.WEIGHTS in a new folder"
-            )
         super().load_state_dict({**state_dict, "_trainer": loop})
 
     def train(self) -> dict[str, Any] | None:
@@ -284,29 +251,19 @@ def _limit_precise_bn(cfg: CfgNode, loader: Any) -> CfgNode:
 
 
 def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Return a detector, or the part of a panoptic model that detects, with augmentation.
+    """Return a detector with Detectron2's test-time augmentation.
 
     Raises:
         ConfigError: Detectron2 has no test-time augmentation for this model.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
-    if isinstance(model, PanopticFPN):
-        # Detectron2's augmentation trips over its inference(), which takes no boxes.
-        detector = GeneralizedRCNN(
-            backbone=model.backbone,
-            proposal_generator=model.proposal_generator,
-            roi_heads=model.roi_heads,
-            pixel_mean=model.pixel_mean.flatten().tolist(),
-            pixel_std=model.pixel_std.flatten().tolist(),
-            input_format=model.input_format,
-        )
-        model = detector.to(model.device).train(model.training)
+    message = "TEST.AUG.ENABLED: Detectron2 has no augmentation for this model"
+    if isinstance(model, PanopticFPN):  # an R-CNN whose inference() takes no boxes
+        raise ConfigError(message)
     try:
         return GeneralizedRCNNWithTTA(cfg, model)
     except AssertionError as error:
-        raise ConfigError(
-            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
-        ) from error
+        raise ConfigError(f"{message}: {error}") from error
 
 
 def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -331,12 +288,11 @@ def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:
     return model
 
 
-def check_training(cfg: CfgNode, model: nn.Module) -> None:
-    """See that a model can be trained on data sets that are loaded.
+def check_classes(cfg: CfgNode, model: nn.Module) -> None:
+    """See that a model has the classes of data sets that are loaded.
 
     Raises:
-        ConfigError: one image a process, where the attention's batch norm needs more; more classes
-            in the data than in the model, which Detectron2 finds on a GPU by a CUDA assert.
+        ConfigError: it has fewer, which Detectron2 finds on a GPU by a CUDA assert.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
     has = getattr(getattr(model, "roi_heads", model), "num_classes", None)
@@ -347,10 +303,6 @@ def check_training(cfg: CfgNode, model: nn.Module) -> None:
             raise ConfigError(
                 f"MODEL.{head}.NUM_CLASSES is {has}, but data set {name!r} has {needs} classes"
             )
-    if cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size() <= 1:
-        for layer in model.modules():
-            if isinstance(layer, SplitAttentionConv2d):
-                require_several_images(layer.bn1)
 
 
 def load_for_evaluation(cfg: CfgNode, checkpoint: Checkpoint | str) -> nn.Module:
