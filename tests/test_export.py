@@ -236,7 +236,11 @@ def shared(tmp_path_factory):
         assert command.main(list(map(str, arguments))) == 0
     file = folder / "x.pt2"
     return SimpleNamespace(
-        model=model, file=file, printed=printed.getvalue(), exported=load_exported(file)
+        model=model,
+        file=file,
+        checkpoint=checkpoint,
+        printed=printed.getvalue(),
+        exported=load_exported(file),
     )
 
 
@@ -512,6 +516,37 @@ def test_a_file_finds_nothing_where_nothing_is(tmp_path, head):
     target = tmp_path / "x.onnx"
     export_model(predictor, target)
     assert (load_exported(target).run(picture(160, 192))["scores"] == -1).all()
+
+
+@pytest.mark.slow
+def test_a_predictor_in_openvino(shared, tmp_path, monkeypatch):
+    """It finds what the model finds; its file is made once for a config and its weights."""
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    pixels = picture(128, 192, 5).permute(1, 2, 0).to(torch.uint8).numpy()
+    expected = Predictor(shared.checkpoint)(pixels)
+    made, make = [], writer.make_content
+
+    def make_content(*arguments):
+        made.append(arguments)
+        return make(*arguments)
+
+    monkeypatch.setattr("resnest_d2.export.kept.make_content", make_content)
+    for options, number in (([], 1), ([], 1), (["TEST.DETECTIONS_PER_IMAGE", 3], 2)):
+        found = Predictor(shared.checkpoint, optimize="openvino", options=options)(pixels)
+        assert len(made) == number
+        assert len(os.listdir(tmp_path / "resnest_d2/openvino")) == number
+        wanted = expected.instances[: 3 if options else None]
+        assert len(found) == len(wanted) > 0
+        assert torch.allclose(found.instances.scores, wanted.scores, atol=1e-4)
+        boxes = found.instances.pred_boxes.tensor
+        assert torch.allclose(boxes, wanted.pred_boxes.tensor, atol=1e-2)
+        assert found.names == expected.names[: len(wanted)]
+    half = Predictor(shared.checkpoint, optimize="openvino", half=True)
+    assert len(half(pixels)) > 0
+    built = Predictor(shared.model, optimize="openvino", augmentation=RESIZE)
+    assert len(built(pixels)) > 0
+    assert len(made) == 3  # of a model without a config nothing is kept
+    assert len(os.listdir(tmp_path / "resnest_d2/openvino")) == 2
 
 
 @pytest.mark.slow

@@ -270,7 +270,9 @@ def test_wrong_options_of_a_call(predictor, pixels, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimize": "yes"}, "optimize must be one of False, True, 'compile', got 'yes'"),
+        ({"optimize": "yes"}, "optimize must be one of False, True, 'compile', .* got 'yes'"),
+        ({"optimize": 1}, "optimize must be one of False, True, 'compile', 'openvino', got 1"),
+        ({"runtime": "openvino"}, "a runtime is for an exported file"),
         ({"tile": 4}, "tile must be at least 32, got 4"),
         ({"tile": 64, "overlap": 1}, "overlap must be between 0 and 0.9, got 1"),
         ({"tile": 64, "overlap": np.nan}, "overlap must be between 0 and 0.9, got nan"),
@@ -304,6 +306,8 @@ def test_what_a_predictor_is_made_of(small_detector, predictor, pixels, tmp_path
         assert one.metadata.thing_classes[3] == "digit 3"
     optimized = boxes(Predictor(small_detector, optimize=True)(pixels))
     assert torch.allclose(optimized, expected, atol=1e-2)
+    compiled = Predictor(small_detector, optimize="compile").model.backbone
+    assert compiled._compiled_call_impl is not None
     with pytest.raises(InputError, match="config_file is another: leave one of them out"):
         Predictor(str(file), config_file=str(file))
 
@@ -414,7 +418,7 @@ def test_what_an_exported_file_tells_counts(pixels, monkeypatch):
             if threshold < 0.3:
                 raise InputError("exported with 0.3")
 
-    monkeypatch.setattr("resnest_d2.export.load_exported", lambda file: Exported())
+    monkeypatch.setattr("resnest_d2.export.load_exported", lambda *_: Exported())
     made = Predictor("model.onnx")
     result = made(pixels)
     assert made.model.seen.shape == (3, 64, 85)

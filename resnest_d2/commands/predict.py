@@ -60,7 +60,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=1, metavar="N", help="images at once (default: 1)")
     add("--tile", type=int, metavar="PIXELS", help="run on tiles of this size")
     add("--overlap", type=float, help="of tiles, 0 to 0.9 (default: 0.2)")
-    add("--optimize", action="store_true", help="fold norms first, which takes less time an image")
+    text = "take less time an image: fold norms first; compile the backbone too; or run in OpenVINO"
+    ways = ("compile", "openvino")
+    add("--optimize", nargs="?", default=False, const=True, choices=ways, help=text)
+    text = (
+        "what runs an exported file: openvino or onnxruntime, torch for .pt2 (default: the fastest "
+    )
+    text += "that is installed)"
+    add("--runtime", default="auto", metavar="NAME", help=text)
     text = "cpu, cuda or cuda:1, say (default: the config's, or the CPU where there is no GPU)"
     add("--device", help=text)
     add("--half", action="store_true", help="compute in half precision: float16, on CPUs bfloat16")
@@ -77,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(args)
         outputs = Outputs(args)
         outputs.plan(outputs.image_ids if args.input_json else list_inputs(args.input))
-        options = {name: getattr(args, name) for name in ("device", "optimize", "half", "tile")}
+        options = {
+            name: getattr(args, name) for name in ("device", "optimize", "half", "runtime", "tile")
+        }
         options["overlap"] = 0.2 if args.overlap is None else args.overlap
         predictor = load_predictor(args, **options)
         if args.confidence_threshold is not None:

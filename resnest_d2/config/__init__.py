@@ -28,9 +28,9 @@ class MissingPackageError(InputError, ImportError):
 
 
 def require_one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
-    """Raise a ConfigError unless a value is one of a few; the message names them."""
+    """Raise a ConfigError unless a value is one of a few, where True is not 1; it names them."""
     allowed = tuple(allowed)
-    if value not in allowed or isinstance(value, bool) != isinstance(allowed[0], bool):
+    if (value, isinstance(value, bool)) not in [(one, isinstance(one, bool)) for one in allowed]:
         raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
 
 

@@ -205,4 +205,7 @@ def pool(pooler: ROIPooler, features: Sequence[torch.Tensor], boxes: torch.Tenso
         pool_level(feature, indexed[at])
         for at, feature, pool_level in zip(by_level, features, pooler.level_poolers, strict=True)
     ]
-    return torch.cat(pooled)[torch.cat(by_level).argsort()]
+    # Where each box is among those sorted by level; torch.cat(by_level) would be of unknown length.
+    rows = torch.arange(len(boxes), device=boxes.device)
+    order = (levels * len(boxes) + rows).argsort().argsort()
+    return torch.cat(pooled)[order]

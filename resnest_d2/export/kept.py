@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def run_in_openvino(predictor: "Predictor", cfg: CfgNode, half: bool) -> ExportedModel:
-    """Open a predictor's model in OpenVINO; export it, compared with the model, at the first time.
+def run_in_openvino(predictor: "Predictor", cfg: CfgNode | None, half: bool) -> ExportedModel:
+    """Export a predictor's model, compared with it as any export is, and open it in OpenVINO.
 
-    Files are kept in the cache of Detectron2's PathManager, by weights, config and versions.
+    The file is kept in the cache of Detectron2's PathManager, by weights, config and versions.
 
     Args:
         predictor: on the CPU.
-        cfg: that its model was built of.
+        cfg: that its model was built of; None, for a model that somebody instantiated, keeps
+            nothing.
         half: compute in bfloat16.
 
     Raises:
@@ -40,13 +41,13 @@ def run_in_openvino(predictor: "Predictor", cfg: CfgNode, half: bool) -> Exporte
         import_extra(name, extra, 'optimize="openvino"')
     if any(parameter.device.type != "cpu" for parameter in predictor.model.parameters()):
         raise InputError('optimize="openvino" is for the CPU: take device="cpu"')
-    folder = Path(get_cache_dir(), "resnest_d2", "openvino")
-    file = folder / f"{_key(predictor.model, cfg)}.onnx"
-    if file.is_file():
-        content = file.read_bytes()
-    else:
-        content, _ = make_content(predictor, file, (), "openvino")
-        make_folder(folder)
+    name = _key(predictor.model, cfg) if cfg else "model"
+    file = Path(get_cache_dir(), "resnest_d2", "openvino", f"{name}.onnx")
+    if cfg and file.is_file():
+        return open_exported(file.read_bytes(), file, "openvino", half)
+    content, _ = make_content(predictor, file, (), "openvino")
+    if cfg:
+        make_folder(file.parent)
         with replacing(file) as temporary:
             temporary.write_bytes(content)
         logger.info("Kept as %s", file)
@@ -54,6 +55,7 @@ def run_in_openvino(predictor: "Predictor", cfg: CfgNode, half: bool) -> Exporte
 
 
 def _key(model: torch.nn.Module, cfg: CfgNode) -> str:
+    """The config's text, every weight and the versions, as one hash."""
     digest = hashlib.sha256()
     for text in (__version__, torch.__version__, cfg.dump()):
         digest.update(text.encode())

@@ -63,8 +63,12 @@ class Predictor:
         weights: in place of the model's, as ``MODEL.WEIGHTS``.
         device: as ``MODEL.DEVICE``, and an error if the machine does not have it; by default the
             config's, or the CPU.
-        optimize: run :func:`~resnest_d2.optimize_for_inference`; "compile" also compiles.
-        half: compute backbone and heads in half precision: float16 on GPUs, bfloat16 on CPUs.
+        optimize: run :func:`~resnest_d2.optimize_for_inference`; "compile" also compiles;
+            "openvino" exports the model, once for a config and its weights, and runs the file in
+            OpenVINO, on the CPU.
+        half: compute in half precision, float16 on GPUs and bfloat16 on CPUs; of an exported file
+            OpenVINO does.
+        runtime: of an exported file, as of :func:`~resnest_d2.export.load_exported`.
         tile: run on overlapping tiles of so many pixels, for large pictures with small objects.
         overlap: of tiles that are neighbours, as a part of their size.
         options: overrides of the config, KEY, VALUE, KEY, VALUE, ...
@@ -85,8 +89,9 @@ class Predictor:
         config_file: str = "",
         weights: str | Path | None = None,
         device: str | torch.device | None = None,
-        optimize: bool | Literal["compile"] = False,
+        optimize: bool | Literal["compile", "openvino"] = False,
         half: bool = False,
+        runtime: str = "auto",
         tile: int | None = None,
         overlap: float = 0.2,
         options: Sequence[Any] = (),
@@ -94,7 +99,10 @@ class Predictor:
         classes: Sequence[str] | None = None,
         augmentation: T.Augmentation | None = None,
     ) -> None:
-        require_one_of("optimize", optimize, (False, True, "compile"))
+        require_one_of("optimize", optimize, (False, True, "compile", "openvino"))
+        is_exported = isinstance(model, str | Path) and Path(model).suffix in EXPORTED
+        if runtime != "auto" and not is_exported:
+            raise InputError("a runtime is for an exported file; optimize takes other models there")
         if tile is not None:
             require_int("tile", tile, least=32)
             require_between("overlap", overlap, 0, 0.9)
@@ -102,7 +110,7 @@ class Predictor:
         self._tiles = None if tile is None else (tile, overlap)
         self.metadata = Metadata(name="no classes")
         self.pixel_range: PixelRange | None = None
-        changes = {"config_file": config_file, "options": options}
+        changes, cfg = {"config_file": config_file, "options": options}, None
         if isinstance(model, nn.Module):
             _refuse("a model that is built", changes)
             self.model = model.eval() if device is None else model.eval().to(device)
@@ -110,10 +118,10 @@ class Predictor:
             sizes = DEFAULT_SIZES
             if weights:
                 self._load(open_weights(weights), allow_untrained)
-        elif isinstance(model, str | Path) and Path(model).suffix in EXPORTED:
-            changes |= {"weights": weights, "device": device, "optimize": optimize, "half": half}
+        elif is_exported:
+            changes |= {"weights": weights, "device": device, "optimize": optimize}
             _refuse(f"{model} is exported as it is and", changes)
-            sizes = self._open_exported(Path(model))
+            sizes = self._open_exported(Path(model), runtime, half)
         else:
             options = [*options, *(["MODEL.WEIGHTS", weights] if weights else [])]
             options += [] if device is None else ["MODEL.DEVICE", device]
@@ -133,7 +141,11 @@ class Predictor:
             kind = "stuff" if isinstance(self.model, SemanticSegmentor) else "thing"
             self.metadata = Metadata(name="classes", **{f"{kind}_classes": list(classes)})
         self._check_names()
-        if optimize or half:
+        if optimize == "openvino":
+            from ..export.kept import run_in_openvino
+
+            self.model = run_in_openvino(self, cfg, half)
+        elif (optimize or half) and not is_exported:
             on_gpu = next(self.model.parameters()).is_cuda
             dtype = (torch.float16 if on_gpu else torch.bfloat16) if half else None
             self.model = optimize_for_inference(self.model, optimize == "compile", dtype=dtype)
@@ -145,11 +157,11 @@ class Predictor:
         if any(self.metadata.get(key, None) != value for key, value in known.items()):
             self.metadata = Metadata(name="classes of the checkpoint", **known)
 
-    def _open_exported(self, file: Path) -> tuple[int, int]:
+    def _open_exported(self, file: Path, runtime: str, half: bool) -> tuple[int, int]:
         """Open an exported file; return the sides that its facts name."""
         from ..export import load_exported
 
-        self.model = load_exported(file)
+        self.model = load_exported(file, runtime, half)
         facts = self.model.metadata
         self.input_format = facts.input_format
         self.metadata = Metadata(name=str(file), thing_classes=list(facts.classes))
