@@ -22,7 +22,7 @@ from test_heads import AUGMENTED, MODELS, SIZE, small_config
 
 import resnest_d2
 from resnest_d2.config.keys import portable_config
-from resnest_d2.engine.trainer import evaluate_model
+from resnest_d2.engine.trainer import Trainer, evaluate_model
 from resnest_d2.modeling.detector import build_detector
 from resnest_d2.weights.catalog import find
 
@@ -180,3 +180,9 @@ def test_every_head_is_evaluated_by_the_metrics_of_the_table(title, all_kinds_of
     results = evaluate_model(cfg, build_detector(cfg).eval())
     expected = {METRICS[metric] for metric in table()[title]["evaluate"].split(", ")}
     assert {task for task, metrics in results.items() if metrics} == expected
+
+
+def test_augmentation_of_a_panoptic_data_set_evaluates_instances(all_kinds_of_truth, tmp_path):
+    cfg = small_evaluation("panoptic", tmp_path)
+    results = Trainer.test_with_TTA(cfg, build_detector(cfg).eval())
+    assert set(results) == {"bbox_TTA", "segm_TTA"}

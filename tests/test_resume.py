@@ -171,6 +171,15 @@ def test_a_checkpoint_of_weights_alone_is_refused(resume):
         resume(change=lambda content: content.pop("trainer"))
 
 
+def test_other_groups_of_parameters_are_refused(resume):
+    """What is frozen now has momentum in the checkpoint."""
+    words = (
+        "the optimizer has groups of .* by other settings .*MODEL.BACKBONE.FREEZE_AT.*new folder"
+    )
+    with pytest.raises(InputError, match=words):
+        resume(keys={"MODEL.BACKBONE.FREEZE_AT": "2"})
+
+
 def test_group_norm_is_no_batch_norm(resume):
     """Their parameters have one shape, and would load into each other without a word."""
     for before, after in (("SyncBN", "GN"), ("GN", "SyncBN")):

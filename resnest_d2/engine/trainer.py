@@ -17,14 +17,14 @@ from detectron2.data import (
 )
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA, PanopticFPN
+from detectron2.modeling import GeneralizedRCNN, GeneralizedRCNNWithTTA, PanopticFPN
 from detectron2.solver.build import get_default_optimizer_params
 from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import ConfigError
+from ..config import ConfigError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
@@ -165,11 +165,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``."""
+        """Evaluate with ``TEST.AUG``'s scales and flips; the results' names get ``_TTA``.
+
+        Augmentation is for instances: of a panoptic model, boxes and masks are evaluated.
+        """
         logger.info("Running inference with test-time augmentation ...")
         model = with_augmentation(cfg, model)
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        folder, limit = os.path.join(cfg.OUTPUT_DIR, "inference_TTA"), cfg.TEST.DETECTIONS_PER_IMAGE
+        evaluators = [
+            build_evaluator(name, folder, instances_only=True, detections_per_image=limit)
+            for name in cfg.DATASETS.TEST
+        ]
         results = cls.test(cfg, model, evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
@@ -211,8 +217,20 @@ class Trainer(DefaultTrainer):
             follow_changes(self.optimizer, self.scheduler, groups, schedule, changed)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew."""
+        """Load what a checkpoint holds; what it lacks, as the scaler of AMP, begins anew.
+
+        Raises:
+            InputError: the optimizer has other groups of parameters.
+        """
         loop = {**self._trainer.state_dict(), **state_dict["_trainer"]}
+        states = (loop["optimizer"], self.optimizer.state_dict())
+        theirs, ours = ([len(g["params"]) for g in state["param_groups"]] for state in states)
+        if theirs != ours:
+            changed = ", ".join(self.checkpointer.changes)
+            raise InputError(
+                f"--resume: the optimizer has groups of {ours} parameters, the checkpoint's has "
+                f"{theirs}, by other settings ({changed}): train with MODEL.WEIGHTS in a new folder"
+            )
         super().load_state_dict({**state_dict, "_trainer": loop})
 
     def train(self) -> dict[str, Any] | None:
@@ -251,19 +269,29 @@ def _limit_precise_bn(cfg: CfgNode, loader: Any) -> CfgNode:
 
 
 def with_augmentation(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """Return a detector with Detectron2's test-time augmentation.
+    """Return a detector, or the part of a panoptic model that detects, with augmentation.
 
     Raises:
         ConfigError: Detectron2 has no test-time augmentation for this model.
     """
     model = getattr(model, "module", model)  # DistributedDataParallel's
-    message = "TEST.AUG.ENABLED: Detectron2 has no augmentation for this model"
-    if isinstance(model, PanopticFPN):  # an R-CNN whose inference() takes no boxes
-        raise ConfigError(message)
+    if isinstance(model, PanopticFPN):
+        # Detectron2's augmentation trips over its inference(), which takes no boxes.
+        detector = GeneralizedRCNN(
+            backbone=model.backbone,
+            proposal_generator=model.proposal_generator,
+            roi_heads=model.roi_heads,
+            pixel_mean=model.pixel_mean.flatten().tolist(),
+            pixel_std=model.pixel_std.flatten().tolist(),
+            input_format=model.input_format,
+        )
+        model = detector.to(model.device).train(model.training)
     try:
         return GeneralizedRCNNWithTTA(cfg, model)
     except AssertionError as error:
-        raise ConfigError(f"{message}: {error}") from error
+        raise ConfigError(
+            f"TEST.AUG.ENABLED: Detectron2 has no augmentation for this model: {error}"
+        ) from error
 
 
 def prepare_to_train(cfg: CfgNode, model: nn.Module) -> nn.Module:

@@ -73,6 +73,7 @@ def tasks_of(dataset_name: str) -> list[str]:
 def build_evaluator(
     dataset_name: str,
     output_dir: str,
+    instances_only: bool = False,
     keypoint_sigmas: Sequence[float] = (),
     detections_per_image: int = COCO_DETECTIONS,
 ) -> DatasetEvaluator:
@@ -81,6 +82,7 @@ def build_evaluator(
     Args:
         dataset_name: a registered data set.
         output_dir: where predictions and results are written.
+        instances_only: of a panoptic data set, evaluate boxes and masks only.
         keypoint_sigmas: of OKS, one a keypoint; none for COCO's 17.
         detections_per_image: so many of the most confident ones are counted in an image, COCO's 100
             at least; on COCO's own data sets these are counted.
@@ -88,11 +90,11 @@ def build_evaluator(
     Raises:
         ConfigError: the data set has no evaluator type, or one that is not known.
     """
+    factories = list(_evaluators(dataset_name).values())
+    if instances_only and _coco in factories:
+        factories = [_coco]
     options = {_coco: {"detections": detections_per_image, "keypoint_sigmas": keypoint_sigmas}}
-    evaluators = [
-        make(dataset_name, output_dir, **options.get(make, {}))
-        for make in _evaluators(dataset_name).values()
-    ]
+    evaluators = [make(dataset_name, output_dir, **options.get(make, {})) for make in factories]
     return evaluators[0] if len(evaluators) == 1 else DatasetEvaluators(evaluators)
 
 
