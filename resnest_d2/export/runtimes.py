@@ -244,20 +244,27 @@ class ExportedModel:
             for each image ``{"instances": Instances}``, with boxes, scores, classes and, if the
             model has them, masks of that height and width.
         """
-        return [{"instances": self._instances(one)} for one in batched_inputs]
+        outputs = []
+        for found, one in zip(self.detect(batched_inputs), batched_inputs, strict=True):
+            height, width = found.image_size
+            size = one.get("height", height), one.get("width", width)
+            outputs.append({"instances": detector_postprocess(found, *size)})
+        return outputs
 
-    def _instances(self, given: Mapping[str, Any]) -> Instances:
-        outputs = self.run(given["image"])
-        size = tuple(given["image"].shape[-2:])
+    def detect(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[Instances]:
+        """Detect in images as they are given; ``pred_masks`` (N, 1, 28, 28) are in their boxes."""
+        return [self._instances(one["image"]) for one in batched_inputs]
+
+    def _instances(self, image: torch.Tensor) -> Instances:
+        outputs = self.run(image)
         kept = outputs["scores"] >= self._least
-        found = Instances(size)
+        found = Instances(tuple(image.shape[-2:]))
         found.pred_boxes = Boxes(outputs["boxes"][kept])
         found.scores = outputs["scores"][kept]
         found.pred_classes = outputs["classes"][kept]
         if "masks" in outputs:
             found.pred_masks = outputs["masks"][kept][:, None]
-        height, width = given.get("height", size[0]), given.get("width", size[1])
-        return detector_postprocess(found, height, width)
+        return found
 
 
 def load_exported(path: str | Path, runtime: str = "auto", half: bool = False) -> ExportedModel:

@@ -27,6 +27,7 @@ from ..weights import Checkpoint, load_weights, open_weights
 from ..weights.files import ENDINGS
 from ..weights.stored_config import config_to_use
 from .drawing import import_supervision
+from .masks import detect
 from .result import Result
 from .sources import Picture, Pixels, each_picture, kind_of, read_picture
 
@@ -228,9 +229,9 @@ class Predictor:
 
     @torch.no_grad()
     def run(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """Return the model's outputs for one batch of images (H, W, 3), uint8, RGB."""
+        """Return what :func:`~.masks.detect` does for a batch of images (H, W, 3), uint8, RGB."""
         if self._tiles is None:
-            return self.model([self.prepare(image) for image in images])
+            return detect(self.model, [self.prepare(image) for image in images])
 
         def predict(part: np.ndarray) -> dict[str, Any]:
             return self.model([self.prepare(part)])[0]

@@ -5,17 +5,21 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from detectron2.data import Metadata
 from detectron2.structures import Instances
 from PIL import Image
 
 from ..config import InputError, import_extra
+from ..export.standalone import encode
 from .drawing import draw, import_supervision, write_picture
+from .masks import FIELD, paste_all, paste_one
 
 if TYPE_CHECKING:
     import pandas
@@ -54,7 +58,7 @@ class Result:
     """
 
     output: Mapping[str, Any]
-    """Of the Detectron2 model."""
+    """Of the Detectron2 model, where masks may be in their boxes, see :mod:`.masks`."""
     image: np.ndarray
     """The picture, shape (H, W, 3), uint8, RGB."""
     metadata: Metadata
@@ -65,7 +69,7 @@ class Result:
     """Number in a video, from 0."""
 
     def __getitem__(self, key: str) -> Any:
-        return self.output[key]
+        return self.instances if key == "instances" else self.output[key]
 
     def __contains__(self, key: str) -> bool:
         return key in self.output
@@ -74,15 +78,15 @@ class Result:
         return len(self.output.get("instances", ()))
 
     def __iter__(self) -> Iterator[Detection]:
-        instances = self.instances.to("cpu")
-        boxes = instances.pred_boxes
-        scores = instances.scores.tolist() if instances.has("scores") else [None] * len(boxes)
-        masks, areas = [None] * len(boxes), boxes.area().tolist()
-        if instances.has("pred_masks"):
-            masks = list(instances.pred_masks.numpy().astype(bool))
-            areas = [float(mask.sum()) for mask in masks]
-        corners = map(tuple, boxes.tensor.tolist())
-        return map(Detection, self.names, scores, corners, areas, masks)
+        found, names = self._found.to("cpu"), self.names
+        for at, box in enumerate(found.pred_boxes):
+            mask, area = None, float(found.pred_boxes[at].area())
+            one = paste_all(found[at])
+            if one.has("pred_masks"):
+                mask = one.pred_masks[0].numpy().astype(bool)
+                area = float(mask.sum())
+            score = one.scores.item() if one.has("scores") else None
+            yield Detection(names[at], score, tuple(box.tolist()), area, mask)
 
     def __str__(self) -> str:
         if "instances" not in self:
@@ -98,17 +102,22 @@ class Result:
         return f"<Result of {self.source}: {self}>"
 
     @property
-    def instances(self) -> Instances:
-        """Boxes in pixels of the picture, scores, classes; of some models masks and keypoints."""
+    def _found(self) -> Instances:
+        """The instances with masks as the model gave them."""
         if "instances" not in self:
             has = ", ".join(self.output)
             raise InputError(f"the model finds no instances; its output has {has}")
-        return self["instances"]
+        return self.output["instances"]
+
+    @cached_property
+    def instances(self) -> Instances:
+        """Boxes in pixels of the picture, scores, classes; of some models masks and keypoints."""
+        return paste_all(self._found)
 
     @property
     def names(self) -> list[str]:
         """The class of each instance, see :meth:`class_name`."""
-        return [self.class_name(number) for number in self.instances.pred_classes.tolist()]
+        return [self.class_name(number) for number in self._found.pred_classes.tolist()]
 
     def class_name(self, number: int, kind: str = "thing_classes") -> str:
         """The name of a class, or its number where there is no name."""
@@ -122,8 +131,8 @@ class Result:
         score, stay.
         """
         output = dict(self.output)
-        if "instances" in output and self.instances.has("scores"):
-            output["instances"] = self.instances[self.instances.scores >= threshold]
+        if "instances" in output and self._found.has("scores"):
+            output["instances"] = self._found[self._found.scores >= threshold]
         if "panoptic_seg" in output:
             segments, info = output["panoptic_seg"]
             kept = [s for s in info if not s["isthing"] or s.get("score", 1) >= threshold]
@@ -145,10 +154,16 @@ class Result:
 
         contiguous = self.metadata.get("thing_dataset_id_to_contiguous_id", None) or {}
         original = {number: given for given, number in contiguous.items()}
-        results = instances_to_coco_json(self.instances.to("cpu"), image_id)
-        for result, name in zip(results, self.names, strict=True):
+        found = self._found.to("cpu")
+        results = instances_to_coco_json(found, image_id)
+        for at, (result, name) in enumerate(zip(results, self.names, strict=True)):
             result["category_id"] = original.get(result["category_id"], result["category_id"])
             result["category_name"] = name
+            if found.has(FIELD):
+                part = paste_one(
+                    found.get(FIELD)[at], found.pred_boxes.tensor[at], found.image_size
+                )
+                result["segmentation"] = encode(*part, *found.image_size)
         return results
 
     def to_supervision(self) -> "supervision.Detections":
@@ -160,8 +175,11 @@ class Result:
 
     def to_json(self, image_id: int = 0) -> str:
         """What :meth:`to_coco` returns, and each instance's area in pixels, as JSON."""
-        rows = zip(self.to_coco(image_id), self, strict=True)
-        return json.dumps([{**entry, "area": one.area} for entry, one in rows])
+        entries = self.to_coco(image_id)
+        for entry in entries:
+            masks, (_, _, width, height) = entry.get("segmentation"), entry["bbox"]
+            entry["area"] = float(mask_util.area(masks)) if masks else width * height
+        return json.dumps(entries)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row an instance: file, frame, name, score; area, x, y, width and height in pixels."""
@@ -218,7 +236,7 @@ class Result:
     def crops(self) -> list[Image.Image]:
         """The part of the picture around each instance, with a margin of a tenth of its box."""
         picture, found = Image.fromarray(self.image), []
-        for left, top, right, bottom in self.instances.pred_boxes.tensor.tolist():
+        for left, top, right, bottom in self._found.pred_boxes.tensor.tolist():
             x, y = CROP_MARGIN * (right - left), CROP_MARGIN * (bottom - top)
             start = max(0, int(left - x)), max(0, int(top - y))
             end = min(picture.width, int(right + x) + 1), min(picture.height, int(bottom + y) + 1)
