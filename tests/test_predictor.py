@@ -427,8 +427,8 @@ def test_what_an_exported_file_tells_counts(pixels, monkeypatch):
     made.set_score_threshold(0.2, only_raise=True)
     with pytest.raises(InputError, match="exported with 0.3"):
         made.set_score_threshold(0.2)
-    with pytest.raises(InputError, match="exported as it is and cannot be changed: weights and h"):
-        Predictor("model.onnx", weights="x.pth", half=True)
+    with pytest.raises(InputError, match="exported as it is and cannot be changed: weights and d"):
+        Predictor("model.onnx", weights="x.pth", device="cpu")
 
 
 def test_a_name_takes_the_weights_that_were_published(monkeypatch):
