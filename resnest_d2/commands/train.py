@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import detectron2.utils.comm as comm
 from detectron2.engine import default_argument_parser
@@ -17,7 +18,7 @@ from ..data.images import set_max_pixels
 from ..engine.checkpoint import BEST, FINAL
 from ..engine.finetune import ANNOTATIONS, add_arguments
 from ..engine.hooks import read_metrics
-from ..engine.launch import Job, prepare, start_processes, work
+from ..engine.launch import Job, once, prepare, start_processes, work
 from ..engine.options import TrainingOptions
 from ..engine.terminal import metric_label
 from ..engine.trainer import evaluate_model, load_for_evaluation
@@ -75,19 +76,27 @@ def _work(job: Job) -> None:
             raise
 
 
+def _read_best(folder: Path) -> tuple[dict[str, Any], dict[str, dict[int, float]]]:
+    """The note on the best evaluation, empty if there is none, and each metric by iteration."""
+    file = folder / f"{BEST}.json"
+    if not file.is_file():
+        return {}, {}
+    curves = read_metrics(folder / "metrics.json")
+    return json.loads(file.read_text()), {name: dict(points) for name, points in curves.items()}
+
+
 def summarize(job: Job) -> None:
     """Draw what the best weights find, write hotcoco's report on them, and print where all is.
 
     A drawing whose library is not installed is named and left out.
     """
     cfg, folder = job.cfg, Path(job.cfg.OUTPUT_DIR)
-    if not (folder / f"{BEST}.json").is_file():
+    note, curves = once(lambda: _read_best(folder))  # which the first process has just written
+    if not note:
         if comm.is_main_process():
             print(f"\nNo evaluation gave an AP; {folder / FINAL}.pth holds the last weights.")
         return
-    note = json.loads((folder / f"{BEST}.json").read_text())
     weights, iteration = folder / f"{BEST}.pth", note["iteration"]
-    curves = {name: dict(points) for name, points in read_metrics(folder / "metrics.json").items()}
     if iteration != max(curves[note["metric"]]):  # what was evaluated last is not the best
         evaluate_model(cfg, load_for_evaluation(cfg, str(weights)))
     if not comm.is_main_process():

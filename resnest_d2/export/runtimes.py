@@ -59,6 +59,10 @@ class Metadata:
         return pydantic.TypeAdapter(Metadata).dump_json(self).decode()
 
 
+class UnsupportedError(InputError):
+    """A runtime lacks an operator of a model."""
+
+
 class OnnxRuntime:
     """onnxruntime on the CPU, for ONNX files.
 
@@ -101,6 +105,9 @@ class OpenVino:
 
     Args:
         half: compute in bfloat16; a warning says if the CPU has no instructions for it.
+
+    Raises:
+        UnsupportedError: it lacks an operator, as deformable convolution.
     """
 
     def __init__(self, content: bytes, name: str, half: bool = False) -> None:
@@ -111,10 +118,14 @@ class OpenVino:
             model = onnx.load_model_from_string(content)
             # OpenVINO would look for weights in other files.
             onnx.external_data_helper.load_external_data_for_model(model, os.devnull)
-            reader = frontends.FrontEndManager().load_by_framework("onnx")
-            converted = reader.convert(reader.load(io.BytesIO(content)))
-        except Exception as error:  # the two packages' own classes share no base below it
+        except Exception as error:  # of protobuf, or onnx's own
             raise InputError(f"{name} cannot be read as an ONNX model: {_short(error)}") from error
+        reader = frontends.FrontEndManager().load_by_framework("onnx")
+        try:
+            converted = reader.convert(reader.load(io.BytesIO(content)))
+        except Exception as error:  # OpenVINO's own classes share no base below it
+            reason = str(error).partition("Summary:")[2] or str(error)
+            raise UnsupportedError(f"OpenVINO cannot run {name}: {_short(reason)}") from error
         self.facts = {entry.key: entry.value for entry in model.metadata_props}.get(ENTRY)
         core = openvino.Core()
         if half and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -284,7 +295,7 @@ def load_exported(path: str | Path, runtime: str = "auto", half: bool = False) -
     """
     path = Path(path)
     require_format(path)
-    choose_runtime(path.suffix, runtime, half)
+    list_runtimes(path.suffix, runtime, half)
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -304,8 +315,8 @@ def require_format(path: Path) -> None:
         raise InputError(f"an exported file must end in {' or '.join(RUNTIMES)}, got {path}")
 
 
-def choose_runtime(suffix: str, runtime: str, half: bool) -> str:
-    """Return the name of the runtime for a format; arguments and errors as of load_exported."""
+def list_runtimes(suffix: str, runtime: str, half: bool) -> list[str]:
+    """The runtimes to try for a format, in turn; arguments and errors as of load_exported."""
     known = RUNTIMES[suffix]
     require_one_of("runtime", runtime, ("auto", *known))
     if half and "openvino" not in known:
@@ -313,19 +324,26 @@ def choose_runtime(suffix: str, runtime: str, half: bool) -> str:
     if half and runtime == "onnxruntime":
         raise InputError("onnxruntime has no half precision here: take the runtime openvino")
     if half:
-        return "openvino"
+        return ["openvino"]
     if runtime != "auto":
-        return runtime
+        return [runtime]
     there = [name for name in known if importlib.util.find_spec(name)]
-    return there[0] if there else list(known)[-1]  # which says what to install
+    return there or [list(known)[-1]]  # which says what to install
 
 
 def open_exported(
     content: bytes, path: Path, runtime: str = "auto", half: bool = False
 ) -> ExportedModel:
     """Open the content of a file, whose name is ``path``; errors as of :func:`load_exported`."""
-    chosen = choose_runtime(path.suffix, runtime, half)
-    opened = RUNTIMES[path.suffix][chosen](content, str(path), **({"half": True} if half else {}))
+    names = list_runtimes(path.suffix, runtime, half)
+    options = {"half": True} if half else {}
+    for chosen in names:
+        try:
+            opened = RUNTIMES[path.suffix][chosen](content, str(path), **options)
+            break
+        except UnsupportedError:
+            if chosen == names[-1]:
+                raise
     if opened.facts is None:
         raise InputError(f"{path} was not written by `resnest-d2 export`: it holds no metadata")
     try:

@@ -177,12 +177,18 @@ def open_model(file: str, runtime: str = "auto") -> tuple[Run, dict[str, Any]]:
 
     Args:
         file: of `resnest-d2 export`.
-        runtime: "openvino", "onnxruntime", or "auto" for the first of these that is installed.
+        runtime: "openvino", "onnxruntime", or "auto" for the first of these that is installed
+            and can run the model; OpenVINO has no deformable convolution.
     """
-    there = runtime if runtime != "auto" else "onnxruntime"
-    if runtime == "auto" and importlib.util.find_spec("openvino"):
-        there = "openvino"
-    run, facts = (_open_in_openvino if there == "openvino" else _open_in_onnxruntime)(file)
+    readers = {"openvino": _open_in_openvino, "onnxruntime": _open_in_onnxruntime}
+    names = [name for name in readers if importlib.util.find_spec(name)] or ["onnxruntime"]
+    for name in names if runtime == "auto" else [runtime]:
+        try:
+            run, facts = readers[name](file)
+            break
+        except Exception:  # OpenVINO's own classes share no base below it
+            if name in (runtime, names[-1]):
+                raise
     if facts is None:
         raise SystemExit(f"error: {file} was not written by `resnest-d2 export`")
     return run, json.loads(facts)
