@@ -1,7 +1,8 @@
 """Ways to run a detector on a CPU, beside eager PyTorch: our options, onnxruntime and OpenVINO.
 
 Each way runs in a process of its own, since onnxruntime's spinning threads slow down whatever runs
-beside them, and the ways take turns.
+beside them, and the ways take turns. Timed is what a Predictor does with an image that is resized
+already: boxes in the picture, masks in their boxes.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import nn
 
 from resnest_d2 import Predictor, model_zoo
 from resnest_d2.export import export_model, load_exported
+from resnest_d2.inference.masks import detect
 from resnest_d2.modeling.build import build_resnest_backbone
 from resnest_d2.optimize import optimize_for_inference
 
@@ -83,11 +85,11 @@ def open_way(way: str, name: str, height: int, width: int, file: Path) -> Callab
         return open_alone(way, file, image.numpy())
     if way in EXPORTED:
         exported = load_exported(file, **EXPORTED[way])
-        return lambda: exported([{"image": image, "height": height, "width": width}])
+        return lambda: detect(exported, [{"image": image, "height": height, "width": width}])
     model, inputs = make_model(name, height, width)
     if way in OURS:
         model = optimize_for_inference(model, **OURS[way])
-    return lambda: model(inputs)
+    return lambda: model(inputs) if name == BACKBONE else detect(model, inputs)
 
 
 def open_alone(way: str, file: Path, image: np.ndarray) -> Callable[[], Any]:
