@@ -1,6 +1,7 @@
 """Detectron2's default trainer, with what ResNeSt detectors and Detectron2's projects need."""
 
 import copy
+import errno
 import logging
 import os
 import weakref
@@ -24,7 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..config import ConfigError, InputError
+from ..config import ConfigError, FileError, InputError
 from ..data.mapper import Mapper, large_scale_jitter
 from ..evaluation import build_evaluator
 from ..modeling.detector import build_detector
@@ -37,6 +38,8 @@ from .options import TrainingOptions
 from .terminal import Announce, ProgressBar
 
 logger = logging.getLogger(__name__)
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Trainer(DefaultTrainer):
@@ -240,10 +243,18 @@ class Trainer(DefaultTrainer):
             metrics of the last evaluation by task, None if there was none.
 
         Raises:
+            FileError: the disk is full, or was made read-only.
             SystemExit: a signal stopped it; the exit code is 128 and the signal's number.
         """
         try:
             super().train()
+        except OSError as error:
+            if isinstance(error, FileError) or error.errno not in UNWRITABLE:
+                raise
+            # Hooks that end a training write, too, and hide the file that was not written first.
+            first = error.__context__
+            reason = first if isinstance(first, FileError) else error.strerror
+            raise FileError(f"training stopped: {self.cfg.OUTPUT_DIR}: {reason}") from error
         except StopTraining as stop:
             logger.info("%s", stop)
             if stop.exit_code:

@@ -258,9 +258,11 @@ def write_checkpoint(checkpoint: Checkpoint, target: Path) -> None:
 def save_content(content: Mapping[str, Any], file: Path) -> None:
     """``torch.save``, which tells of a full disk by an OSError."""
     try:
-        torch.save(dict(content), file)
-    except RuntimeError as error:  # PyTorch's own, of its archives
-        raise OSError(None, str(error).partition("\n")[0]) from error
+        with file.open("wb") as stream:
+            torch.save(dict(content), stream)
+    except RuntimeError as error:  # PyTorch's own, of its archives; the disk's may stand before it
+        before = error.__context__
+        raise before if isinstance(before, OSError) else OSError(None, str(error)) from error
 
 
 def _read_safetensors(path: Path, name: str) -> dict[str, Any]:
