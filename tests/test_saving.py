@@ -134,6 +134,19 @@ def test_a_full_disk_stops_and_loses_nothing(tmp_path, monkeypatch):
     assert make(tmp_path, resume=True).start_iter == 2
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_ends_training_in_a_sentence(tmp_path, number):
+    """Whatever writes to it first, as Detectron2's writers of metrics."""
+    trainer = make(tmp_path)
+
+    def fail():
+        raise OSError(number, os.strerror(number))
+
+    trainer.register_hooks([At(1, fail)])
+    with pytest.raises(InputError, match=f"training stopped: {tmp_path}: {os.strerror(number)}"):
+        trainer.train()
+
+
 def test_a_loss_that_is_not_finite_teaches_nothing(tmp_path):
     """Detectron2 ends training before the optimizer's step."""
     trainer = make(tmp_path)
