@@ -14,7 +14,7 @@ from PIL import Image
 
 from resnest_d2.config import InputError
 from resnest_d2.engine.hooks import DrawCurves
-from resnest_d2.engine.terminal import Announce, ProgressBar, Short
+from resnest_d2.engine.terminal import SECONDS, Announce, ProgressBar, Short
 
 
 class Terminal(io.StringIO):
@@ -61,19 +61,29 @@ def test_where_the_bar_is(stderr, show, has_bar, monkeypatch, caplog):
         ("resnest_d2.evaluation.coco", logging.INFO, ("evaluate",)),
         ("resnest_d2.weights.loading", logging.INFO, ("train", "evaluate")),
         ("resnest_d2.engine.checkpoint", logging.DEBUG, ()),
-        ("detectron2.utils.events", logging.INFO, ("train", "evaluate")),
     ],
 )
-def test_what_the_terminal_shows(name, level, shown, monkeypatch):
-    """A terminal has a bar in place of lines of progress; errors end the command in one line."""
-    monkeypatch.setattr(sys, "stderr", io.StringIO())
+def test_what_the_terminal_shows(name, level, shown):
+    """Errors end the command in one line."""
     record = logging.LogRecord(name, level, "", 0, "text", (), None)
     filters = {"train": Short(False), "evaluate": Short(True)}
     assert tuple(kind for kind, one in filters.items() if one.filter(record)) == shown
-    monkeypatch.setattr(sys, "stderr", Terminal())
-    assert filters["train"].filter(record) == ("train" in shown and "events" not in name)
     record.exc_info = (InputError, InputError("wrong"), None)
     assert not filters["train"].filter(record)
+
+
+def test_progress_is_said_now_and_then(monkeypatch):
+    now, record = [0.0], logging.LogRecord("detectron2.utils.events", 20, "", 0, "iter", (), None)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    short, said = Short(False), []
+    for second in range(0, 4 * SECONDS, 10):
+        now[0] = second
+        if short.filter(record):
+            said.append(second)
+    assert said == [SECONDS, 2 * SECONDS, 3 * SECONDS]
+    monkeypatch.setattr(sys, "stderr", Terminal())  # which has a bar
+    now[0] = 9 * SECONDS
+    assert not short.filter(record)
 
 
 @pytest.mark.parametrize(

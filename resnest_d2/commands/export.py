@@ -19,6 +19,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output", required=True, type=Path, metavar="FILE", help="ends in .onnx or .pt2")
     text = "pictures to compare file and model on (default: noise)"
     add("--check-images", nargs="+", type=Path, default=[], metavar="FILE", help=text)
+    add("--device", choices=["cpu"], default="cpu", help="exporting runs on the CPU (default: cpu)")
     text = "a checkpoint, the folder of a training or a name of the zoo"
     add_model_arguments(parser, text)
     return parser
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     with running():
         check_target(args.output)
-        predictor = load_predictor(args, device="cpu")
+        predictor = load_predictor(args, device=args.device)
         images = [predictor.read(file) for file in args.check_images]
         comparisons = export_model(predictor, args.output, images)
     print("Largest differences between the file and the model:")

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import sys
+import time
 
 import detectron2.utils.comm as comm
 from detectron2.engine import hooks
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 LOGGERS = ("detectron2", "fvcore", "resnest_d2")
 PROGRESS = "detectron2.utils.events"
+SECONDS = 30  # between two lines of progress
 RESULTS = ("resnest_d2.evaluation", "detectron2.evaluation")
 CSV = "detectron2.evaluation.testing"
 # The names of tasks in a line of metrics.
@@ -45,7 +47,7 @@ def terminal_handlers() -> list[logging.Handler]:
 
 
 class Short(logging.Filter):
-    """Lets warnings, this package's sentences and lines of progress pass.
+    """Lets warnings and this package's sentences pass, and a line of progress now and then.
 
     Args:
         evaluates_only: whether tables of results pass, too; a training has a line for each.
@@ -53,7 +55,7 @@ class Short(logging.Filter):
 
     def __init__(self, evaluates_only: bool) -> None:
         super().__init__()
-        self._evaluates_only = evaluates_only
+        self._evaluates_only, self._last = evaluates_only, time.monotonic()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether the terminal shows a record."""
@@ -62,12 +64,19 @@ class Short(logging.Filter):
         if record.levelno >= logging.WARNING:
             return True
         if record.name == PROGRESS:
-            return not sys.stderr.isatty()  # which has the bar
+            return self._is_due()
         if record.levelno < logging.INFO or record.name == CSV:
             return False
         if record.name.startswith(RESULTS):
             return self._evaluates_only
         return record.name.startswith("resnest_d2")
+
+    def _is_due(self) -> bool:
+        """Whether a line of progress may pass: seldom, and never beside the bar of a terminal."""
+        if sys.stderr.isatty() or time.monotonic() - self._last < SECONDS:
+            return False
+        self._last = time.monotonic()
+        return True
 
 
 class ProgressBar(hooks.HookBase):
