@@ -13,6 +13,8 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 
+from ..optimize.fold import has_hooks
+
 THRESHOLD = 0.5  # of a mask's probability, as Detectron2's
 FIELD = "box_masks"
 
@@ -43,11 +45,11 @@ def detect(model: Any, inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, An
 
 
 def _is_plain(model: Any) -> bool:
-    """Whether a model's inference is that of Detectron2's R-CNNs."""
+    """Whether a model's inference is that of Detectron2's R-CNNs, and no hook waits for a call."""
     plain, kind = GeneralizedRCNN, type(model)
-    return isinstance(model, plain) and all(
-        getattr(kind, name) is getattr(plain, name) for name in ("forward", "inference")
-    )
+    if not isinstance(model, plain) or has_hooks(model):
+        return False
+    return all(getattr(kind, name) is getattr(plain, name) for name in ("forward", "inference"))
 
 
 def paste_one(

@@ -78,15 +78,17 @@ class Result:
         return len(self.output.get("instances", ()))
 
     def __iter__(self) -> Iterator[Detection]:
-        found, names = self._found.to("cpu"), self.names
-        for at, box in enumerate(found.pred_boxes):
-            mask, area = None, float(found.pred_boxes[at].area())
-            one = paste_all(found[at])
-            if one.has("pred_masks"):
-                mask = one.pred_masks[0].numpy().astype(bool)
-                area = float(mask.sum())
-            score = one.scores.item() if one.has("scores") else None
-            yield Detection(names[at], score, tuple(box.tolist()), area, mask)
+        found = self._found.to("cpu")
+        return (self._detection(found[at]) for at in range(len(found)))
+
+    def _detection(self, one: Instances) -> Detection:
+        (box,), (number,) = one.pred_boxes.tensor.tolist(), one.pred_classes.tolist()
+        score = one.scores.item() if one.has("scores") else None
+        mask, area = None, one.pred_boxes.area().item()
+        if (pasted := paste_all(one)).has("pred_masks"):
+            mask = pasted.pred_masks[0].numpy().astype(bool)
+            area = float(mask.sum())
+        return Detection(self.class_name(number), score, tuple(box), area, mask)
 
     def __str__(self) -> str:
         if "instances" not in self:
