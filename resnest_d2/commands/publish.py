@@ -107,7 +107,7 @@ def settings_text(cfg: CfgNode) -> str:
 
 def _changes(cfg: CfgNode, defaults: CfgNode) -> dict[str, Any]:
     return {
-        key: _changes(value, defaults.get(key, {})) if isinstance(value, CfgNode) else value
+        key: _changes(value, defaults.get(key, {})) if isinstance(value, dict) else value
         for key, value in cfg.items()
         if key not in defaults or defaults[key] != value
     }

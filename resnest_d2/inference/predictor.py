@@ -296,11 +296,11 @@ def _open(
 ) -> tuple[CfgNode, Checkpoint | None]:
     """Read the config and the weights that a predictor is made of."""
     weights = dict(zip(options[::2], options[1::2], strict=False)).get("MODEL.WEIGHTS", "")
-    is_file = not isinstance(model, CfgNode) and Path(model).is_file()
-    is_config = Path(model).suffix in CONFIGS if is_file else isinstance(model, CfgNode)
+    is_read = isinstance(model, CfgNode)
+    is_config = is_read or (Path(model).suffix in CONFIGS and Path(model).is_file())
     if is_config and config_file:
         raise InputError("model is a config, and config_file is another: leave one of them out")
-    if isinstance(model, CfgNode):
+    if is_read:
         cfg = model.clone()
         cfg.defrost()
         merge_options(cfg, options)
