@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from detectron2.layers import ShapeSpec
+from scipy.stats import t
 
 from resnest_d2 import model_zoo
 from resnest_d2.files import make_folder, write_text
@@ -33,8 +34,6 @@ DIGITS = "digits"
 FOLDER_OPTIONS = ("MODEL.RESNETS.NORM", "SyncBN", "SOLVER.IMS_PER_BATCH", "8")
 FOLDER_OPTIONS += ("INPUT.MIN_SIZE_TEST", "256", "SOLVER.CHECKPOINT_PERIOD", "50")
 METRICS = {"box": "bbox/AP", "mask": "segm/AP"}
-# Two-sided 95% of Student's t by degrees of freedom.
-STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306}
 
 Run = dict[str, float | int | str]
 
@@ -103,7 +102,7 @@ def interval(differences: Sequence[float]) -> tuple[float, float, float]:
     mean, number = statistics.mean(differences), len(differences)
     if number < 2:
         return mean, -math.inf, math.inf
-    half = STUDENT[number - 1] * statistics.stdev(differences) / math.sqrt(number)
+    half = t.ppf(0.975, number - 1) * statistics.stdev(differences) / math.sqrt(number)
     return mean, mean - half, mean + half
 
 

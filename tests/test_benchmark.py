@@ -1,6 +1,7 @@
 """The benchmark's arithmetic, and that each section runs and writes what it measured."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from torch import nn
 
 from benchmarks.__main__ import main
+from benchmarks.claim import compare, interval
 from benchmarks.peers import REFERENCE
+from benchmarks.runtimes import ALONE
 from benchmarks.timing import measure, speedup
 from benchmarks.training import CHECKPOINTED, OURS, saved_bytes, training_backbone
 
@@ -41,6 +44,55 @@ def test_bytes_that_are_kept():
     image = torch.rand(2, 3, 64, 64)
     on_meta = saved_bytes(training_backbone(50).to("meta"), image.to("meta"))
     assert on_meta == saved_bytes(training_backbone(50), image)
+
+
+def test_the_interval_of_paired_differences():
+    """Of 1, 2, 3: the mean 2, a deviation of 1, and Student's 4.303 of two degrees of freedom."""
+    assert interval([1, 2, 3]) == pytest.approx((2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), 1e-3)
+    assert interval([1.5]) == (1.5, -math.inf, math.inf)
+
+
+def test_runs_of_the_claim_are_not_repeated(monkeypatch, tmp_path):
+    """Differences are of runs with the same seed."""
+    trained = []
+
+    def train(data, radix, seed, output):
+        trained.append((data, radix, seed))
+        values = {"box": 50 + seed + radix, "mask": 40 + seed * (radix == 2)}
+        return {"data": data, "radix": radix, "seed": seed, "iterations": 9, **values}
+
+    monkeypatch.setattr("benchmarks.claim.train", train)
+    arguments = [
+        "--sections",
+        "claim",
+        "--rounds",
+        "1",
+        "--claim-runs",
+        str(tmp_path / "runs.json"),
+    ]
+    for seeds, number in ((["1"], 4), (["1", "2"], 8), (["1", "2"], 8)):
+        assert main([*arguments, "--claim-seeds", *seeds]) == 0
+        assert len(trained) == len(set(trained)) == number
+    runs = json.loads((tmp_path / "runs.json").read_text())
+    assert compare(runs, "digits", "box", 4) == ([55, 56], "+4.0 (+4.0 to +4.0)")
+    assert compare(runs, "digits", "mask", 2) == ([41, 42], "+1.5 (-4.9 to +7.9)")
+    assert compare(runs, "digits", "box", 0) == ([51, 52], "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["backbone", "mask_resnest14_digits"])
+def test_ways_to_run(tmp_path, capsys, name):
+    """Each in a process of its own, in two series."""
+    ways = ["optimised", "onnxruntime", "OpenVINO f32", ALONE]
+    arguments = ["--sections", "runtimes", "--models", name, "--height", "64", "--width", "96"]
+    file = tmp_path / "found.json"
+    assert main([*arguments, "--rounds", "2", "--ways", *ways, "--output", str(file)]) == 0
+    found = json.loads(file.read_text())["runtimes"][name]
+    assert {way: len(one["seconds"]) for way, one in found["times"].items()} == dict.fromkeys(
+        ways, 4
+    )
+    assert set(found["load"]) == set(ways)
+    assert "times as fast as optimised" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -63,10 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "take less time an image: fold norms first; compile the backbone too; or run in OpenVINO"
     ways = ("compile", "openvino")
     add("--optimize", nargs="?", default=False, const=True, choices=ways, help=text)
-    text = (
-        "what runs an exported file: openvino or onnxruntime, torch for .pt2 (default: the fastest "
-    )
-    text += "that is installed)"
+    text = "openvino or onnxruntime, of an ONNX file (default: the first of these that is there)"
     add("--runtime", default="auto", metavar="NAME", help=text)
     text = "cpu, cuda or cuda:1, say (default: the config's, or the CPU where there is no GPU)"
     add("--device", help=text)
@@ -84,9 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check(args)
         outputs = Outputs(args)
         outputs.plan(outputs.image_ids if args.input_json else list_inputs(args.input))
-        options = {
-            name: getattr(args, name) for name in ("device", "optimize", "half", "runtime", "tile")
-        }
+        names = ("device", "optimize", "half", "runtime", "tile")
+        options = {name: getattr(args, name) for name in names}
         options["overlap"] = 0.2 if args.overlap is None else args.overlap
         predictor = load_predictor(args, **options)
         if args.confidence_threshold is not None:

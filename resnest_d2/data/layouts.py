@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..config import InputError, MissingFileError
 from .images import IMAGE_ENDINGS
@@ -32,6 +33,8 @@ class Part:
 
     file: Path
     images: Path
+    has_masks: bool
+    """Whether half or more of the annotations have a mask."""
 
 
 @dataclass(frozen=True)
@@ -96,22 +99,28 @@ def has_masks(file: Path) -> bool:
     Raises:
         FileError, InputError: it cannot be read, or is not in COCO's format.
     """
-    annotations = [one for one in load_json(file)["annotations"] if isinstance(one, dict)]
+    return _have_masks(load_json(file)["annotations"])
+
+
+def _have_masks(entries: Sequence[Any]) -> bool:
+    annotations = [one for one in entries if isinstance(one, dict)]
     masks = sum(bool(annotation.get("segmentation")) for annotation in annotations)
     return 2 * masks >= len(annotations) > 0
 
 
 def _read_part(root: Path, file: Path) -> Part:
-    images = load_json(file, annotated=False)["images"][:TRIED]
-    names = [str(image.get("file_name")) for image in images if isinstance(image, dict)]
+    content = load_json(file, annotated=False)
+    images = [image for image in content["images"][:TRIED] if isinstance(image, dict)]
+    names = [str(image.get("file_name")) for image in images]
+    masks = _have_masks(content.get("annotations") or ())
     folders = list(_folders(root, file))
     for folder in folders:
         if any(os.path.isfile(folder / name) for name in names):
-            return Part(file, folder)
+            return Part(file, folder, masks)
     # The reader of annotations knows names with other separators, folders and endings.
     for folder in folders:
         if any(path.suffix.lower() in IMAGE_ENDINGS for path in folder.rglob("*")):
-            return Part(file, folder)
+            return Part(file, folder, masks)
     raise MissingFileError(f"--data: there are no pictures for {file} in {root}")
 
 

@@ -14,7 +14,7 @@ from .. import model_zoo
 from ..config import InputError
 from ..config.load import load_config
 from ..data.coco_json import CocoData
-from ..data.layouts import find_layout, has_masks
+from ..data.layouts import Part, find_layout, has_masks
 from ..weights.fetch import FetchError, local_path
 from ..weights.files import ENDINGS
 
@@ -35,8 +35,7 @@ def expand(args: argparse.Namespace) -> None:
     """
     if args.model and args.config_file:
         raise InputError("--model and --config-file are two ways to name a model: leave one out")
-    if args.data:
-        _take_folder(args)
+    part = _take_folder(args) if args.data else None
     if args.output:
         args.opts = ["OUTPUT_DIR", args.output, *args.opts]
     if args.config_file or not (args.model or args.train_json):
@@ -47,11 +46,15 @@ def expand(args: argparse.Namespace) -> None:
             "that it names"
         )
     file = args.train_json or args.val_json
-    choose_model(args, not file or not os.path.isfile(file) or has_masks(Path(file)))
+    if part:  # whose file has been read
+        masks = part.has_masks
+    else:
+        masks = not file or not os.path.isfile(file) or has_masks(Path(file))
+    choose_model(args, masks)
 
 
-def _take_folder(args: argparse.Namespace) -> None:
-    """Set the files that are in the folder of ``--data``, and what follows from it."""
+def _take_folder(args: argparse.Namespace) -> Part:
+    """Set the files that are in the folder of ``--data``, and what follows; return what counts."""
     if args.train_json or args.train_images or args.val_json or args.val_images:
         raise InputError("--data finds annotations and pictures: leave out --train-json and so on")
     layout = find_layout(args.data)
@@ -64,6 +67,7 @@ def _take_folder(args: argparse.Namespace) -> None:
         args.train_json, args.train_images = str(layout.train.file), str(layout.train.images)
         args.auto, args.keep_last = True, args.keep_last or 1
     args.output = args.output or f"output/{Path(args.data).resolve().name}"
+    return layout.val if args.eval_only else layout.train
 
 
 def choose_model(args: argparse.Namespace, masks: bool) -> None:

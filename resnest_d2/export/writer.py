@@ -22,7 +22,7 @@ from .graph import DetectorGraph, last_predictor, least_side, most_detections, s
 from .runtimes import ENTRY, Metadata, open_exported, require_format
 
 if TYPE_CHECKING:
-    import onnx_ir
+    import onnx
 
     from ..inference import Predictor
 
@@ -168,23 +168,22 @@ def _convert(graph: DetectorGraph, suffix: str, metadata: Metadata) -> bytes:
             program, opset_version=OPSET, output_names=list(graph.names), verbose=False
         )
         exported.model.metadata_props[ENTRY] = metadata.to_json()
-        _limit_suppression(exported.model.graph, graph)
-        return exported.model_proto.SerializeToString()
+        model = exported.model_proto
+        _limit_suppression(model, most_detections(graph.model))
+        return model.SerializeToString()
 
 
-def _limit_suppression(nodes: "onnx_ir.Graph", graph: DetectorGraph) -> None:
+def _limit_suppression(model: "onnx.ModelProto", rows: int) -> None:
     """Let the last NMS, that of detections, stop at the rows that are kept of it.
 
     It takes boxes by descending score, so that these are the same ones. PyTorch's translation asks
     for all boxes that are left, which takes seconds where thousands pass a low threshold.
     """
-    import onnx_ir
-
-    last = [node for node in nodes if node.op_type == "NonMaxSuppression"][-1]
-    rows = np.array([most_detections(graph.model)], dtype=np.int64)
-    value = onnx_ir.Value(name="most_detections", const_value=onnx_ir.tensor(rows))
-    nodes.register_initializer(value)
-    last.replace_input_with(2, value)
+    onnx = import_extra("onnx", "export", "an ONNX file")
+    limit = onnx.numpy_helper.from_array(np.array([rows], np.int64), "most_detections")
+    model.graph.initializer.append(limit)
+    last = [node for node in model.graph.node if node.op_type == "NonMaxSuppression"][-1]
+    last.input[2] = limit.name
 
 
 def make_images(model: nn.Module) -> list[torch.Tensor]:
